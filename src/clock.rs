@@ -1,0 +1,62 @@
+//! Time, injected: wall-clock moments for what clients and the store see, monotonic ones for deadlines.
+//!
+//! Tests hold a [`Clock`] whose wall clock they set, and pause tokio's time for the monotonic one.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+pub use tokio::time::Instant;
+
+use crate::types::UnixMillis;
+
+/// The clock of a node. Cheap to clone; clones share their skew.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    /// Where the moments come from: a start that monotonic time is added to (tests), or the machine's wall clock.
+    origin: Option<(Instant, Duration)>,
+    /// Added to the wall clock, in microseconds. Only tests set it.
+    skew_micros: Arc<AtomicI64>,
+}
+
+impl Clock {
+    /// The machine's clock.
+    pub fn system() -> Self {
+        Self { origin: None, skew_micros: Arc::default() }
+    }
+
+    /// A wall clock that starts at `unix` and runs with tokio's time, paused or not.
+    pub fn simulated(unix: Duration) -> Self {
+        Self { origin: Some((Instant::now(), unix)), skew_micros: Arc::default() }
+    }
+
+    /// Sets the wall clock off by `micros`, as an operator or NTP would.
+    pub fn set_skew_micros(&self, micros: i64) {
+        self.skew_micros.store(micros, Ordering::Relaxed);
+    }
+
+    /// Microseconds since the Unix epoch.
+    pub fn unix_micros(&self) -> u64 {
+        let since_epoch = match self.origin {
+            // A clock before 1970 is as good as none: offsets rise by one then.
+            None => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            Some((start, unix)) => unix + start.elapsed(),
+        };
+        let micros = u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX);
+        micros.saturating_add_signed(self.skew_micros.load(Ordering::Relaxed))
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub fn unix_millis(&self) -> UnixMillis {
+        UnixMillis(self.unix_micros() / 1000)
+    }
+
+    /// A monotonic moment, for deadlines.
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+}

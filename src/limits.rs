@@ -1,0 +1,89 @@
+//! Every bound in one place: those that are fixed here, those that an operator sets in [`Limits`].
+//!
+//! Units are in the names. Pairs that must agree are asserted at compile time.
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{ByteSize, Count, Span};
+
+/// The longest user id.
+pub const USER_ID_BYTES_MAX: usize = 255;
+/// The longest device name.
+pub const DEVICE_BYTES_MAX: usize = 64;
+/// The longest notification id.
+pub const NOTIFICATION_ID_BYTES_MAX: usize = 128;
+/// The longest message type, of a notification or of a client's message.
+pub const TYPE_BYTES_MAX: usize = 128;
+/// The longest `id` a client may give a message.
+pub const CLIENT_ID_BYTES_MAX: usize = 128;
+/// The largest head of an HTTP request on the public and ops listeners.
+pub const HTTP_HEAD_BYTES_MAX: usize = 8 * 1024;
+/// The longest token.
+pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
+/// The largest message before authentication.
+pub const UNAUTHENTICATED_MESSAGE_BYTES_MAX: usize = 8 * 1024;
+/// How deep a client's JSON may nest.
+pub const CLIENT_JSON_DEPTH_MAX: usize = 32;
+/// How much of a `User-Agent` is kept.
+pub const USER_AGENT_BYTES_MAX: usize = 256;
+/// The longest reason of a close frame (RFC 6455 section 5.5: 125 bytes less the code).
+pub const CLOSE_REASON_BYTES_MAX: usize = 123;
+/// The bytes of notifications in flight on a session, unconfirmed; an empty window takes one of any size.
+pub const WINDOW_BYTES_MAX: usize = 512 * 1024;
+/// How long a closing connection is read on for the peer's close frame.
+pub const CLOSE_LINGER: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long a handshake's head may take to arrive.
+pub const HANDSHAKE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// The most rows of a page that lists something.
+pub const PAGE_ROWS_MAX: usize = 1000;
+/// The rows of a page where the caller names no number.
+pub const PAGE_ROWS_DEFAULT: usize = 100;
+/// What waits to be committed at most, in bytes of records; further senders wait for room.
+pub const WRITER_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A stored value above this is written in chunks of this size.
+pub const STORE_CHUNK_BYTES_MAX: usize = 4 * 1024;
+/// Users without a session whose state is kept in memory.
+pub const IDLE_USERS_MAX: usize = 65_536;
+/// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
+pub const WRITE_SLICES_MAX: usize = 64;
+/// The sessions that a fan-out serves before it yields.
+pub const FANOUT_SLICE_SESSIONS: usize = 256;
+
+const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
+const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
+const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");
+const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
+
+/// The section `[limits]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections to the public listener at once; further ones get 503.
+    pub connections: Count,
+    /// Sessions of one user at once; further ones are closed with 1013.
+    pub connections_per_user: Count,
+    /// The largest message from a client; a larger one is closed with 1009.
+    pub message_bytes: ByteSize,
+    /// The largest notification, encoded for the client.
+    pub notification_bytes: ByteSize,
+    /// The most bytes that wait for one session's socket; more that is not stored closes it with 4409.
+    pub outbox_bytes: ByteSize,
+    /// How long pending bytes may make no progress before the session is closed with 4409.
+    pub write_timeout: Span,
+    /// Bad messages a minute before a session is closed with 4400.
+    pub bad_messages: Count,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: Count(100_000),
+            connections_per_user: Count(100),
+            message_bytes: ByteSize::kib(64),
+            notification_bytes: ByteSize::kib(256),
+            outbox_bytes: ByteSize::mib(1),
+            write_timeout: Span::secs(10),
+            bad_messages: Count(20),
+        }
+    }
+}

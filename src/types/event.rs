@@ -1,0 +1,131 @@
+//! What happens on a node, as consumers of the event stream see it.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{Device, NotificationId, Offset, SessionId, UnixMillis, UserId};
+
+/// Who ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedBy {
+    /// The client closed, or its connection broke.
+    Client,
+    /// The gateway, by one of its rules.
+    Gateway,
+    /// A caller of the admin API.
+    Caller,
+}
+
+impl ClosedBy {
+    /// Its name in log lines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ClosedBy::Client => "client",
+            ClosedBy::Gateway => "gateway",
+            ClosedBy::Caller => "caller",
+        }
+    }
+}
+
+/// One event, numbered in the total order of its node.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Rises by one with every event of the node.
+    pub sequence: u64,
+    /// When it happened.
+    pub time: UnixMillis,
+    /// What happened.
+    pub body: EventBody,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the fields are documented where callers see them: in the proto")]
+pub enum EventBody {
+    SessionOpened {
+        session: SessionId,
+        user: UserId,
+        device: Device,
+        remote: SocketAddr,
+        user_agent: Option<Box<str>>,
+    },
+    SessionClosed {
+        session: SessionId,
+        user: UserId,
+        device: Device,
+        code: u16,
+        reason: Box<str>,
+        by: ClosedBy,
+        duration: Duration,
+        messages_received: u64,
+        bytes_received: u64,
+        messages_sent: u64,
+        bytes_sent: u64,
+        unconfirmed: u32,
+    },
+    UserOnline {
+        user: UserId,
+    },
+    UserOffline {
+        user: UserId,
+    },
+    NotificationConfirmed {
+        user: UserId,
+        device: Device,
+        session: SessionId,
+        id: NotificationId,
+        offset: Offset,
+    },
+    AuthFailed {
+        code: &'static str,
+        message: Box<str>,
+        remote: SocketAddr,
+        user: Option<UserId>,
+    },
+    Draining {
+        deadline: UnixMillis,
+    },
+}
+
+impl EventBody {
+    /// The names by which a consumer may filter, in the order of the proto.
+    pub const NAMES: [&'static str; 7] = [
+        "session_opened",
+        "session_closed",
+        "user_online",
+        "user_offline",
+        "notification_confirmed",
+        "auth_failed",
+        "draining",
+    ];
+
+    /// Its name: the proto's oneof field.
+    pub fn name(&self) -> &'static str {
+        Self::NAMES[self.index()]
+    }
+
+    /// Its place in [`EventBody::NAMES`].
+    pub fn index(&self) -> usize {
+        match self {
+            EventBody::SessionOpened { .. } => 0,
+            EventBody::SessionClosed { .. } => 1,
+            EventBody::UserOnline { .. } => 2,
+            EventBody::UserOffline { .. } => 3,
+            EventBody::NotificationConfirmed { .. } => 4,
+            EventBody::AuthFailed { .. } => 5,
+            EventBody::Draining { .. } => 6,
+        }
+    }
+
+    /// The user it concerns, where it concerns one.
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            EventBody::SessionOpened { user, .. }
+            | EventBody::SessionClosed { user, .. }
+            | EventBody::UserOnline { user }
+            | EventBody::UserOffline { user }
+            | EventBody::NotificationConfirmed { user, .. } => Some(user),
+            EventBody::AuthFailed { user, .. } => user.as_ref(),
+            EventBody::Draining { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The words of the house: validated newtypes and plain data, parsed once at the edge and trusted inside.
+//!
+//! Nothing here does I/O, reads a clock or knows a transport.
+
+mod event;
+mod ids;
+mod notification;
+mod secret;
+mod units;
+
+pub use event::{ClosedBy, Event, EventBody};
+pub use ids::{Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
+pub use notification::{Notification, Payload, UnixMillis};
+pub use secret::Secret;
+pub use units::{ByteSize, Count, InvalidUnit, Span};
