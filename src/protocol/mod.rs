@@ -1,5 +1,6 @@
 //! The client protocol `pushgate.v1`: what a client may say, what it hears, and the frames that carry both.
 pub mod close;
+pub mod frame;
 
 /// Whether a `type` belongs to the gateway itself, so that neither a notification nor a client may use it.
 pub fn is_reserved_type(name: &str) -> bool {
