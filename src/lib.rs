@@ -10,3 +10,6 @@ pub mod types;
 
 // Floor 1: ground services.
 pub mod clock;
+
+// Floor 2: services.
+pub mod auth;

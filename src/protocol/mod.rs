@@ -1,4 +1,5 @@
 //! The client protocol `pushgate.v1`: what a client may say, what it hears, and the frames that carry both.
+pub mod auth_code;
 pub mod close;
 pub mod frame;
 
