@@ -13,3 +13,5 @@ pub mod clock;
 
 // Floor 2: services.
 pub mod auth;
+// Floor 2: services; each knows floors 0 and 1 and no other.
+pub mod store;

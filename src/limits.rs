@@ -42,6 +42,22 @@ pub const PAGE_ROWS_DEFAULT: usize = 100;
 pub const WRITER_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A stored value above this is written in chunks of this size.
 pub const STORE_CHUNK_BYTES_MAX: usize = 4 * 1024;
+/// The rows that one commit of the store writes; an op of more rows makes a commit of its own.
+pub const STORE_BATCH_ROWS_MAX: usize = 2048;
+/// The bytes of records that one commit of the store writes; a larger record makes a commit of its own.
+pub const STORE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How long a write that nobody waits for may stay in memory before it is committed.
+pub const STORE_LAZY_DELAY: std::time::Duration = std::time::Duration::from_millis(250);
+/// The threads that read the store.
+pub const STORE_READERS: usize = 2;
+/// The reads that wait for those threads; further readers wait for room.
+pub const STORE_READ_QUEUE_JOBS_MAX: usize = 1024;
+/// How often the size of the store on disk is taken at most.
+pub const STORE_DISK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long opening the store waits for another process to let go of it.
+pub const STORE_LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+/// What `store.max_disk` keeps back for cursors and deletions, at most; else a sixteenth of it.
+pub const STORE_DISK_RESERVE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Users without a session whose state is kept in memory.
 pub const IDLE_USERS_MAX: usize = 65_536;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
@@ -52,6 +68,11 @@ pub const FANOUT_SLICE_SESSIONS: usize = 256;
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
 const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");
+const _: () = assert!(
+    WRITER_QUEUE_BYTES_MAX < STORE_CHUNK_BYTES_MAX * u16::MAX as usize,
+    "the largest record that the queue takes has chunks that two bytes can number"
+);
+const _: () = assert!(WRITER_QUEUE_BYTES_MAX < u32::MAX as usize, "a semaphore hands out so many at once");
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 
 /// The section `[limits]`.

@@ -1,0 +1,102 @@
+//! What an embedded engine must do, and no more: one ordered map of byte strings, changed in batches.
+//!
+//! Rule: one thread commits, any thread reads. A commit is durable when it returns; after one that failed the engine
+//! is not committed to again. A range is not a snapshot: commits may pass between its steps.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::{Bound, ControlFlow},
+};
+
+use parking_lot::RwLock;
+
+/// One change: a key, and its value or its end. Of several for one key in a batch, the last counts.
+pub type Write = (Vec<u8>, Option<Vec<u8>>);
+
+/// What became of a scan's row: go on, or enough.
+pub type Visit = ControlFlow<()>;
+
+/// Why an engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Another process has it.
+    #[error("it is in use by another process")]
+    Busy,
+    /// The system said no.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What is on disk makes no sense.
+    #[error("{0}")]
+    Corrupt(String),
+    /// What is on disk was written by another version.
+    #[error("{found}, where {supported} is supported")]
+    Format {
+        /// What the files say.
+        found: String,
+        /// What this build reads.
+        supported: String,
+    },
+}
+
+/// An embedded engine.
+pub trait Engine: Send + Sync + 'static {
+    /// Its name, as the configuration writes it.
+    fn name(&self) -> &'static str;
+
+    /// Applies all of `writes` or, after a crash, none. Durable when it returns.
+    fn commit(&self, writes: Vec<Write>) -> Result<(), EngineError>;
+
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError>;
+
+    /// Shows `visit` the rows from `from` up to, not including, `to`, in order, until it breaks off.
+    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError>;
+
+    /// The bytes that its files take.
+    fn disk_bytes(&self) -> Result<u64, EngineError>;
+}
+
+/// The engine of tests: nothing survives it.
+#[derive(Default)]
+pub struct MemoryEngine {
+    rows: RwLock<BTreeMap<Vec<u8>, Vec<u8>>>,
+}
+
+impl Engine for MemoryEngine {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> Result<(), EngineError> {
+        let mut rows = self.rows.write();
+        for (key, value) in writes {
+            match value {
+                Some(value) => rows.insert(key, value),
+                None => rows.remove(&key),
+            };
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        Ok(self.rows.read().get(key).cloned())
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        if from >= to {
+            return Ok(());
+        }
+        let rows = self.rows.read();
+        for (key, value) in rows.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))) {
+            if visit(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn disk_bytes(&self) -> Result<u64, EngineError> {
+        Ok(self.rows.read().iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())
+    }
+}

@@ -1,0 +1,23 @@
+//! The store in one process, over an embedded engine: a sequencer gives offsets, one writer thread commits, a few
+//! reader threads read pages. [`engine`] is all that an engine must do.
+
+pub mod engine;
+pub mod keys;
+pub mod open;
+pub mod queries;
+mod queue;
+pub mod reader;
+pub mod record;
+mod rows;
+pub mod sequencer;
+pub mod shared;
+mod sled;
+pub mod writer;
+
+pub use shared::Permit;
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}

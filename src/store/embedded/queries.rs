@@ -1,0 +1,209 @@
+//! What is read, page by page. Each function is one job of a reader.
+//!
+//! Rule: a range is not a snapshot, for commits pass between its steps. So a record whose chunks are not all there is
+//! looked up again before it is called damaged: it may have been deleted in between.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::{
+    engine::{Engine, EngineError},
+    keys::{self, Key, KeyRange},
+    record::{self, Head},
+    rows,
+};
+use crate::{
+    store::{Counters, DeviceRow, Due, IndexEntry, Page, PageLimit},
+    types::{Device, Notification, Offset, UnixMillis, UserId},
+};
+
+/// The head rows that are read at once.
+const HEADS_AT_ONCE: usize = 64;
+
+/// The head rows of a mailbox that one job reads: about 2 MiB where each holds as much as it can.
+const INDEX_ROWS_AT_ONCE: usize = 512;
+
+type Row = (Vec<u8>, Vec<u8>);
+
+fn rows_of(engine: &dyn Engine, range: &KeyRange, limit: usize) -> Result<Vec<Row>, EngineError> {
+    let mut rows = Vec::new();
+    engine.range(&range.0, &range.1, &mut |key, value| {
+        rows.push((key.to_vec(), value.to_vec()));
+        if rows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(rows)
+}
+
+/// What a user's small rows say.
+pub struct Profile {
+    /// `None`: there is no row.
+    pub counters: Option<Counters>,
+    /// His devices.
+    pub devices: Vec<(Device, DeviceRow)>,
+    /// Rows that cannot be read.
+    pub unreadable: usize,
+}
+
+/// A user's counters and devices.
+pub fn profile(engine: &dyn Engine, user: &UserId) -> Result<Profile, EngineError> {
+    let mut unreadable = 0;
+    let mut readable = |ok: bool| unreadable += usize::from(!ok);
+    let row = engine.get(&Key::Mailbox(user.clone()).encode())?;
+    let counters = row.as_deref().map(rows::decode_counters);
+    readable(!matches!(counters, Some(Err(_))));
+    let mut devices = Vec::new();
+    for (key, value) in rows_of(engine, &keys::devices(user), usize::MAX)? {
+        match (Key::decode(&key), rows::decode_device(&value)) {
+            (Some(Key::Device(_, device)), Ok(row)) => devices.push((device, row)),
+            _ => readable(false),
+        }
+    }
+    Ok(Profile { counters: counters.and_then(Result::ok), devices, unreadable })
+}
+
+/// A piece of a mailbox's index.
+pub struct IndexPage {
+    /// By offset.
+    pub entries: Vec<IndexEntry>,
+    /// Rows that cannot be read.
+    pub unreadable: usize,
+    /// The offset to go on after; `None`: that was all.
+    pub next: Option<Offset>,
+}
+
+/// The index of a user's log after `after`, in part.
+pub fn index(engine: &dyn Engine, user: &UserId, after: Offset) -> Result<IndexPage, EngineError> {
+    let mut page = IndexPage { entries: Vec::new(), unreadable: 0, next: None };
+    let (from, to) = keys::heads(user, after, Offset::MAX);
+    let mut seen = 0;
+    engine.range(&from, &to, &mut |key, value| {
+        seen += 1;
+        match (Key::decode(key), record::decode_head(value)) {
+            (Some(Key::Head(_, offset)), Ok((head, _))) => {
+                page.entries.push(head.entry(offset));
+                page.next = Some(offset);
+            }
+            _ => page.unreadable += 1,
+        }
+        // A row that cannot be read gives no offset to go on after.
+        let enough = seen >= INDEX_ROWS_AT_ONCE && page.next.is_some();
+        if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if seen < INDEX_ROWS_AT_ONCE {
+        page.next = None;
+    }
+    Ok(page)
+}
+
+/// A piece of a user's log: offsets in (`after`, `upto`].
+pub fn page(
+    engine: &dyn Engine,
+    user: &UserId,
+    after: Offset,
+    upto: Offset,
+    limit: PageLimit,
+) -> Result<Page, EngineError> {
+    let (mut page, mut bytes, mut after) = (Page::default(), 0, after);
+    while after < upto {
+        let wanted = limit.records.saturating_sub(page.records.len()).clamp(1, HEADS_AT_ONCE);
+        let heads = rows_of(engine, &keys::heads(user, after, upto), wanted)?;
+        let last = heads.len() < wanted;
+        for (key, row) in heads {
+            let Some(Key::Head(_, offset)) = Key::decode(&key) else {
+                return Err(EngineError::Corrupt("a key in a user's log that is none".into()));
+            };
+            if !page.records.is_empty() {
+                let length = record::decode_head(&row).map_or(0, |(head, _)| head.length as usize);
+                if page.records.len() >= limit.records || bytes + length > limit.bytes {
+                    return Ok(page);
+                }
+            }
+            match fetch(engine, user, offset, row)? {
+                Fetched::Record(length, notification) => {
+                    bytes += length;
+                    page.records.push((offset, notification));
+                }
+                Fetched::Gone => {}
+                Fetched::Damaged(why) => {
+                    tracing::error!(%offset, why, "a stored notification cannot be read and is passed over");
+                    page.damaged.push(offset);
+                }
+            }
+            after = offset;
+        }
+        if last {
+            break;
+        }
+    }
+    page.complete = true;
+    Ok(page)
+}
+
+enum Fetched {
+    Record(usize, Notification),
+    Gone,
+    Damaged(String),
+}
+
+/// Reads the record that a head row leads to; looks twice before it says that it is damaged.
+fn fetch(engine: &dyn Engine, user: &UserId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
+    match assemble(engine, user, offset, row)? {
+        Fetched::Damaged(_) => match engine.get(&Key::Head(user.clone(), offset).encode())? {
+            Some(row) => assemble(engine, user, offset, row),
+            None => Ok(Fetched::Gone),
+        },
+        fetched => Ok(fetched),
+    }
+}
+
+fn assemble(engine: &dyn Engine, user: &UserId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
+    let (head, inline) = match record::decode_head(&row) {
+        Ok((head, inline)) => (head, inline.map(<[u8]>::len)),
+        Err(malformed) => return Ok(Fetched::Damaged(malformed.to_string())),
+    };
+    let record = match inline {
+        Some(length) => {
+            let row = Bytes::from(row);
+            row.slice(row.len() - length..)
+        }
+        None => match chunks(engine, user, offset, &head)? {
+            Some(record) => record,
+            None => return Ok(Fetched::Damaged(format!("its {} chunks are not all there", head.chunks))),
+        },
+    };
+    Ok(match record::decode_record(&record) {
+        Ok(notification) => Fetched::Record(head.length as usize, notification),
+        Err(malformed) => Fetched::Damaged(malformed.to_string()),
+    })
+}
+
+/// Puts a record's chunks together; `None` where one is missing.
+fn chunks(engine: &dyn Engine, user: &UserId, offset: Offset, head: &Head) -> Result<Option<Bytes>, EngineError> {
+    let (from, to) = keys::chunks(user, offset);
+    let (mut record, mut found) = (Vec::new(), 0u32);
+    engine.range(&from, &to, &mut |key, value| {
+        let in_order = key.ends_with(&(found as u16).to_be_bytes());
+        record.extend_from_slice(value);
+        found += 1;
+        if in_order && found <= u32::from(head.chunks) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    let whole = found == u32::from(head.chunks) && record.len() == head.length as usize;
+    Ok(whole.then(|| Bytes::from(record)))
+}
+
+/// Users of whom something may have expired at `now`, by minute; at most `max`.
+pub fn due(engine: &dyn Engine, now: UnixMillis, max: usize) -> Result<Vec<Due>, EngineError> {
+    let mut due = Vec::new();
+    if max == 0 {
+        return Ok(due);
+    }
+    let (from, to) = keys::due(now);
+    engine.range(&from, &to, &mut |key, _| {
+        if let Some(Key::Expiry(minute, user)) = Key::decode(key) {
+            due.push(Due { minute, user });
+        }
+        if due.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(due)
+}

@@ -1,0 +1,271 @@
+//! What waits for the writer, in the order in which it was staged.
+//!
+//! Rule: pushing never waits and never fails for want of room. Appends are bounded by their permits' bytes; a device
+//! has at most one cursor here, because a newer one takes the place of the one that still waits; deletions are bounded
+//! by what was appended. Urgent ops wake the writer, lazy ones let it sleep until the oldest is due.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Instant,
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{
+    limits,
+    store::Op,
+    types::{Device, UserId},
+};
+
+/// What the writer is to do next.
+pub enum Next {
+    /// Commit these, and a higher mark where `raise` says that somebody waits for one.
+    Commit {
+        /// In the order in which they were staged.
+        ops: Vec<Op>,
+        /// Whether somebody waits for a higher mark.
+        raise: bool,
+    },
+    /// The moment it asked to be woken at has come.
+    Alarm,
+    /// Nothing more will come.
+    Stop,
+}
+
+/// The queue between those who stage and the writer.
+#[derive(Default)]
+pub struct Queue {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    ops: VecDeque<Op>,
+    /// The number of the op at the front; numbers rise by one.
+    front: u64,
+    /// Waiting cursors, by the number of their op.
+    cursors: HashMap<(UserId, Device), u64>,
+    /// Ops that somebody waits for.
+    urgent: usize,
+    /// Since when the oldest lazy op waits.
+    lazy_since: Option<Instant>,
+    raise: bool,
+    closing: bool,
+}
+
+/// Whether somebody waits for the op.
+fn is_urgent(op: &Op) -> bool {
+    match op {
+        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } => true,
+        Op::Delete { .. } | Op::Cursor { .. } | Op::ForgetDue { .. } => false,
+    }
+}
+
+/// The rows an op writes, and the bytes of its record.
+fn weight(op: &Op) -> (usize, usize) {
+    match op {
+        Op::Append { notification, .. } => {
+            let bytes = notification.payload.bytes().len();
+            (3 + bytes / limits::STORE_CHUNK_BYTES_MAX, bytes)
+        }
+        Op::Delete { entries, .. } => (1 + entries.iter().map(|entry| 1 + entry.chunks as usize).sum::<usize>(), 0),
+        Op::Cursor { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetDue { .. } => (1, 0),
+    }
+}
+
+impl State {
+    fn push(&mut self, op: Op) {
+        let number = self.front + self.ops.len() as u64;
+        match &op {
+            Op::Cursor { user, device, .. } => {
+                let waiting = *self.cursors.entry((user.clone(), device.clone())).or_insert(number);
+                if waiting != number {
+                    // `waiting` is the number of an op between the front and the back: popping one forgets it.
+                    self.ops[(waiting - self.front) as usize] = op;
+                    return;
+                }
+            }
+            // A cursor staged from here on must not move in front of this.
+            Op::PutDevice { user, device, .. } | Op::RemoveDevice { user, device, .. } => {
+                self.cursors.remove(&(user.clone(), device.clone()));
+            }
+            Op::Append { .. } | Op::Delete { .. } | Op::ForgetDue { .. } => {}
+        }
+        if is_urgent(&op) {
+            self.urgent += 1;
+        } else if self.lazy_since.is_none() {
+            self.lazy_since = Some(Instant::now());
+        }
+        self.ops.push_back(op);
+    }
+
+    fn pop(&mut self) -> Option<Op> {
+        let op = self.ops.pop_front()?;
+        if let Op::Cursor { user, device, .. } = &op {
+            let key = (user.clone(), device.clone());
+            if self.cursors.get(&key) == Some(&self.front) {
+                self.cursors.remove(&key);
+            }
+        }
+        self.urgent -= usize::from(is_urgent(&op));
+        self.front += 1;
+        Some(op)
+    }
+
+    fn take(&mut self) -> Next {
+        let (mut rows, mut bytes, mut ops) = (0, 0, Vec::new());
+        while let Some(op) = self.ops.front() {
+            let (more_rows, more_bytes) = weight(op);
+            rows += more_rows;
+            bytes += more_bytes;
+            let full = rows > limits::STORE_BATCH_ROWS_MAX || bytes > limits::STORE_BATCH_BYTES_MAX;
+            if full && !ops.is_empty() {
+                break;
+            }
+            ops.extend(self.pop());
+        }
+        if self.ops.is_empty() {
+            self.lazy_since = None;
+        }
+        Next::Commit { ops, raise: std::mem::take(&mut self.raise) }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.urgent > 0 || self.raise || self.closing || self.ops.len() >= limits::STORE_BATCH_ROWS_MAX
+    }
+}
+
+impl Queue {
+    /// Queues an op; gives it back where the queue is closing.
+    pub fn push(&self, op: Op) -> Result<(), Op> {
+        let mut state = self.state.lock();
+        if state.closing {
+            return Err(op);
+        }
+        let slept_until = (state.is_ready(), state.lazy_since);
+        state.push(op);
+        if slept_until != (state.is_ready(), state.lazy_since) {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Asks for a commit with a higher mark.
+    pub fn raise(&self) {
+        let mut state = self.state.lock();
+        if !state.raise {
+            state.raise = true;
+            self.wake.notify_one();
+        }
+    }
+
+    /// Takes no more ops. What is queued is still taken.
+    pub fn close(&self) {
+        self.state.lock().closing = true;
+        self.wake.notify_one();
+    }
+
+    /// Waits for the next thing to do; until `alarm` at most.
+    pub fn next(&self, alarm: Option<Instant>) -> Next {
+        let mut state = self.state.lock();
+        loop {
+            if state.closing && state.ops.is_empty() {
+                return Next::Stop;
+            }
+            let lazy_due = state.lazy_since.map(|since| since + limits::STORE_LAZY_DELAY);
+            let now = Instant::now();
+            if state.is_ready() || lazy_due.is_some_and(|due| due <= now) {
+                return state.take();
+            }
+            if alarm.is_some_and(|alarm| alarm <= now) {
+                return Next::Alarm;
+            }
+            match [lazy_due, alarm].into_iter().flatten().min() {
+                Some(moment) => drop(self.wake.wait_until(&mut state, moment)),
+                None => self.wake.wait(&mut state),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        store::{DeviceRow, Hold},
+        types::{Offset, UnixMillis},
+    };
+
+    fn user() -> UserId {
+        UserId::parse("ann").unwrap()
+    }
+
+    fn cursor(device: &str, to: u64) -> Op {
+        let row = DeviceRow { cursor: Offset::new(to), created_at: UnixMillis(0), last_seen: UnixMillis(0) };
+        Op::Cursor { user: user(), device: Device::parse(device).unwrap(), row, hold: Hold::default() }
+    }
+
+    fn remove(device: &str) -> Op {
+        Op::RemoveDevice { user: user(), device: Device::parse(device).unwrap(), hold: Hold::default(), done: None }
+    }
+
+    fn taken(queue: &Queue) -> Vec<String> {
+        let show = |op: &Op| match op {
+            Op::Cursor { device, row, .. } => format!("{device}={}", row.cursor),
+            Op::RemoveDevice { device, .. } => format!("-{device}"),
+            other => format!("{other:?}"),
+        };
+        match queue.next(None) {
+            Next::Commit { ops, .. } => ops.iter().map(show).collect(),
+            Next::Alarm | Next::Stop => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_latest_cursor_of_a_device_takes_the_place_of_the_one_that_waits() {
+        let queue = Queue::default();
+        for op in [cursor("a", 1), cursor("b", 1), cursor("a", 2), remove("c"), cursor("a", 3)] {
+            queue.push(op).unwrap();
+        }
+        assert_eq!(taken(&queue), ["a=3", "b=1", "-c"]);
+        queue.push(cursor("a", 4)).unwrap();
+        assert_eq!(taken(&queue), ["a=4"], "after the lazy delay, without an urgent op");
+    }
+
+    #[test]
+    fn a_cursor_does_not_move_in_front_of_its_devices_coming_and_going() {
+        let queue = Queue::default();
+        for op in [cursor("a", 1), remove("a"), cursor("a", 2), cursor("a", 3)] {
+            queue.push(op).unwrap();
+        }
+        assert_eq!(taken(&queue), ["a=1", "-a", "a=3"]);
+    }
+
+    #[test]
+    fn an_op_larger_than_a_batch_is_a_batch_of_its_own() {
+        let queue = Queue::default();
+        let entry =
+            crate::store::IndexEntry { offset: Offset::new(1), bytes: 1, chunks: u16::MAX, expires_at: UnixMillis(0) };
+        let delete =
+            || Op::Delete { user: user(), entries: vec![entry], counters: Default::default(), hold: Arc::default() };
+        queue.push(cursor("a", 1)).unwrap();
+        queue.push(delete()).unwrap();
+        queue.push(remove("a")).unwrap();
+        assert_eq!(taken(&queue), ["a=1"]);
+        assert_eq!(taken(&queue).len(), 1);
+        assert_eq!(taken(&queue), ["-a"]);
+    }
+
+    #[test]
+    fn a_closed_queue_takes_nothing_and_gives_what_it_has() {
+        let queue = Queue::default();
+        queue.push(cursor("a", 1)).unwrap();
+        queue.close();
+        assert!(queue.push(cursor("a", 2)).is_err());
+        assert_eq!(taken(&queue), ["a=1"]);
+        assert!(matches!(queue.next(None), Next::Stop));
+    }
+}

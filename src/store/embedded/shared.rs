@@ -1,0 +1,171 @@
+//! What the store's handle, its permits and its writer have in common: the queue, the sequencer, what is stored, and
+//! whether it failed.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use super::{queue::Queue, sequencer::Sequencer};
+use crate::{
+    limits,
+    store::{Config, StoreError, Totals},
+    types::Offset,
+};
+
+/// See the file's head.
+pub struct Shared {
+    pub queue: Queue,
+    pub sequencer: Sequencer,
+    pub totals: Mutex<Totals>,
+    pub disk_bytes: AtomicU64,
+    /// Why it takes no more: it was closed, or (which is never taken back) a commit failed or the writer died.
+    pub end: watch::Sender<Option<StoreError>>,
+    /// Room in the queue, in bytes. A semaphore since it is fair and can be closed over those who wait.
+    room: Arc<Semaphore>,
+    /// Bytes with a permit that are not committed.
+    admitted_bytes: AtomicU64,
+    bytes_max: u64,
+    disk_max: u64,
+}
+
+impl Shared {
+    pub fn new(config: &Config, sequencer: Sequencer, totals: Totals) -> Self {
+        let bound = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
+        let disk = bound(config.max_disk.0);
+        Self {
+            queue: Queue::default(),
+            sequencer,
+            totals: Mutex::new(totals),
+            disk_bytes: AtomicU64::new(0),
+            end: watch::Sender::new(None),
+            room: Arc::new(Semaphore::new(limits::WRITER_QUEUE_BYTES_MAX)),
+            admitted_bytes: AtomicU64::new(0),
+            bytes_max: bound(config.max_bytes.0),
+            disk_max: disk - (disk / 16).min(limits::STORE_DISK_RESERVE_BYTES_MAX),
+        }
+    }
+
+    /// Marks the store as failed, once and for good.
+    pub fn fail(&self, error: &StoreError) {
+        self.end.send_if_modified(|end| {
+            let first = !matches!(end, Some(StoreError::Failed(_)));
+            if first {
+                tracing::error!(%error, "a commit failed; the store takes nothing until the daemon is started again");
+                *end = Some(error.clone());
+            }
+            first
+        });
+        self.room.close();
+    }
+
+    /// Takes no more permits and ops.
+    pub fn close(&self) {
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert(StoreError::Closed);
+            first
+        });
+        self.room.close();
+        self.queue.close();
+    }
+
+    /// Whether it takes more, and why not.
+    pub fn health(&self) -> Result<(), StoreError> {
+        self.end.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Why it takes no more.
+    pub fn refusal(&self) -> StoreError {
+        self.end.borrow().clone().unwrap_or(StoreError::Closed)
+    }
+
+    /// See [`crate::store::Store::permit`].
+    pub async fn permit(self: &Arc<Self>, record_bytes: u64) -> Result<Permit, StoreError> {
+        let Some(bytes) = u32::try_from(record_bytes).ok().filter(|n| *n as usize <= limits::WRITER_QUEUE_BYTES_MAX)
+        else {
+            return Err(StoreError::Full);
+        };
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| self.refusal())?;
+        // From here on dropping it gives back what it has, wherever this is left.
+        let mut permit = Permit { shared: Arc::clone(self), _room: room, bytes: u64::from(bytes), place: Place::None };
+        let admitted = self.admitted_bytes.fetch_add(permit.bytes, Ordering::Relaxed) + permit.bytes;
+        if self.totals.lock().bytes.saturating_add(admitted) > self.bytes_max
+            || self.disk_bytes.load(Ordering::Relaxed) >= self.disk_max
+        {
+            return Err(StoreError::Full);
+        }
+        self.below_the_mark(|| self.sequencer.reserve()).await?;
+        permit.place = Place::Reserved;
+        Ok(permit)
+    }
+
+    /// Waits for the mark to be above the last offset of a log that was read: that it is not takes a damaged store.
+    pub async fn admit(&self, last: Offset) -> Result<(), StoreError> {
+        self.below_the_mark(|| self.sequencer.admit(last)).await
+    }
+
+    /// Tries until `settled`, each time with a higher mark on disk.
+    async fn below_the_mark(&self, mut settled: impl FnMut() -> bool) -> Result<(), StoreError> {
+        let mut mark = self.sequencer.subscribe();
+        let mut end = self.end.subscribe();
+        loop {
+            mark.mark_unchanged();
+            if settled() {
+                return Ok(());
+            }
+            if self.sequencer.is_exhausted() {
+                return Err(StoreError::Failed("all offsets below 2^53 have been given".into()));
+            }
+            self.queue.raise();
+            tokio::select! {
+                biased;
+                _ = end.wait_for(Option::is_some) => return Err(self.refusal()),
+                _ = mark.changed() => {}
+            }
+        }
+    }
+}
+
+enum Place {
+    None,
+    Reserved,
+    Assigned,
+}
+
+/// Room for one record: in the writer's queue, and for its offset below the mark. Gives back what was not used when it
+/// is dropped.
+pub struct Permit {
+    shared: Arc<Shared>,
+    _room: OwnedSemaphorePermit,
+    bytes: u64,
+    place: Place,
+}
+
+impl Permit {
+    /// The next offset of a log whose last one is `last`. A permit has one: a second call gives what comes after
+    /// `last` without a place below the mark, which is a mistake of the caller.
+    pub fn assign(&mut self, last: Offset) -> Offset {
+        debug_assert!(matches!(self.place, Place::Reserved), "a permit is good for one offset");
+        self.place = Place::Assigned;
+        self.shared.sequencer.assign(last)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.shared.admitted_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if matches!(self.place, Place::Reserved) {
+            self.shared.sequencer.release();
+        }
+    }
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Permit({} bytes)", self.bytes)
+    }
+}

@@ -1,0 +1,90 @@
+//! What can go wrong: once at opening ([`OpenError`]), and ever after ([`StoreError`]).
+
+use std::{io, path::PathBuf, sync::Arc};
+
+/// Why the store did not open. Each is one line: what, which path, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the store at {path} is in use by another process; stop that one, or set store.path to another folder")]
+    Locked {
+        /// The store's folder.
+        path: PathBuf,
+    },
+    /// It cannot be written.
+    #[error("the store at {path} cannot be written ({source}); give this user the folder, or set store.path")]
+    NotWritable {
+        /// The store's folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The system failed to read or write it.
+    #[error("the store at {path} failed ({source}); check the disk and the free space, then start again")]
+    Io {
+        /// The store's folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is damaged, and the configuration says to refuse.
+    #[error(
+        "the store at {path} is damaged ({detail}); restore a backup, or set store.on_corruption = \"quarantine\" to \
+         move it aside and begin a new one"
+    )]
+    Corrupt {
+        /// The store's folder.
+        path: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// Another version wrote it.
+    #[error(
+        "the store at {path} has {found}, and this build reads {supported}; start the version that wrote it, or set \
+         store.path to another folder"
+    )]
+    Format {
+        /// The store's folder.
+        path: PathBuf,
+        /// What the store says of itself.
+        found: String,
+        /// What this build reads.
+        supported: String,
+    },
+    /// The engine panicked over a damaged store, which was moved aside. What the panic left behind in this process is
+    /// unknown: the process must end and be started again, and will find a new store.
+    #[error("the store at {path} is damaged ({detail}) and was moved to {moved_to}; start again for a new one")]
+    Panicked {
+        /// The store's folder.
+        path: PathBuf,
+        /// Where the damaged files are now.
+        moved_to: PathBuf,
+        /// What the panic said.
+        detail: String,
+    },
+    /// A value of the configuration that this build cannot honour.
+    #[error("{key} = \"{value}\" is not available in this build; set it to \"{instead}\"")]
+    Unavailable {
+        /// The key.
+        key: &'static str,
+        /// What it was set to.
+        value: &'static str,
+        /// What it can be set to.
+        instead: &'static str,
+    },
+}
+
+/// Why the store did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// A commit or a read failed. After a failed commit the store is dead, and what the commit carried may or may not
+    /// be there after a restart.
+    #[error("the store failed: {0}")]
+    Failed(Arc<str>),
+    /// `store.max_bytes` or `store.max_disk` is reached, or the record is larger than the writer's whole queue.
+    #[error("the store is full; raise store.max_bytes or store.max_disk, or let devices confirm what is pending")]
+    Full,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}

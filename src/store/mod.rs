@@ -1,0 +1,265 @@
+//! The store: what users have not received yet, on disk.
+//!
+//! A user's log holds his pending notifications by offset; each of his devices has a cursor in it. A sender takes a
+//! [`Permit`], and then, under the log's lock, an offset and a place in the writer's queue, neither of which can fail.
+//! One thread writes batches and answers when they are durable; reads go through a small pool, a page at a time.
+//!
+//! Rules: nobody hears that something is stored before it is on disk in the sense configured. The order of a log is the
+//! order of its offsets, of its staging and of its becoming readable. A commit that failed ends the store: what is
+//! staged then and later is answered with the failure, and only a restart tells what was kept.
+
+mod config;
+mod embedded;
+mod error;
+mod model;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    thread::{self, JoinHandle},
+};
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
+pub use embedded::{Permit, record::chunks_of};
+pub use error::{OpenError, StoreError};
+pub use model::{Counters, DeviceRow, Done, Due, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Totals};
+
+use crate::{
+    clock::Clock,
+    types::{Offset, UnixMillis, UserId},
+};
+use embedded::{
+    engine::MemoryEngine,
+    open::{self, Opened},
+    queries,
+    reader::Readers,
+    shared::Shared,
+    writer::Writer,
+};
+
+/// A handle to the store; cheap to clone. The last one closes it when it is dropped, which blocks until all that was
+/// staged is written: [`Store::close`] on a blocking thread is the better way.
+#[derive(Clone)]
+pub struct Store(Arc<Handle>);
+
+struct Handle {
+    shared: Arc<Shared>,
+    readers: Readers,
+    engine: &'static str,
+    epoch: Uuid,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// Opens the store, or makes it where there is none. Blocks: for as long as the engine takes to recover, and up to
+    /// [`crate::limits::STORE_LOCK_WAIT`] for another process to let go of it.
+    pub fn open(config: &Config, clock: Clock) -> Result<Store, OpenError> {
+        let unavailable = |key, value, instead| Err(OpenError::Unavailable { key, value, instead });
+        match (config.engine, config.durability) {
+            (EngineName::Redb, _) => return unavailable("store.engine", "redb", "sled"),
+            (_, Durability::Power) => return unavailable("store.durability", "power", "process"),
+            (EngineName::Sled, Durability::Process) => {}
+        }
+        let opened = open::open(config, &clock)?;
+        Self::start(opened, config).map_err(|source| OpenError::Io { path: config.path.clone(), source })
+    }
+
+    /// A store that lives in memory and ends with the process, for tests: all else is as on disk.
+    ///
+    /// # Panics
+    ///
+    /// Where the system gives no threads.
+    pub fn open_memory(config: &Config, clock: Clock) -> Store {
+        let opened = Opened::over(Arc::new(MemoryEngine::default()), clock);
+        let opened = opened.unwrap_or_else(|error| panic!("an empty engine in memory did not open: {error}"));
+        Self::start(opened, config).unwrap_or_else(|error| panic!("no threads for a store in memory: {error}"))
+    }
+
+    fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
+        let Opened { engine, epoch, sequencer, totals } = opened;
+        let shared = Arc::new(Shared::new(config, sequencer, totals));
+        let (readers, mut threads) = Readers::start(&engine)?;
+        let name = engine.name();
+        let writer = Writer::new(Arc::clone(&shared), engine);
+        threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
+        Ok(Store(Arc::new(Handle { shared, readers, engine: name, epoch, threads: Mutex::new(threads) })))
+    }
+
+    /// The store's identity: made with it and kept with it. Another epoch is another store, with other offsets.
+    pub fn epoch(&self) -> Uuid {
+        self.0.epoch
+    }
+
+    /// The engine, as the configuration names it; `memory` in tests.
+    pub fn engine_name(&self) -> &'static str {
+        self.0.engine
+    }
+
+    /// Whether it takes writes, and if not, why.
+    pub fn health(&self) -> Result<(), StoreError> {
+        self.0.shared.health()
+    }
+
+    /// Resolves when the store has failed for good. Closing it is no failure.
+    pub async fn failed(&self) -> StoreError {
+        let mut end = self.0.shared.end.subscribe();
+        let failed = end.wait_for(|end| matches!(end, Some(StoreError::Failed(_)))).await;
+        match failed.map(|end| end.clone()) {
+            Ok(Some(error)) => error,
+            // The sender lives as long as this handle.
+            Ok(None) | Err(_) => StoreError::Closed,
+        }
+    }
+
+    /// What all users have pending, as of the last commit.
+    pub fn totals(&self) -> Totals {
+        *self.0.shared.totals.lock()
+    }
+
+    /// The bytes that the store's files take, at most about a second old. Files set aside as damaged do not count.
+    pub fn disk_bytes(&self) -> u64 {
+        self.0.shared.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Admits one record of `record_bytes` accounted bytes: waits for room in the writer's queue, in the order of the
+    /// calls, and for an offset below the mark on disk.
+    ///
+    /// [`StoreError::Full`] where `store.max_bytes` or `store.max_disk` (less its reserve) is reached, or the record is
+    /// larger than [`crate::limits::WRITER_QUEUE_BYTES_MAX`].
+    pub async fn permit(&self, record_bytes: u64) -> Result<Permit, StoreError> {
+        self.0.shared.permit(record_bytes).await
+    }
+
+    /// The next offset of a log whose last assigned one is `last`. To be called under the log's lock, once for each
+    /// permit. Never fails, never waits.
+    pub fn assign(&self, permit: &mut Permit, last: Offset) -> Offset {
+        permit.assign(last)
+    }
+
+    /// Queues a write. To be called under the log's lock, so that writes are queued in the order of their offsets.
+    /// Never fails, never waits: what becomes of it is told to the op's observer and `done`, from the writer's thread;
+    /// only where the store is closed, `done` is answered right here and the observer is not told.
+    pub fn stage(&self, op: Op) {
+        if let Err(op) = self.0.shared.queue.push(op) {
+            let done = match op {
+                Op::Append { done, .. } | Op::RemoveDevice { done, .. } => done,
+                Op::PutDevice { done, .. } => Some(done),
+                Op::Delete { .. } | Op::Cursor { .. } | Op::ForgetDue { .. } => None,
+            };
+            if let Some(done) = done {
+                // Whoever asked may have gone.
+                let _ = done.send(Err(self.0.shared.refusal()));
+            }
+        }
+    }
+
+    /// What the store has of a user. Whoever calls it sees to it that nothing of the user is staged meanwhile, or
+    /// ignores what it says of damage.
+    pub async fn load(&self, user: &UserId) -> Result<Mailbox, StoreError> {
+        self.refuse_if_failed()?;
+        let wanted = user.clone();
+        let (profile, mut part) = self
+            .0
+            .readers
+            .read(move |engine| {
+                Ok((queries::profile(engine, &wanted)?, queries::index(engine, &wanted, Offset::ZERO)?))
+            })
+            .await?;
+        let (mut index, mut unreadable) = (part.entries, profile.unreadable + part.unreadable);
+        while let Some(after) = part.next {
+            let wanted = user.clone();
+            part = self.0.readers.read(move |engine| queries::index(engine, &wanted, after)).await?;
+            index.append(&mut part.entries);
+            unreadable += part.unreadable;
+        }
+        let mailbox = Mailbox::of(profile.counters, profile.devices, index, unreadable);
+        self.0.shared.admit(mailbox.counters.last).await?;
+        Ok(mailbox)
+    }
+
+    /// The records of a user's log with offsets in (`after`, `upto`]. `upto` should be at or below what was applied, or
+    /// the page may show what is not durable yet.
+    pub async fn page(&self, user: &UserId, after: Offset, upto: Offset, limit: PageLimit) -> Result<Page, StoreError> {
+        self.refuse_if_failed()?;
+        let user = user.clone();
+        self.0.readers.read(move |engine| queries::page(engine, &user, after, upto, limit)).await
+    }
+
+    /// Users of whom something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
+    /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
+    pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
+        self.refuse_if_failed()?;
+        self.0.readers.read(move |engine| queries::due(engine, now, max)).await
+    }
+
+    /// Writes all that is staged, ends the threads and lets go of the files. Blocks. What comes after it is answered
+    /// with [`StoreError::Closed`]; closing again does nothing. Fails where the store has failed.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.0.close()
+    }
+
+    /// What cannot be committed any more must not be read either: it may not be durable.
+    fn refuse_if_failed(&self) -> Result<(), StoreError> {
+        self.health()
+    }
+}
+
+impl Handle {
+    fn close(&self) -> Result<(), StoreError> {
+        self.shared.close();
+        self.readers.close();
+        // Held while joining, so that a second caller returns after the first.
+        let mut threads = self.threads.lock();
+        for thread in threads.drain(..) {
+            // The last handle may be dropped by an observer, on the writer's own thread.
+            if thread.thread().id() != thread::current().id() && thread.join().is_err() {
+                self.shared.fail(&StoreError::Failed("a thread of the store panicked".into()));
+            }
+        }
+        match self.shared.refusal() {
+            StoreError::Closed => Ok(()),
+            error => Err(error),
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A failure was logged when it happened.
+        let _ = self.close();
+    }
+}
+
+impl Mailbox {
+    /// A mailbox as it was found. What was found is what counts: counters that say otherwise are evidence of damage.
+    fn of(
+        written: Option<Counters>,
+        devices: Vec<(crate::types::Device, DeviceRow)>,
+        index: Vec<IndexEntry>,
+        unreadable: usize,
+    ) -> Self {
+        let cursors = devices.iter().map(|(_, row)| row.cursor);
+        let found = Counters {
+            count: u32::try_from(index.len()).unwrap_or(u32::MAX),
+            bytes: index.iter().map(|entry| u64::from(entry.bytes)).sum(),
+            last: index.last().map(|entry| entry.offset).into_iter().chain(cursors).max().unwrap_or_default(),
+        };
+        let written = written.unwrap_or_default();
+        let damaged = if unreadable > 0 {
+            Some(format!("{unreadable} rows cannot be read"))
+        } else if (written.count, written.bytes) != (found.count, found.bytes) || written.last < found.last {
+            Some(format!(
+                "{} records of {} bytes up to {} were written, {} of {} bytes up to {} found",
+                written.count, written.bytes, written.last, found.count, found.bytes, found.last
+            ))
+        } else {
+            None
+        };
+        let counters = Counters { last: found.last.max(written.last), ..found };
+        Self { counters, devices, index, damaged }
+    }
+}

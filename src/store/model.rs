@@ -1,0 +1,199 @@
+//! What goes into the store and comes out of it.
+
+use std::{fmt, sync::Arc};
+
+use tokio::sync::oneshot;
+
+use super::{StoreError, embedded::Permit};
+use crate::types::{Device, Notification, Offset, UnixMillis, UserId};
+
+/// Kept by an op until it is durable, or has failed: a clone from a user's state, so that its owner sees whether
+/// something of that user is still on its way.
+pub type Hold = Arc<()>;
+
+/// Answered when the op is durable, or has failed.
+pub type Done = oneshot::Sender<Result<(), StoreError>>;
+
+/// What a user has pending: absolute values, as they are after an op.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Pending notifications.
+    pub count: u32,
+    /// Their accounted bytes.
+    pub bytes: u64,
+    /// The last offset given in the user's log.
+    pub last: Offset,
+}
+
+/// What all users have pending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Pending notifications.
+    pub count: u64,
+    /// Their accounted bytes.
+    pub bytes: u64,
+}
+
+/// One pending notification of a user, without its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// Its place in the user's log.
+    pub offset: Offset,
+    /// Its accounted bytes.
+    pub bytes: u32,
+    /// Its chunk rows; 0: it stands in its head row.
+    pub chunks: u16,
+    /// When it expires; the end of time where it does not.
+    pub expires_at: UnixMillis,
+}
+
+/// A device of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceRow {
+    /// Up to where the device has confirmed the user's log.
+    pub cursor: Offset,
+    /// When it first came.
+    pub created_at: UnixMillis,
+    /// When it was last connected.
+    pub last_seen: UnixMillis,
+}
+
+/// A user as the store has him; empty where it does not know him.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mailbox {
+    /// What was found, where that differs from what was written down; `last` is above all that was found.
+    pub counters: Counters,
+    /// His devices, by name.
+    pub devices: Vec<(Device, DeviceRow)>,
+    /// What is pending, by offset, expired ones included.
+    pub index: Vec<IndexEntry>,
+    /// What is wrong with it, where something is: rows were lost or cannot be read.
+    pub damaged: Option<String>,
+}
+
+/// How much of a log one page takes. A page has at least one record where there is one, whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLimit {
+    /// At most so many records.
+    pub records: usize,
+    /// At most so many bytes of records.
+    pub bytes: usize,
+}
+
+/// A piece of a user's log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// By offset, expired ones included.
+    pub records: Vec<(Offset, Notification)>,
+    /// Records of this page that cannot be read and are left out; the caller may delete them.
+    pub damaged: Vec<Offset>,
+    /// Whether nothing more lies up to the end that was asked for.
+    pub complete: bool,
+}
+
+/// A user of whom something may have expired.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Due {
+    /// The bucket, in minutes since the Unix epoch: all of it has expired at the start of that minute.
+    pub minute: u64,
+    /// Whose.
+    pub user: UserId,
+}
+
+/// Hears what becomes of a log. Called from the writer's thread, which waits: it must be quick and must not wait for
+/// the store.
+pub trait LogObserver: Send + Sync {
+    /// Everything of the log up to `upto` is durable and readable. Once per log and batch, before the batch's answers.
+    fn applied(&self, upto: Offset);
+
+    /// A batch with records of the log failed, and the store with it. Before the batch's answers.
+    fn failed(&self, error: &StoreError);
+}
+
+/// A write. Those with a `done`, and appends and removals, are committed at once; the others within
+/// [`crate::limits::STORE_LAZY_DELAY`]. All are applied in the order in which they were staged.
+pub enum Op {
+    /// A notification joins a user's log.
+    Append {
+        /// Whose log.
+        user: UserId,
+        /// As [`super::Store::assign`] gave it for `permit`.
+        offset: Offset,
+        /// What joins.
+        notification: Arc<Notification>,
+        /// The user's counters afterwards.
+        counters: Counters,
+        /// What it was admitted with.
+        permit: Permit,
+        /// Who hears about the log.
+        observer: Arc<dyn LogObserver>,
+        /// The answer.
+        done: Option<Done>,
+    },
+    /// Records leave a user's log: confirmed by every device, or expired. Lazy.
+    Delete {
+        /// Whose log.
+        user: UserId,
+        /// Which records.
+        entries: Vec<IndexEntry>,
+        /// The user's counters afterwards.
+        counters: Counters,
+        /// Kept until then.
+        hold: Hold,
+    },
+    /// A device's row changed. Lazy; the latest of several counts.
+    Cursor {
+        /// Whose device.
+        user: UserId,
+        /// Which.
+        device: Device,
+        /// Its row.
+        row: DeviceRow,
+        /// Kept until then.
+        hold: Hold,
+    },
+    /// A device came.
+    PutDevice {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        device: Device,
+        /// Its row.
+        row: DeviceRow,
+        /// The user's counters afterwards.
+        counters: Counters,
+        /// Kept until then.
+        hold: Hold,
+        /// The answer.
+        done: Done,
+    },
+    /// A device went. No `Cursor` for it may follow, unless a `PutDevice` does before.
+    RemoveDevice {
+        /// Whose.
+        user: UserId,
+        /// Which.
+        device: Device,
+        /// Kept until then.
+        hold: Hold,
+        /// The answer.
+        done: Option<Done>,
+    },
+    /// An expiry bucket was dealt with. Lazy: [`super::Store::due`] may show it once more until then.
+    ForgetDue {
+        /// Which.
+        due: Due,
+    },
+}
+
+impl fmt::Debug for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::Append { user, offset, .. } => write!(f, "Append({user:?}, {offset:?})"),
+            Op::Delete { user, entries, .. } => write!(f, "Delete({user:?}, {} entries)", entries.len()),
+            Op::Cursor { user, device, .. } => write!(f, "Cursor({user:?}, {device:?})"),
+            Op::PutDevice { user, device, .. } => write!(f, "PutDevice({user:?}, {device:?})"),
+            Op::RemoveDevice { user, device, .. } => write!(f, "RemoveDevice({user:?}, {device:?})"),
+            Op::ForgetDue { due } => write!(f, "ForgetDue({due:?})"),
+        }
+    }
+}
