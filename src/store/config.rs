@@ -123,8 +123,8 @@ mod tests {
 
     use super::*;
 
-    fn read(text: &str) -> Result<Config, figment::Error> {
-        Figment::from(Toml::string(text)).extract()
+    fn read(text: &str) -> Result<Config, String> {
+        Figment::from(Toml::string(text)).extract().map_err(|error| error.to_string())
     }
 
     #[test]

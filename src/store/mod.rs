@@ -54,6 +54,12 @@ struct Handle {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({}, {})", self.0.engine, self.0.epoch)
+    }
+}
+
 impl Store {
     /// Opens the store, or makes it where there is none. Blocks: for as long as the engine takes to recover, and up to
     /// [`crate::limits::STORE_LOCK_WAIT`] for another process to let go of it.
@@ -74,7 +80,7 @@ impl Store {
     ///
     /// Where the system gives no threads.
     pub fn open_memory(config: &Config, clock: Clock) -> Store {
-        let opened = Opened::over(Arc::new(MemoryEngine::default()), clock);
+        let opened = Opened::over(Arc::new(MemoryEngine::default()), clock, true);
         let opened = opened.unwrap_or_else(|error| panic!("an empty engine in memory did not open: {error}"));
         Self::start(opened, config).unwrap_or_else(|error| panic!("no threads for a store in memory: {error}"))
     }
@@ -144,7 +150,7 @@ impl Store {
     /// Never fails, never waits: what becomes of it is told to the op's observer and `done`, from the writer's thread;
     /// only where the store is closed, `done` is answered right here and the observer is not told.
     pub fn stage(&self, op: Op) {
-        if let Err(op) = self.0.shared.queue.push(op) {
+        if let Some(op) = self.0.shared.queue.push(op) {
             let done = match op {
                 Op::Append { done, .. } | Op::RemoveDevice { done, .. } => done,
                 Op::PutDevice { done, .. } => Some(done),
@@ -158,9 +164,10 @@ impl Store {
     }
 
     /// What the store has of a user. Whoever calls it sees to it that nothing of the user is staged meanwhile, or
-    /// ignores what it says of damage.
+    /// ignores what it says of damage. Refused, as every read is, once the store has failed: what a read would show may
+    /// not be durable.
     pub async fn load(&self, user: &UserId) -> Result<Mailbox, StoreError> {
-        self.refuse_if_failed()?;
+        self.health()?;
         let wanted = user.clone();
         let (profile, mut part) = self
             .0
@@ -184,7 +191,7 @@ impl Store {
     /// The records of a user's log with offsets in (`after`, `upto`]. `upto` should be at or below what was applied, or
     /// the page may show what is not durable yet.
     pub async fn page(&self, user: &UserId, after: Offset, upto: Offset, limit: PageLimit) -> Result<Page, StoreError> {
-        self.refuse_if_failed()?;
+        self.health()?;
         let user = user.clone();
         self.0.readers.read(move |engine| queries::page(engine, &user, after, upto, limit)).await
     }
@@ -192,7 +199,7 @@ impl Store {
     /// Users of whom something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
     /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
-        self.refuse_if_failed()?;
+        self.health()?;
         self.0.readers.read(move |engine| queries::due(engine, now, max)).await
     }
 
@@ -200,11 +207,6 @@ impl Store {
     /// with [`StoreError::Closed`]; closing again does nothing. Fails where the store has failed.
     pub fn close(&self) -> Result<(), StoreError> {
         self.0.close()
-    }
-
-    /// What cannot be committed any more must not be read either: it may not be durable.
-    fn refuse_if_failed(&self) -> Result<(), StoreError> {
-        self.health()
     }
 }
 

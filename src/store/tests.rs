@@ -1,1 +1,884 @@
-//! The store as its users see it.
+//! The store as its users see it: over sled in a temporary folder, over memory, and over engines that misbehave.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Condvar;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+use super::{
+    embedded::{
+        engine::{Engine, EngineError, Visit, Write},
+        keys::Key,
+        sequencer::Sequencer,
+    },
+    *,
+};
+use crate::types::{ByteSize, Device, Notification, NotificationId, Payload, TypeName};
+
+const NOW: Duration = Duration::from_secs(1_769_852_100);
+const EVERYTHING: PageLimit = PageLimit { records: 1000, bytes: 1 << 30 };
+
+fn config_at(path: &Path) -> Config {
+    Config { path: path.join("store"), ..Config::default() }
+}
+
+fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+fn device(name: &str) -> Device {
+    Device::parse(name).unwrap()
+}
+
+fn notification(payload_bytes: usize) -> Notification {
+    Notification {
+        id: NotificationId::generate(),
+        type_name: TypeName::parse("order.created").unwrap(),
+        payload: Payload::Binary(Bytes::from((0..payload_bytes).map(|n| (n / 7) as u8).collect::<Vec<_>>())),
+        from_user: Some(user("shop")),
+        accepted_at: UnixMillis(1),
+        expires_at: Some(UnixMillis(NOW.as_millis() as u64 + 90_000)),
+    }
+}
+
+fn row(cursor: Offset) -> DeviceRow {
+    DeviceRow { cursor, created_at: UnixMillis(5), last_seen: UnixMillis(6) }
+}
+
+#[derive(Default)]
+struct Observer {
+    applied: Mutex<Vec<Offset>>,
+    failed: Mutex<Vec<StoreError>>,
+}
+
+impl LogObserver for Observer {
+    fn applied(&self, upto: Offset) {
+        self.applied.lock().push(upto);
+    }
+
+    fn failed(&self, error: &StoreError) {
+        self.failed.lock().push(error.clone());
+    }
+}
+
+/// A user's log as the hub keeps it.
+struct Log {
+    user: UserId,
+    counters: Counters,
+    index: Vec<IndexEntry>,
+    observer: Arc<Observer>,
+}
+
+type Answer = oneshot::Receiver<Result<(), StoreError>>;
+
+impl Log {
+    fn of(name: &str) -> Self {
+        Self { user: user(name), counters: Counters::default(), index: Vec::new(), observer: Arc::default() }
+    }
+
+    async fn stage(&mut self, store: &Store, notification: &Notification) -> Result<(Offset, Answer), StoreError> {
+        let mut permit = store.permit(notification.accounted_bytes()).await?;
+        let offset = store.assign(&mut permit, self.counters.last);
+        assert!(offset > self.counters.last);
+        self.counters.count += 1;
+        self.counters.bytes += notification.accounted_bytes();
+        self.counters.last = offset;
+        self.index.push(IndexEntry {
+            offset,
+            bytes: notification.accounted_bytes() as u32,
+            chunks: chunks_of(notification),
+            expires_at: notification.expires_at.unwrap(),
+        });
+        let (done, answer) = oneshot::channel();
+        store.stage(Op::Append {
+            user: self.user.clone(),
+            offset,
+            notification: Arc::new(notification.clone()),
+            counters: self.counters,
+            permit,
+            observer: self.observer.clone(),
+            done: Some(done),
+        });
+        Ok((offset, answer))
+    }
+
+    async fn append(&mut self, store: &Store, notification: &Notification) -> Result<Offset, StoreError> {
+        let (offset, answer) = self.stage(store, notification).await?;
+        answer.await.unwrap().map(|()| offset)
+    }
+
+    fn delete(&mut self, store: &Store, upto: Offset) -> Hold {
+        let (entries, rest): (Vec<_>, _) = self.index.iter().partition(|entry| entry.offset <= upto);
+        self.index = rest;
+        self.counters.count -= entries.len() as u32;
+        self.counters.bytes -= entries.iter().map(|entry| u64::from(entry.bytes)).sum::<u64>();
+        let hold = Hold::default();
+        store.stage(Op::Delete { user: self.user.clone(), entries, counters: self.counters, hold: hold.clone() });
+        hold
+    }
+
+    async fn put_device(&self, store: &Store, name: &str, cursor: Offset) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        store.stage(Op::PutDevice {
+            user: self.user.clone(),
+            device: device(name),
+            row: row(cursor),
+            counters: self.counters,
+            hold: Hold::default(),
+            done,
+        });
+        answer.await.unwrap()
+    }
+
+    fn cursor(&self, store: &Store, name: &str, to: Offset) -> Hold {
+        let hold = Hold::default();
+        store.stage(Op::Cursor { user: self.user.clone(), device: device(name), row: row(to), hold: hold.clone() });
+        hold
+    }
+
+    async fn page(&self, store: &Store, after: Offset) -> Page {
+        store.page(&self.user, after, Offset::MAX, EVERYTHING).await.unwrap()
+    }
+}
+
+/// Comes back when an op that was staged with a hold is durable.
+async fn released(hold: Hold) {
+    while Arc::strong_count(&hold) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn open_sled(folder: &TempDir) -> Store {
+    Store::open(&config_at(folder.path()), Clock::system()).unwrap()
+}
+
+/// Runs `test` over every engine.
+async fn over_every_engine(test: impl AsyncFn(Store)) {
+    test(Store::open_memory(&Config::default(), Clock::system())).await;
+    let folder = TempDir::new().unwrap();
+    test(open_sled(&folder)).await;
+}
+
+/// An engine in memory that can be held up, made to fail, and asked what was committed.
+#[derive(Default)]
+struct Double {
+    rows: MemoryEngine,
+    commits: Mutex<Vec<Vec<Write>>>,
+    /// A commit waits as long as this is set.
+    is_held: Mutex<bool>,
+    let_go: Condvar,
+    begun: AtomicUsize,
+    fails: AtomicBool,
+    panics: AtomicBool,
+}
+
+/// Holds a double's commits up until it is dropped, also by a test that fails.
+struct Held(Arc<Double>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *self.0.is_held.lock() = false;
+        self.0.let_go.notify_all();
+    }
+}
+
+impl Double {
+    fn hold(self: &Arc<Self>) -> Held {
+        *self.is_held.lock() = true;
+        Held(Arc::clone(self))
+    }
+
+    async fn begun(&self, commits: usize) {
+        while self.begun.load(Ordering::SeqCst) < commits {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Engine for Arc<Double> {
+    fn name(&self) -> &'static str {
+        "double"
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> Result<(), EngineError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        self.let_go.wait_while(&mut self.is_held.lock(), |held| *held);
+        assert!(!self.panics.load(Ordering::SeqCst), "on purpose");
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(EngineError::Io(std::io::Error::other("on purpose")));
+        }
+        self.commits.lock().push(writes.clone());
+        self.rows.commit(writes)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        self.rows.get(key)
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        self.rows.range(from, to, visit)
+    }
+
+    fn disk_bytes(&self) -> Result<u64, EngineError> {
+        self.rows.disk_bytes()
+    }
+}
+
+fn over(double: &Arc<Double>) -> Store {
+    let opened = Opened::over(Arc::new(Arc::clone(double)), Clock::system(), true).unwrap();
+    double.begun.store(0, Ordering::SeqCst);
+    double.commits.lock().clear();
+    Store::start(opened, &Config::default()).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_appended_is_paged_until_it_is_deleted() {
+    over_every_engine(async |store| {
+        let (mut ann, mut bob) = (Log::of("ann"), Log::of("bob"));
+        let sent: Vec<_> = (0..10).map(|n| notification(n * 10)).collect();
+        let mut offsets = Vec::new();
+        for one in &sent {
+            offsets.push(ann.append(&store, one).await.unwrap());
+            bob.append(&store, &notification(1)).await.unwrap();
+        }
+        let found = ann.page(&store, Offset::ZERO).await;
+        assert!(found.complete && found.damaged.is_empty());
+        let wanted: Vec<_> = offsets.iter().copied().zip(sent.iter().cloned()).collect();
+        assert_eq!(found.records, wanted);
+        assert_eq!(ann.page(&store, offsets[6]).await.records, wanted[7..]);
+        let upto = store.page(&ann.user, offsets[1], offsets[3], EVERYTHING).await.unwrap();
+        assert_eq!(upto.records, wanted[2..=3]);
+        assert_eq!(*ann.observer.applied.lock(), offsets);
+
+        released(ann.delete(&store, offsets[8])).await;
+        assert_eq!(ann.page(&store, Offset::ZERO).await.records, wanted[9..]);
+        assert_eq!(store.totals(), Totals { count: 11, bytes: ann.counters.bytes + bob.counters.bytes });
+        store.close().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn everything_survives_closing_and_opening_again() {
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let epoch = store.epoch();
+    let mut ann = Log::of("ann");
+    for n in [10, 5000, 300] {
+        ann.append(&store, &notification(n)).await.unwrap();
+    }
+    let first = ann.index[0].offset;
+    ann.put_device(&store, "phone", Offset::ZERO).await.unwrap();
+    ann.put_device(&store, "", ann.counters.last).await.unwrap();
+    ann.put_device(&store, "gone", Offset::ZERO).await.unwrap();
+    let (done, answer) = oneshot::channel();
+    let hold = Hold::default();
+    store.stage(Op::RemoveDevice { user: ann.user.clone(), device: device("gone"), hold, done: Some(done) });
+    answer.await.unwrap().unwrap();
+    ann.cursor(&store, "phone", first);
+    ann.delete(&store, first);
+    // Lazy writes are flushed by closing.
+    store.close().unwrap();
+
+    let store = open_sled(&folder);
+    assert_eq!(store.epoch(), epoch);
+    assert_eq!(store.engine_name(), "sled");
+    assert_eq!(store.totals(), Totals { count: 2, bytes: ann.counters.bytes });
+    let found = store.load(&ann.user).await.unwrap();
+    let devices = vec![(Device::UNNAMED, row(ann.counters.last)), (device("phone"), row(first))];
+    assert_eq!(found, Mailbox { counters: ann.counters, devices, index: ann.index.clone(), damaged: None });
+    assert_eq!(store.load(&user("stranger")).await.unwrap(), Mailbox::default());
+    assert!(store.disk_bytes() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_users_at_once_each_get_their_own_log_in_order() {
+    const USERS: usize = 32;
+    const ROUNDS: usize = 20;
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let users = (0..USERS).map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move {
+            let mut log = Log::of(&format!("user-{number}"));
+            for round in 0..ROUNDS {
+                let sent = [notification(round * 10), notification(round * 900)];
+                for one in &sent {
+                    log.append(&store, one).await.unwrap();
+                }
+                let before = log.index.iter().rev().nth(2).map_or(Offset::ZERO, |entry| entry.offset);
+                let found = log.page(&store, before).await;
+                assert!(found.records.iter().map(|(_, one)| one).eq(&sent));
+                log.cursor(&store, "phone", before);
+                if round % 3 == 2 {
+                    log.delete(&store, before);
+                }
+            }
+            log
+        })
+    });
+    let mut logs = Vec::new();
+    for user in users.collect::<Vec<_>>() {
+        logs.push(user.await.unwrap());
+    }
+    store.close().unwrap();
+    let store = open_sled(&folder);
+    for log in &logs {
+        let found = store.load(&log.user).await.unwrap();
+        assert_eq!((found.counters, &found.index, found.damaged), (log.counters, &log.index, None));
+    }
+    let count = logs.iter().map(|log| u64::from(log.counters.count)).sum();
+    let bytes = logs.iter().map(|log| log.counters.bytes).sum();
+    assert_eq!(store.totals(), Totals { count, bytes });
+}
+
+#[tokio::test]
+async fn an_append_is_answered_when_it_is_durable_and_its_log_is_told_before() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let mut ann = Log::of("ann");
+    let held = double.hold();
+    let (offset, mut answer) = ann.stage(&store, &notification(1)).await.unwrap();
+    double.begun(1).await;
+    assert!(answer.try_recv().is_err());
+    assert!(ann.observer.applied.lock().is_empty());
+    drop(held);
+    answer.await.unwrap().unwrap();
+    assert_eq!(*ann.observer.applied.lock(), [offset]);
+}
+
+#[tokio::test]
+async fn what_was_answered_is_in_the_files_although_nothing_was_closed() {
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let mut ann = Log::of("ann");
+    for n in 0..20 {
+        ann.append(&store, &notification(n * 300)).await.unwrap();
+        // The files are what `kill -9` would leave at this moment.
+        let killed = TempDir::new().unwrap();
+        copy(&config_at(folder.path()).path, &config_at(killed.path()).path);
+        let found = open_sled(&killed).load(&ann.user).await.unwrap();
+        assert_eq!((found.counters, found.index, found.damaged), (ann.counters, ann.index.clone(), None));
+    }
+}
+
+#[tokio::test]
+async fn a_failed_commit_fails_its_whole_batch_and_the_store_for_good() {
+    for panics in [false, true] {
+        let double = Arc::new(Double::default());
+        let store = over(&double);
+        let (mut ann, mut bob) = (Log::of("ann"), Log::of("bob"));
+        let held = double.hold();
+        let (_, first) = ann.stage(&store, &notification(1)).await.unwrap();
+        double.begun(1).await;
+        let (_, second) = bob.stage(&store, &notification(1)).await.unwrap();
+        let waiting = bob.cursor(&store, "phone", Offset::new(1));
+        double.fails.store(true, Ordering::SeqCst);
+        double.panics.store(panics, Ordering::SeqCst);
+        drop(held);
+        for answer in [first, second] {
+            assert!(matches!(answer.await.unwrap(), Err(StoreError::Failed(why)) if why.contains("on purpose")));
+        }
+        released(waiting).await;
+        assert!(matches!(store.failed().await, StoreError::Failed(_)));
+        assert!(store.health().is_err());
+        for log in [&ann, &bob] {
+            assert!(log.observer.applied.lock().is_empty());
+            assert_eq!(log.observer.failed.lock().len(), 1);
+        }
+        assert!(matches!(store.permit(1).await, Err(StoreError::Failed(_))));
+        assert!(matches!(bob.put_device(&store, "late", Offset::ZERO).await, Err(StoreError::Failed(_))));
+        assert!(matches!(store.load(&ann.user).await, Err(StoreError::Failed(_))));
+        assert_eq!(double.begun.load(Ordering::SeqCst), 1, "nothing is committed after a failure");
+        assert!(matches!(store.close(), Err(StoreError::Failed(_))));
+    }
+}
+
+#[tokio::test]
+async fn what_gathers_during_a_commit_is_one_batch_with_one_row_for_counters_and_cursors() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let mut ann = Log::of("ann");
+    let held = double.hold();
+    let mut answers = vec![ann.stage(&store, &notification(1)).await.unwrap().1];
+    double.begun(1).await;
+    for _ in 0..100 {
+        let (offset, answer) = ann.stage(&store, &notification(1)).await.unwrap();
+        answers.push(answer);
+        ann.cursor(&store, "phone", offset);
+    }
+    drop(held);
+    for answer in answers {
+        answer.await.unwrap().unwrap();
+    }
+    let commits = double.commits.lock().clone();
+    assert_eq!(commits.len(), 2);
+    let count = |wanted: &dyn Fn(&Key) -> bool| {
+        commits[1].iter().filter(|(key, _)| Key::decode(key).is_some_and(|key| wanted(&key))).count()
+    };
+    assert_eq!(count(&|key| matches!(key, Key::Head(..))), 100);
+    assert_eq!(count(&|key| matches!(key, Key::Mailbox(_))), 1);
+    assert_eq!(count(&|key| matches!(key, Key::Device(..))), 1);
+    assert_eq!(count(&|key| matches!(key, Key::Totals)), 1);
+    assert_eq!(ann.observer.applied.lock().last(), Some(&ann.counters.last));
+    assert_eq!(ann.observer.applied.lock().len(), 2, "once for each batch");
+    let row = store.load(&ann.user).await.unwrap().devices[0].1;
+    assert_eq!(row.cursor, ann.counters.last);
+}
+
+#[tokio::test]
+async fn offsets_go_on_above_all_that_were_given_when_the_clock_went_back() {
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let mut ann = Log::of("ann");
+    let before = ann.append(&store, &notification(1)).await.unwrap();
+    // Given, and perhaps seen, but never written.
+    let lost = store.assign(&mut store.permit(1).await.unwrap(), before);
+    store.close().unwrap();
+
+    let clock = Clock::system();
+    clock.set_skew_micros(-3_600_000_000);
+    let store = Store::open(&config_at(folder.path()), clock).unwrap();
+    let mut bob = Log::of("bob");
+    let after = bob.append(&store, &notification(1)).await.unwrap();
+    assert!(after > lost && lost > before, "{before} < {lost} < {after}");
+    assert_eq!(store.load(&ann.user).await.unwrap().damaged, None);
+}
+
+#[tokio::test]
+async fn a_permit_waits_for_the_mark_to_be_raised_on_disk() {
+    let double = Arc::new(Double::default());
+    let mut opened = Opened::over(Arc::new(Arc::clone(&double)), Clock::system(), true).unwrap();
+    opened.sequencer = Sequencer::new(Clock::system(), 4);
+    opened.sequencer.raised(6);
+    double.begun.store(0, Ordering::SeqCst);
+    double.commits.lock().clear();
+    let store = Store::start(opened, &Config::default()).unwrap();
+    let (mut first, mut second) = (store.permit(1).await.unwrap(), store.permit(1).await.unwrap());
+    let held = double.hold();
+    let mut waiting = Box::pin(store.permit(1));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    double.begun(1).await;
+    assert!(futures_util::poll!(&mut waiting).is_pending(), "the mark is not on disk yet");
+    let offsets = [store.assign(&mut first, Offset::ZERO).get(), store.assign(&mut second, Offset::ZERO).get()];
+    assert_eq!(offsets, [4, 5]);
+    drop(held);
+    let mut third = waiting.await.unwrap();
+    let (key, _) = double.commits.lock()[0][0].clone();
+    assert_eq!(Key::decode(&key), Some(Key::Mark));
+    assert!(store.assign(&mut third, Offset::ZERO).get() > 1_000_000);
+}
+
+#[tokio::test]
+async fn a_permit_that_waits_for_the_mark_ends_with_the_store() {
+    for fails in [true, false] {
+        let double = Arc::new(Double::default());
+        let mut opened = Opened::over(Arc::new(Arc::clone(&double)), Clock::system(), true).unwrap();
+        opened.sequencer = Sequencer::new(Clock::system(), 1);
+        double.fails.store(fails, Ordering::SeqCst);
+        double.begun.store(0, Ordering::SeqCst);
+        let store = Store::start(opened, &Config::default()).unwrap();
+        let held = double.hold();
+        let mut waiting = Box::pin(store.permit(1));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        double.begun(1).await;
+        if !fails {
+            store.0.shared.close();
+        }
+        drop(held);
+        match waiting.await.map(drop) {
+            Err(StoreError::Failed(_)) => assert!(fails),
+            Err(StoreError::Closed) => assert!(!fails),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_permit_holds_room_in_the_queue_until_it_is_dropped() {
+    let store = Store::open_memory(&Config::default(), Clock::system());
+    let all = crate::limits::WRITER_QUEUE_BYTES_MAX as u64;
+    assert_eq!(store.permit(all + 1).await.map(drop), Err(StoreError::Full));
+    let whole = store.permit(all).await.unwrap();
+    let mut next = Box::pin(store.permit(1));
+    assert!(futures_util::poll!(&mut next).is_pending());
+    drop(whole);
+    drop(next.await.unwrap());
+    // An append gives it back when it is committed.
+    let mut ann = Log::of("ann");
+    for _ in 0..3 {
+        ann.append(&store, &notification(40 << 20)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_admitted_beyond_the_bytes_and_the_disk_configured() {
+    let one = notification(10_000);
+    let config = Config { max_bytes: ByteSize(2 * one.accounted_bytes()), ..Config::default() };
+    let store = Store::open_memory(&config, Clock::system());
+    let mut ann = Log::of("ann");
+    let first = ann.append(&store, &one).await.unwrap();
+    let held = store.permit(one.accounted_bytes()).await.unwrap();
+    assert_eq!(ann.append(&store, &one).await, Err(StoreError::Full), "permits count");
+    drop(held);
+    ann.append(&store, &one).await.unwrap();
+    assert_eq!(ann.append(&store, &one).await, Err(StoreError::Full));
+    released(ann.delete(&store, first)).await;
+    ann.append(&store, &one).await.unwrap();
+
+    let folder = TempDir::new().unwrap();
+    let config = Config { max_disk: ByteSize(1), ..config_at(folder.path()) };
+    let store = Store::open(&config, Clock::system()).unwrap();
+    assert_eq!(ann.append(&store, &one).await, Err(StoreError::Full));
+    // What frees room is still taken.
+    ann.put_device(&store, "phone", Offset::ZERO).await.unwrap();
+}
+
+#[tokio::test]
+async fn large_notifications_come_back_as_they_were_and_leave_nothing_behind() {
+    over_every_engine(async |store| {
+        let mut ann = Log::of("ann");
+        let sent = [notification(200 * 1024), notification(10), notification(4096), notification(8192)];
+        for one in &sent {
+            ann.append(&store, one).await.unwrap();
+        }
+        assert!(ann.index[0].chunks > 50 && ann.index[1].chunks == 0 && ann.index[3].chunks == 3);
+        let found = ann.page(&store, Offset::ZERO).await;
+        assert!(found.records.iter().map(|(_, one)| one).eq(&sent));
+        assert_eq!(store.load(&ann.user).await.unwrap().index, ann.index);
+        released(ann.delete(&store, ann.counters.last)).await;
+        let left = store.0.readers.read(|engine| {
+            let mut left = Vec::new();
+            engine.range(&[0x20], &[0x22], &mut |key, _| {
+                left.push(key.to_vec());
+                Visit::Continue(())
+            })?;
+            Ok(left)
+        });
+        assert_eq!(left.await.unwrap(), Vec::<Vec<u8>>::new());
+        let mailbox = store.load(&ann.user).await.unwrap();
+        assert_eq!((mailbox.counters, mailbox.damaged), (ann.counters, None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_page_keeps_to_its_limits_but_has_one_record_at_least() {
+    over_every_engine(async |store| {
+        let mut ann = Log::of("ann");
+        for n in [9000, 100, 100, 100, 9000] {
+            ann.append(&store, &notification(n)).await.unwrap();
+        }
+        let page = async |after: Offset, records, bytes| {
+            let page = store.page(&ann.user, after, Offset::MAX, PageLimit { records, bytes }).await.unwrap();
+            (page.records.len(), page.complete)
+        };
+        assert_eq!(page(Offset::ZERO, 10, 1).await, (1, false));
+        assert_eq!(page(Offset::ZERO, 0, 0).await, (1, false));
+        assert_eq!(page(ann.index[0].offset, 10, 1000).await, (3, false));
+        assert_eq!(page(Offset::ZERO, 2, 1 << 20).await, (2, false));
+        assert_eq!(page(Offset::ZERO, 5, 1 << 20).await, (5, true));
+        assert_eq!(page(ann.index[3].offset, 1, 1).await, (1, true));
+        assert_eq!(page(ann.counters.last, 1, 1).await, (0, true));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_mailbox_of_any_length_is_listed_and_paged_whole() {
+    let store = Store::open_memory(&Config::default(), Clock::system());
+    let mut ann = Log::of("ann");
+    let mut answers = Vec::new();
+    // An even number of index pages, so that the last one is full.
+    for _ in 0..1024 {
+        answers.push(ann.stage(&store, &notification(1)).await.unwrap().1);
+    }
+    for answer in answers {
+        answer.await.unwrap().unwrap();
+    }
+    let found = store.load(&ann.user).await.unwrap();
+    assert_eq!((found.index, found.damaged), (ann.index.clone(), None));
+    let limit = PageLimit { records: 2000, bytes: 1 << 30 };
+    let page = store.page(&ann.user, Offset::ZERO, Offset::MAX, limit).await.unwrap();
+    assert_eq!((page.records.len(), page.complete), (1024, true));
+}
+
+#[tokio::test]
+async fn lost_and_unreadable_rows_are_passed_over_and_reported() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let mut ann = Log::of("ann");
+    for n in [10, 9000, 10, 10] {
+        ann.append(&store, &notification(n)).await.unwrap();
+    }
+    let at = |n: usize| ann.index[n].offset;
+    assert_eq!(store.load(&ann.user).await.unwrap().damaged, None);
+    let key = Key::Chunk(ann.user.clone(), at(1), 1).encode();
+    double.rows.commit(vec![(key, None), (Key::Head(ann.user.clone(), at(2)).encode(), None)]).unwrap();
+    let page = ann.page(&store, Offset::ZERO).await;
+    assert_eq!(page.records.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), [at(0), at(3)]);
+    assert!(page.complete && page.damaged == [at(1)]);
+    let mailbox = store.load(&ann.user).await.unwrap();
+    assert!(mailbox.damaged.is_some());
+    assert_eq!((mailbox.counters.count, mailbox.counters.last), (3, ann.counters.last));
+
+    let row = (Key::Head(ann.user.clone(), at(0)).encode(), Some(vec![9, 9]));
+    double.rows.commit(vec![row]).unwrap();
+    assert_eq!(ann.page(&store, Offset::ZERO).await.damaged, [at(0), at(1)]);
+    assert!(store.load(&ann.user).await.unwrap().damaged.unwrap().contains("cannot be read"));
+}
+
+#[tokio::test]
+async fn users_are_due_when_something_of_theirs_has_expired() {
+    over_every_engine(async |store| {
+        let expires_at = NOW.as_millis() as u64 + 90_000;
+        for name in ["ann", "bob", "ann"] {
+            Log::of(name).append(&store, &notification(1)).await.unwrap();
+        }
+        let minute = expires_at.div_ceil(60_000);
+        let whole = UnixMillis(minute * 60_000);
+        assert_eq!(store.due(UnixMillis(whole.0 - 1), 10).await.unwrap(), []);
+        let due = store.due(whole, 10).await.unwrap();
+        assert_eq!(due, [user("ann"), user("bob")].map(|user| Due { minute, user }));
+        assert_eq!(store.due(whole, 1).await.unwrap(), due[..1]);
+        assert_eq!(store.due(whole, 0).await.unwrap(), []);
+        store.stage(Op::ForgetDue { due: due[0].clone() });
+        // Whatever is committed after it is committed with or after it.
+        Log::of("eve").put_device(&store, "phone", Offset::ZERO).await.unwrap();
+        assert_eq!(store.due(whole, 10).await.unwrap(), due[1..]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_closed_store_has_written_everything_and_takes_nothing() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let mut ann = Log::of("ann");
+    let (_, answer) = ann.stage(&store, &notification(1)).await.unwrap();
+    let permit = store.permit(1).await.unwrap();
+    let hold = ann.cursor(&store, "phone", Offset::new(1));
+    store.close().unwrap();
+    store.close().unwrap();
+    answer.await.unwrap().unwrap();
+    assert_eq!(Arc::strong_count(&hold), 1);
+    assert!(double.rows.get(&Key::Device(ann.user.clone(), device("phone")).encode()).unwrap().is_some());
+    assert_eq!(store.permit(1).await.map(drop), Err(StoreError::Closed));
+    assert_eq!(ann.put_device(&store, "late", Offset::ZERO).await, Err(StoreError::Closed));
+    assert_eq!(store.load(&ann.user).await, Err(StoreError::Closed));
+    assert_eq!(store.health(), Err(StoreError::Closed));
+    assert!(futures_util::poll!(Box::pin(store.failed())).is_pending(), "closing is no failure");
+    drop(permit);
+}
+
+#[tokio::test]
+async fn a_store_in_use_is_locked_and_free_again_when_it_is_closed() {
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let again = Store::open(&config_at(folder.path()), Clock::system());
+    assert!(matches!(again.map(drop), Err(OpenError::Locked { .. })));
+    store.close().unwrap();
+    // The handle may live on.
+    drop(open_sled(&folder));
+    drop(store);
+    drop(open_sled(&folder));
+}
+
+#[tokio::test]
+async fn a_snapshot_that_a_crash_left_unfinished_is_removed() {
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let mut ann = Log::of("ann");
+    ann.append(&store, &notification(1)).await.unwrap();
+    store.close().unwrap();
+    let unfinished = folder.path().join("store/snap.00000000FFFFFFFF.generating");
+    fs::write(&unfinished, b"half").unwrap();
+    let store = open_sled(&folder);
+    assert!(!unfinished.exists());
+    assert_eq!(ann.page(&store, Offset::ZERO).await.records.len(), 1);
+}
+
+#[test]
+fn a_store_of_a_newer_version_is_refused_and_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let config = config_at(folder.path());
+    drop(open_sled(&folder));
+    let tree = sled::open(&config.path).unwrap();
+    tree.insert(Key::Format.encode(), &2u32.to_le_bytes()).unwrap();
+    tree.flush().unwrap();
+    drop(tree);
+    match Store::open(&config, Clock::system()).map(drop) {
+        Err(OpenError::Format { found, supported, .. }) => {
+            assert_eq!((&*found, &*supported), ("format version 2", "format version 1"));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_an_error_that_names_it() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("store"), b"a file").unwrap();
+    let error = Store::open(&config_at(folder.path()), Clock::system()).map(drop).unwrap_err();
+    assert!(matches!(error, OpenError::Io { .. }));
+    assert!(error.to_string().contains(&*folder.path().join("store").to_string_lossy()), "{error}");
+}
+
+#[test]
+fn what_this_build_does_not_have_is_refused_before_anything_is_touched() {
+    let folder = TempDir::new().unwrap();
+    for config in [
+        Config { engine: EngineName::Redb, ..config_at(folder.path()) },
+        Config { durability: Durability::Power, ..config_at(folder.path()) },
+    ] {
+        assert!(matches!(Store::open(&config, Clock::system()).map(drop), Err(OpenError::Unavailable { .. })));
+    }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Opens on a thread of its own, since an opening that hangs could not be ended.
+fn opened_in_time(config: &Config) -> Result<Store, OpenError> {
+    let (answer, answered) = mpsc::channel();
+    let config = config.clone();
+    std::thread::spawn(move || answer.send(Store::open(&config, Clock::system())));
+    answered.recv_timeout(Duration::from_secs(60)).expect("opening hangs")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_store_is_opened_moved_aside_or_refused_but_never_hangs_or_panics() {
+    let folder = TempDir::new().unwrap();
+    // Twice, so that there is a snapshot, and something behind it.
+    let mut logs: Vec<_> = (0..20).map(|n| Log::of(&format!("user-{n}"))).collect();
+    for _ in 0..2 {
+        let store = open_sled(&folder);
+        for log in &mut logs {
+            log.append(&store, &notification(3000)).await.unwrap();
+            log.append(&store, &notification(9000)).await.unwrap();
+        }
+        store.close().unwrap();
+    }
+    let sound = config_at(folder.path()).path;
+    let snapshot = fs::read_dir(&sound).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let snapshot = snapshot.into_iter().find(|name| name.starts_with("snap.")).unwrap();
+    let mut damages: Vec<(&str, Option<u64>, u64)> = Vec::new();
+    for (file, step) in [("db", 97_531), ("conf", 9), (&*snapshot, 211)] {
+        let length = fs::metadata(sound.join(file)).unwrap().len();
+        let positions = (0..length).step_by(step).chain([1, 20, length - 1]);
+        damages.extend(positions.take(16).map(|at| (file, None, at)));
+        damages.extend([0, 7, length / 3, length / 2, length - 1].map(|cut| (file, Some(cut), 0)));
+    }
+    let (mut refused, mut moved) = (0, 0);
+    for (number, (file, cut, flip)) in damages.into_iter().enumerate() {
+        for on_corruption in [OnCorruption::Refuse, OnCorruption::Quarantine] {
+            let place = TempDir::new().unwrap();
+            let config = Config { on_corruption: Some(on_corruption), ..config_at(place.path()) };
+            copy(&sound, &config.path);
+            let mut bytes = fs::read(config.path.join(file)).unwrap();
+            match cut {
+                Some(length) => bytes.truncate(length as usize),
+                None => bytes[flip as usize] ^= 0x10,
+            }
+            fs::write(config.path.join(file), &bytes).unwrap();
+            let quarantined = || fs::read_dir(place.path()).unwrap().count() == 2;
+            match opened_in_time(&config) {
+                Ok(store) => {
+                    moved += usize::from(quarantined());
+                    for log in &logs {
+                        // Lost is possible, a panic or a hang is not.
+                        let _ = store.load(&log.user).await;
+                        let _ = store.page(&log.user, Offset::ZERO, Offset::MAX, EVERYTHING).await;
+                    }
+                    let _ = Log::of("newcomer").append(&store, &notification(10)).await;
+                }
+                Err(OpenError::Panicked { moved_to, .. }) => {
+                    assert!(on_corruption == OnCorruption::Quarantine && moved_to.join("db").exists());
+                    moved += 1;
+                    opened_in_time(&config).expect("the next start finds a new store");
+                }
+                Err(OpenError::Corrupt { .. }) => {
+                    assert_eq!(on_corruption, OnCorruption::Refuse, "{number}");
+                    assert!(!quarantined());
+                    assert!(fs::read(config.path.join(file)).unwrap().len() == bytes.len() || file == "db");
+                    refused += 1;
+                }
+                Err(OpenError::Format { .. }) => assert_eq!(file, "conf"),
+                Err(error) => panic!("{file} {cut:?} {flip}: {error}"),
+            }
+        }
+    }
+    assert!(refused > 0 && moved > 0, "{refused} refused, {moved} moved");
+}
+
+#[test]
+fn an_emptied_store_is_damage_and_one_cut_short_at_its_making_is_not() {
+    let folder = TempDir::new().unwrap();
+    let config = Config { on_corruption: Some(OnCorruption::Refuse), ..config_at(folder.path()) };
+    drop(open_sled(&folder));
+    let open = || Store::open(&config, Clock::system()).map(drop);
+    open().unwrap();
+    for entry in fs::read_dir(&config.path).unwrap().map(Result::unwrap) {
+        if entry.file_name() != "conf" && entry.file_type().unwrap().is_file() {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    fs::write(config.path.join("db"), b"").unwrap();
+    assert!(matches!(open(), Err(OpenError::Corrupt { .. })));
+    fs::write(config.path.join("begun"), b"").unwrap();
+    open().unwrap();
+    assert!(!config.path.join("begun").exists());
+}
+
+#[test]
+fn what_is_set_aside_takes_no_name_that_is_taken() {
+    let folder = TempDir::new().unwrap();
+    // A slash at the end of a path must not turn "beside" into "inside".
+    let config = Config { path: config_at(folder.path()).path.join(""), ..Config::default() };
+    drop(open_sled(&folder));
+    fs::write(config.path.join("db"), b"short").unwrap();
+    let aside = |end: &str| folder.path().join(format!("store.corrupt-{}{end}", NOW.as_secs()));
+    fs::write(aside(""), b"").unwrap();
+    match Store::open(&config, Clock::simulated(NOW)) {
+        Ok(_) | Err(OpenError::Panicked { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+    assert!(aside("-2").join("db").exists() && aside("").is_file());
+}
+
+#[test]
+fn a_store_that_fills_a_mount_is_set_aside_inside_it() {
+    let folder = TempDir::new().unwrap();
+    let config = config_at(folder.path());
+    drop(open_sled(&folder));
+    fs::write(config.path.join("db"), b"short").unwrap();
+    // Nothing can be made beside a folder whose name is as long as names may be.
+    let long = Config { path: folder.path().join("s".repeat(250)), ..config.clone() };
+    fs::rename(&config.path, &long.path).unwrap();
+    match Store::open(&long, Clock::simulated(NOW)) {
+        Ok(_) | Err(OpenError::Panicked { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+    assert!(long.path.join(format!("corrupt-{}/db", NOW.as_secs())).exists());
+}

@@ -31,6 +31,10 @@ use crate::{
     store::{Config, OnCorruption, OpenError, Totals},
 };
 
+/// Stands in the folder from before the engine first opens it until the store's own rows are in it. So a folder whose
+/// files hold no rows is told apart: begun and cut short, or emptied by damage that the engine took for a new store.
+const BEGUN: &str = "begun";
+
 /// An opened engine, and what the store's own rows say.
 pub struct Opened {
     /// The engine.
@@ -44,10 +48,13 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Reads the store's own rows, or writes them where the engine is empty.
-    pub fn over(engine: Arc<dyn Engine>, clock: Clock) -> Result<Self, EngineError> {
+    /// Reads the store's own rows. Writes them where the engine is empty, and `may_be_new`.
+    pub fn over(engine: Arc<dyn Engine>, clock: Clock, may_be_new: bool) -> Result<Self, EngineError> {
         let damaged = |what: &str| EngineError::Corrupt(format!("{what} is missing or cannot be read"));
-        if is_new(&*engine)? {
+        if is_empty(&*engine)? {
+            if !may_be_new {
+                return Err(EngineError::Corrupt("its files are there, but nothing is in them".into()));
+            }
             engine.commit(vec![
                 (Key::Format.encode(), Some(rows::encode_format(rows::FORMAT))),
                 (Key::Epoch.encode(), Some(rows::encode_epoch(Uuid::new_v4()))),
@@ -80,7 +87,7 @@ impl Opened {
     }
 }
 
-fn is_new(engine: &dyn Engine) -> Result<bool, EngineError> {
+fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {
     let (from, to) = keys::all();
     let mut empty = true;
     engine.range(&from, &to, &mut |_, _| {
@@ -148,7 +155,7 @@ fn io_error(path: &Path, source: io::Error) -> OpenError {
 fn attempt(path: &Path, clock: &Clock) -> Result<Opened, Failure> {
     let deadline = Instant::now() + limits::STORE_LOCK_WAIT;
     loop {
-        let tried = prepare(path).and_then(|()| guarded(path, clock));
+        let tried = prepare(path).and_then(|new| guarded(path, clock, new));
         match tried {
             Err(Attempt::Engine(EngineError::Busy)) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(50));
@@ -182,8 +189,8 @@ impl<E: Into<EngineError>> From<E> for Attempt {
 }
 
 /// Makes the folder, and removes what would keep the engine from opening. Looks at the lock first, since an unfinished
-/// snapshot may be another process at work.
-fn prepare(path: &Path) -> Result<(), Attempt> {
+/// snapshot may be another process at work. Tells whether the store may be a new one.
+fn prepare(path: &Path) -> Result<bool, Attempt> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let lock = match File::options().read(true).write(true).open(path.join(sled::DATA_FILE)) {
         Ok(file) => match file.try_lock() {
@@ -194,37 +201,54 @@ fn prepare(path: &Path) -> Result<(), Attempt> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
+    let mut is_new = true;
     for entry in fs::read_dir(path)? {
         let entry = entry?;
-        if sled::is_unfinished_snapshot(&entry.file_name().to_string_lossy()) {
+        let name = entry.file_name();
+        if sled::is_unfinished_snapshot(&name.to_string_lossy()) {
             tracing::warn!(file = %entry.path().display(), "removing a snapshot that a crash left unfinished");
             fs::remove_file(entry.path())?;
         }
+        is_new &= !sled::is_own(&name.to_string_lossy());
+    }
+    let begun = path.join(BEGUN);
+    if is_new {
+        File::create(&begun)?;
     }
     drop(lock);
-    Ok(())
+    Ok(begun.try_exists()?)
 }
 
 /// Opens the engine and reads the store's rows where a panic does no harm.
-fn guarded(path: &Path, clock: &Clock) -> Result<Opened, Attempt> {
+fn guarded(path: &Path, clock: &Clock, may_be_new: bool) -> Result<Opened, Attempt> {
     let (owned, clock) = (path.to_owned(), clock.clone());
-    let opening = thread::Builder::new()
-        .name("pushgate-open".into())
-        .spawn(move || catch_unwind(AssertUnwindSafe(|| Opened::over(Arc::new(SledEngine::open(&owned)?), clock))))?;
-    match opening.join() {
-        Ok(Ok(opened)) => Ok(opened?),
-        Ok(Err(panic)) | Err(panic) => Err(Attempt::Panicked(panic_text(&*panic))),
+    let open = move || Opened::over(Arc::new(SledEngine::open(&owned)?), clock, may_be_new);
+    let opening =
+        thread::Builder::new().name("pushgate-open".into()).spawn(move || catch_unwind(AssertUnwindSafe(open)))?;
+    let opened = match opening.join() {
+        Ok(Ok(opened)) => opened?,
+        Ok(Err(panic)) | Err(panic) => return Err(Attempt::Panicked(panic_text(&*panic))),
+    };
+    if may_be_new {
+        fs::remove_file(path.join(BEGUN))?;
     }
+    Ok(opened)
 }
 
 /// Moves the engine's files to a folder beside the store's, or to one inside where none can be made beside it (it may
 /// be a mount, or the only folder that the daemon may write).
 fn quarantine(path: &Path, clock: &Clock) -> io::Result<PathBuf> {
     let seconds = clock.unix_micros() / 1_000_000;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".corrupt-{seconds}"));
     let inside = path.join(format!("corrupt-{seconds}"));
-    move_aside(path, &PathBuf::from(beside)).or_else(|_| move_aside(path, &inside))
+    let beside = path.file_name().map(|name| {
+        let mut name = name.to_owned();
+        name.push(format!(".corrupt-{seconds}"));
+        path.with_file_name(name)
+    });
+    match beside.map(|beside| move_aside(path, &beside)) {
+        Some(Ok(moved_to)) => Ok(moved_to),
+        Some(Err(_)) | None => move_aside(path, &inside),
+    }
 }
 
 fn move_aside(path: &Path, to: &Path) -> io::Result<PathBuf> {
@@ -254,8 +278,7 @@ fn move_files(path: &Path, folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
-        let text = name.to_string_lossy();
-        if sled::FILES.contains(&&*text) || sled::is_snapshot(&text) {
+        if sled::is_own(&name.to_string_lossy()) {
             fs::rename(entry.path(), folder.join(&name))?;
         }
     }

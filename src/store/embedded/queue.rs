@@ -138,17 +138,18 @@ impl State {
 
 impl Queue {
     /// Queues an op; gives it back where the queue is closing.
-    pub fn push(&self, op: Op) -> Result<(), Op> {
+    #[must_use = "an op that is given back must be answered"]
+    pub fn push(&self, op: Op) -> Option<Op> {
         let mut state = self.state.lock();
         if state.closing {
-            return Err(op);
+            return Some(op);
         }
         let slept_until = (state.is_ready(), state.lazy_since);
         state.push(op);
         if slept_until != (state.is_ready(), state.lazy_since) {
             self.wake.notify_one();
         }
-        Ok(())
+        None
     }
 
     /// Asks for a commit with a higher mark.
@@ -228,10 +229,10 @@ mod tests {
     fn the_latest_cursor_of_a_device_takes_the_place_of_the_one_that_waits() {
         let queue = Queue::default();
         for op in [cursor("a", 1), cursor("b", 1), cursor("a", 2), remove("c"), cursor("a", 3)] {
-            queue.push(op).unwrap();
+            assert!(queue.push(op).is_none());
         }
         assert_eq!(taken(&queue), ["a=3", "b=1", "-c"]);
-        queue.push(cursor("a", 4)).unwrap();
+        assert!(queue.push(cursor("a", 4)).is_none());
         assert_eq!(taken(&queue), ["a=4"], "after the lazy delay, without an urgent op");
     }
 
@@ -239,7 +240,7 @@ mod tests {
     fn a_cursor_does_not_move_in_front_of_its_devices_coming_and_going() {
         let queue = Queue::default();
         for op in [cursor("a", 1), remove("a"), cursor("a", 2), cursor("a", 3)] {
-            queue.push(op).unwrap();
+            assert!(queue.push(op).is_none());
         }
         assert_eq!(taken(&queue), ["a=1", "-a", "a=3"]);
     }
@@ -251,9 +252,9 @@ mod tests {
             crate::store::IndexEntry { offset: Offset::new(1), bytes: 1, chunks: u16::MAX, expires_at: UnixMillis(0) };
         let delete =
             || Op::Delete { user: user(), entries: vec![entry], counters: Default::default(), hold: Arc::default() };
-        queue.push(cursor("a", 1)).unwrap();
-        queue.push(delete()).unwrap();
-        queue.push(remove("a")).unwrap();
+        assert!(queue.push(cursor("a", 1)).is_none());
+        assert!(queue.push(delete()).is_none());
+        assert!(queue.push(remove("a")).is_none());
         assert_eq!(taken(&queue), ["a=1"]);
         assert_eq!(taken(&queue).len(), 1);
         assert_eq!(taken(&queue), ["-a"]);
@@ -262,9 +263,9 @@ mod tests {
     #[test]
     fn a_closed_queue_takes_nothing_and_gives_what_it_has() {
         let queue = Queue::default();
-        queue.push(cursor("a", 1)).unwrap();
+        assert!(queue.push(cursor("a", 1)).is_none());
         queue.close();
-        assert!(queue.push(cursor("a", 2)).is_err());
+        assert!(queue.push(cursor("a", 2)).is_some());
         assert_eq!(taken(&queue), ["a=1"]);
         assert!(matches!(queue.next(None), Next::Stop));
     }

@@ -98,26 +98,24 @@ mod tests {
     async fn a_read_whose_caller_went_away_is_passed_over() {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         let (readers, threads) = Readers::start(&engine).unwrap();
-        let gate = Arc::new(Mutex::new(()));
-        let ran = Arc::new(Mutex::new(0));
-        {
-            let held = gate.lock();
-            let mut waiting: Vec<_> = (0..limits::STORE_READERS + 3)
-                .map(|_| {
-                    let (gate, ran) = (Arc::clone(&gate), Arc::clone(&ran));
-                    Box::pin(readers.read(move |_| {
-                        drop(gate.lock());
-                        *ran.lock() += 1;
-                        Ok(())
-                    }))
-                })
-                .collect();
-            for future in &mut waiting {
-                assert!(futures_util::poll!(future).is_pending());
-            }
-            drop(waiting);
-            drop(held);
+        let (open, gate) = std::sync::mpsc::channel::<()>();
+        let (gate, ran) = (Arc::new(Mutex::new(gate)), Arc::new(Mutex::new(0)));
+        let mut waiting: Vec<_> = (0..limits::STORE_READERS + 3)
+            .map(|_| {
+                let (gate, ran) = (Arc::clone(&gate), Arc::clone(&ran));
+                Box::pin(readers.read(move |_| {
+                    // Ends when the other end is dropped.
+                    let _ = gate.lock().recv();
+                    *ran.lock() += 1;
+                    Ok(())
+                }))
+            })
+            .collect();
+        for future in &mut waiting {
+            assert!(futures_util::poll!(future).is_pending());
         }
+        drop(waiting);
+        drop(open);
         readers.close();
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(*ran.lock() <= limits::STORE_READERS, "only those that had begun");

@@ -17,17 +17,14 @@ const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// sled's file in the folder, which it also locks.
 pub const DATA_FILE: &str = "db";
 
-/// What sled has in its folder.
-pub const FILES: [&str; 3] = [DATA_FILE, "conf", "blobs"];
-
-/// Whether a file of the folder is one of sled's snapshots, finished or not.
-pub fn is_snapshot(name: &str) -> bool {
-    name.starts_with("snap.")
+/// Whether a file or folder of that name in the folder is sled's.
+pub fn is_own(name: &str) -> bool {
+    matches!(name, DATA_FILE | "conf" | "blobs") || name.starts_with("snap.")
 }
 
 /// Whether it is a snapshot that a crash left unfinished. Every opening fails as long as one is there.
 pub fn is_unfinished_snapshot(name: &str) -> bool {
-    is_snapshot(name) && name.ends_with(".generating")
+    name.starts_with("snap.") && name.ends_with(".generating")
 }
 
 /// An opened sled.
@@ -82,28 +79,23 @@ impl Engine for SledEngine {
     }
 
     fn disk_bytes(&self) -> Result<u64, EngineError> {
-        let mut bytes = 0;
-        let mut folders = vec![self.path.clone()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder)? {
-                let entry = entry?;
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                let metadata = match entry.metadata() {
-                    Ok(metadata) => metadata,
-                    // sled removed it in between.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error.into()),
-                };
-                if metadata.is_file() {
-                    bytes += metadata.len();
-                } else if name == "blobs" {
-                    folders.push(entry.path());
-                }
-            }
-        }
-        Ok(bytes)
+        Ok(size_of(&self.path, is_own)? + size_of(&self.path.join("blobs"), |_| true)?)
     }
+}
+
+fn size_of(folder: &Path, counts: fn(&str) -> bool) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.metadata() {
+            Ok(file) if file.is_file() && counts(&entry.file_name().to_string_lossy()) => bytes += file.len(),
+            Ok(_) => {}
+            // sled removed it in between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 impl From<sled::Error> for EngineError {
