@@ -10,8 +10,13 @@ pub mod types;
 
 // Floor 1: ground services.
 pub mod clock;
+pub mod lifecycle;
+pub mod metrics;
+pub mod net;
 
 // Floor 2: services.
 pub mod auth;
-// Floor 2: services; each knows floors 0 and 1 and no other.
 pub mod store;
+
+// Floor 3: one session, without a socket.
+pub mod session;

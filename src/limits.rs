@@ -24,6 +24,8 @@ pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
 pub const UNAUTHENTICATED_MESSAGE_BYTES_MAX: usize = 8 * 1024;
 /// How deep a client's JSON may nest.
 pub const CLIENT_JSON_DEPTH_MAX: usize = 32;
+/// How deep a notification's JSON may nest: what common parsers take.
+pub const NOTIFICATION_JSON_DEPTH_MAX: usize = 128;
 /// How much of a `User-Agent` is kept.
 pub const USER_AGENT_BYTES_MAX: usize = 256;
 /// The longest reason of a close frame (RFC 6455 section 5.5: 125 bytes less the code).

@@ -1,7 +1,12 @@
 //! The client protocol `pushgate.v1`: what a client may say, what it hears, and the frames that carry both.
+
+pub mod ack_mode;
 pub mod auth_code;
+pub mod client;
 pub mod close;
+pub mod error_code;
 pub mod frame;
+pub mod server;
 
 /// Whether a `type` belongs to the gateway itself, so that neither a notification nor a client may use it.
 pub fn is_reserved_type(name: &str) -> bool {

@@ -60,7 +60,6 @@ pub struct Config {
     /// What a stored notification survives.
     pub durability: Durability,
     /// What is done about damage; see [`Config::on_corruption`] for the default.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub on_corruption: Option<OnCorruption>,
     /// How long a notification is kept where its sender says nothing.
     pub ttl: Span,

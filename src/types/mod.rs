@@ -2,14 +2,18 @@
 //!
 //! Nothing here does I/O, reads a clock or knows a transport.
 
+mod address;
 mod event;
 mod ids;
 mod notification;
 mod secret;
+mod tls;
 mod units;
 
+pub use address::{InvalidAddress, ListenAddress};
 pub use event::{ClosedBy, Event, EventBody};
 pub use ids::{Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
 pub use notification::{Notification, Payload, UnixMillis};
 pub use secret::Secret;
+pub use tls::TlsFiles;
 pub use units::{ByteSize, Count, InvalidUnit, Span};

@@ -1,0 +1,347 @@
+//! What is counted. Counters only rise, gauges follow what is there; reading them never blocks what they count.
+//!
+//! Everything is reachable through one [`Metrics`], shared by reference count.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+use parking_lot::Mutex;
+
+/// A number that only rises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// `n` more.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// How many so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number of things that are there now, and the most there ever were.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    now: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl Gauge {
+    /// One more; returns how many there are with it.
+    pub fn enter(&self) -> u64 {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.peak.fetch_max(now, Ordering::Relaxed);
+        now
+    }
+
+    /// One less.
+    pub fn leave(&self) {
+        self.now.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How many there are.
+    pub fn get(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// The most there were.
+    pub fn peak(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! failures {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// What can go wrong and is counted. The names are what `GetStatus.errors` shows.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Failure {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Failure {
+            /// All of them.
+            pub const ALL: &'static [Failure] = &[$(Failure::$variant,)+];
+
+            /// The name callers see.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Failure::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+failures! {
+    /// An HTTP request on the public listener that is not a WebSocket handshake it can serve, or whose head is malformed
+    /// or too large.
+    BadHandshake = "bad_handshake",
+    /// A connection that could not authenticate.
+    AuthFailed = "auth_failed",
+    /// RFC 6455 violated by a client (1002).
+    ProtocolError = "protocol_error",
+    /// A binary message that is not one of the protocol's (1003).
+    UnsupportedData = "unsupported_data",
+    /// Text that is not UTF-8 (1007).
+    InvalidUtf8 = "invalid_utf8",
+    /// A client's message over its limit (1009).
+    MessageTooBig = "message_too_big",
+    /// A client's message that is not one of the protocol's.
+    BadMessage = "bad_message",
+    /// A client's message of a type that nobody answers.
+    UnknownType = "unknown_type",
+    /// A client's message that it is not allowed to send.
+    Forbidden = "forbidden",
+    /// A client's message over a rate.
+    RateLimited = "rate_limited",
+    /// A session closed for too many bad messages (4400).
+    TooManyBadMessages = "too_many_bad_messages",
+    /// A session closed because nothing was received from it (4408).
+    HeartbeatTimeout = "heartbeat_timeout",
+    /// A session closed because it confirmed nothing (4408).
+    ConfirmTimeout = "confirm_timeout",
+    /// A session closed because it did not ack (4410).
+    AckTimeout = "ack_timeout",
+    /// A session closed because it did not take what was written to it (4409).
+    SlowConsumer = "slow_consumer",
+    /// A connection refused over `limits.connections`.
+    ConnectionLimit = "connection_limit",
+    /// A session refused over `limits.connections_per_user`.
+    UserConnectionLimit = "user_connection_limit",
+    /// A call without a valid token.
+    GrpcUnauthenticated = "grpc_unauthenticated",
+    /// A call without the scope it needs.
+    GrpcPermissionDenied = "grpc_permission_denied",
+    /// A call with a field that a retry cannot mend.
+    GrpcInvalidArgument = "grpc_invalid_argument",
+    /// A call refused because a mailbox or the store is full.
+    QuotaExceeded = "quota_exceeded",
+    /// A call that did not finish before its deadline.
+    GrpcDeadlineExceeded = "grpc_deadline_exceeded",
+    /// A call refused or broken off because the store fails or the node stops.
+    Unavailable = "unavailable",
+    /// A read or write of the store that failed.
+    StoreError = "store_error",
+    /// Stored data that was found damaged.
+    StoreDamage = "store_damage",
+    /// A task that panicked.
+    Panic = "panic",
+}
+
+/// Messages and bytes in one direction.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// WebSocket messages, control frames left out.
+    pub messages: Counter,
+    /// Bytes, frame headers included.
+    pub bytes: Counter,
+}
+
+/// All that is counted on a node. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics(Arc<Inner>);
+
+/// See [`Metrics`].
+#[derive(Debug)]
+pub struct Inner {
+    /// Connections to the public listener that speak, or are about to speak, WebSocket.
+    pub connections: Gauge,
+    /// Those since the start.
+    pub connections_total: Counter,
+    /// From clients.
+    pub received: Traffic,
+    /// To clients.
+    pub sent: Traffic,
+    /// Streams of events that are open.
+    pub event_streams: Gauge,
+    /// Events that consumers were told they lost.
+    pub events_lost: Counter,
+    failures: [Counter; Failure::ALL.len()],
+    confirm_latency: Mutex<Histogram<u64>>,
+    samples: Mutex<VecDeque<Sample>>,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            connections: Gauge::default(),
+            connections_total: Counter::default(),
+            received: Traffic::default(),
+            sent: Traffic::default(),
+            event_streams: Gauge::default(),
+            events_lost: Counter::default(),
+            failures: std::array::from_fn(|_| Counter::default()),
+            confirm_latency: Mutex::new(latency_histogram()),
+            samples: Mutex::default(),
+        }
+    }
+}
+
+/// 1 µs to 10 min at two significant figures: about 30 KiB.
+fn latency_histogram() -> Histogram<u64> {
+    match Histogram::new_with_bounds(1, 600_000_000, 2) {
+        Ok(histogram) => histogram,
+        Err(_) => unreachable!("constant bounds, low < high, figures in 0..=5"),
+    }
+}
+
+/// Percentiles of the time from handing a notification to a session to its confirmation.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Percentiles {
+    /// How many were measured.
+    pub count: u64,
+    /// The median.
+    pub p50: Duration,
+    /// The 90th percentile.
+    pub p90: Duration,
+    /// The 99th percentile.
+    pub p99: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+/// Counters at one moment, for rates.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: crate::clock::Instant,
+    values: [u64; 5],
+}
+
+/// Per second, over the last [`Metrics::RATE_WINDOW`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rates {
+    /// Messages from clients.
+    pub messages_received: f64,
+    /// Bytes from clients.
+    pub bytes_received: f64,
+    /// Messages to clients.
+    pub messages_sent: f64,
+    /// Bytes to clients.
+    pub bytes_sent: f64,
+    /// Failures of every kind.
+    pub failures: f64,
+}
+
+impl std::ops::Deref for Metrics {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Metrics {
+    /// The span that rates are taken over.
+    pub const RATE_WINDOW: Duration = Duration::from_secs(10);
+
+    /// Counts one failure.
+    pub fn failure(&self, failure: Failure) {
+        self.failures[failure as usize].inc();
+    }
+
+    /// How often it happened.
+    pub fn failures(&self, failure: Failure) -> u64 {
+        self.failures[failure as usize].get()
+    }
+
+    /// Records the time from hand-over to confirmation of `count` notifications.
+    pub fn confirmed(&self, latency: Duration, count: u64) {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.confirm_latency.lock().saturating_record_n(micros, count);
+    }
+
+    /// Percentiles of the time from hand-over to confirmation.
+    pub fn confirm_latency(&self) -> Percentiles {
+        let histogram = self.confirm_latency.lock();
+        let at = |quantile| Duration::from_micros(histogram.value_at_quantile(quantile));
+        Percentiles {
+            count: histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: Duration::from_micros(histogram.max()),
+        }
+    }
+
+    /// Takes a sample for [`Metrics::rates`]; call it once a second.
+    pub fn sample(&self, now: crate::clock::Instant) {
+        let sample = self.current(now);
+        let mut samples = self.samples.lock();
+        while samples.front().is_some_and(|oldest| now.duration_since(oldest.at) > Self::RATE_WINDOW) {
+            samples.pop_front();
+        }
+        samples.push_back(sample);
+    }
+
+    /// Rates over the last [`Metrics::RATE_WINDOW`].
+    pub fn rates(&self, now: crate::clock::Instant) -> Rates {
+        let Some(oldest) = self.samples.lock().front().copied() else { return Rates::default() };
+        let seconds = now.duration_since(oldest.at).as_secs_f64();
+        if seconds <= 0.0 {
+            return Rates::default();
+        }
+        let current = self.current(now);
+        let rate = |i: usize| (current.values[i] - oldest.values[i]) as f64 / seconds;
+        Rates {
+            messages_received: rate(0),
+            bytes_received: rate(1),
+            messages_sent: rate(2),
+            bytes_sent: rate(3),
+            failures: rate(4),
+        }
+    }
+
+    fn current(&self, at: crate::clock::Instant) -> Sample {
+        let failures = self.failures.iter().map(Counter::get).sum();
+        let values = [
+            self.received.messages.get(),
+            self.received.bytes.get(),
+            self.sent.messages.get(),
+            self.sent.bytes.get(),
+            failures,
+        ];
+        Sample { at, values }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn rates_are_taken_over_ten_seconds() {
+        let metrics = Metrics::default();
+        for _ in 0..20 {
+            metrics.sample(crate::clock::Instant::now());
+            metrics.sent.messages.add(5);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let rates = metrics.rates(crate::clock::Instant::now());
+        assert!((rates.messages_sent - 5.0).abs() < 0.6, "{rates:?}");
+    }
+
+    #[test]
+    fn a_gauge_remembers_its_peak() {
+        let gauge = Gauge::default();
+        gauge.enter();
+        gauge.enter();
+        gauge.leave();
+        assert_eq!((gauge.get(), gauge.peak()), (1, 2));
+    }
+}

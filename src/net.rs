@@ -1,0 +1,146 @@
+//! Listening: binding an address, and accepting for as long as it takes.
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, ToSocketAddrs as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// How long to wait after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The Unix socket's mode: the daemon's user and group.
+const SOCKET_MODE: u32 = 0o660;
+
+/// An address that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct BindError {
+    address: String,
+    source: io::Error,
+}
+
+/// A bound listener of either kind.
+#[derive(Debug)]
+pub enum Bound {
+    /// TCP.
+    Tcp(TcpListener, SocketAddr),
+    /// A Unix socket, which is removed when the daemon ends.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A Unix socket's file. Removed when dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // It may be gone already; nothing depends on it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bound::Tcp(_, address) => fmt::Display::fmt(address, f),
+            Bound::Unix(_, file) => write!(f, "unix:{}", file.0.display()),
+        }
+    }
+}
+
+/// Binds `host:port` or `unix:PATH`.
+pub fn bind(address: &str) -> Result<Bound, BindError> {
+    let bound = match address.strip_prefix("unix:") {
+        Some(path) => bind_unix(Path::new(path)),
+        None => bind_tcp(address),
+    };
+    bound.map_err(|source| BindError { address: address.to_owned(), source })
+}
+
+fn bind_tcp(address: &str) -> io::Result<Bound> {
+    let address = address
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the name resolves to no address"))?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
+    let local = listener.local_addr()?;
+    Ok(Bound::Tcp(listener, local))
+}
+
+fn bind_unix(path: &Path) -> io::Result<Bound> {
+    // A socket that nobody listens on is what an earlier run left; one that answers is another daemon's.
+    if path.exists()
+        && std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+    {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(Bound::Unix(listener, SocketFile(path.to_owned())))
+}
+
+/// Accepts the next TCP connection. Errors of one connection are skipped; want of descriptors is waited out.
+pub async fn accept_tcp(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                // Only latency depends on it.
+                let _ = stream.set_nodelay(true);
+                return (stream, remote);
+            }
+            Err(error) => after_error(error).await,
+        }
+    }
+}
+
+/// Accepts the next connection on a Unix socket.
+pub async fn accept_unix(listener: &UnixListener) -> UnixStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => after_error(error).await,
+        }
+    }
+}
+
+async fn after_error(error: io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
+        tracing::warn!(%error, "cannot accept a connection; waiting");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_is_named() {
+        let Bound::Tcp(_listener, address) = bind("127.0.0.1:0").unwrap() else { panic!() };
+        let error = bind(&address.to_string()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot listen on {address}: Address already in use")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("unix:{}/admin.sock", folder.path().display());
+        drop(std::os::unix::net::UnixListener::bind(&address[5..]).unwrap());
+        let bound = bind(&address).unwrap();
+        let mode = std::fs::metadata(&address[5..]).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+        assert!(bind(&address).is_err());
+        drop(bound);
+        assert!(!Path::new(&address[5..]).exists());
+    }
+}

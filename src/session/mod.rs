@@ -1,0 +1,478 @@
+//! One session without its socket: inputs go in, what is to be done comes out. It never awaits, never locks, never
+//! writes; the hub calls it under the session's lock and carries out what it says.
+//!
+//! [`handshake`] is how a connection becomes a session, [`delivery`] what it has been handed and what it confirmed;
+//! here are heartbeat, confirmation pings, the token's time and the client's messages.
+
+pub mod config;
+mod delivery;
+mod handshake;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
+pub use delivery::{Confirmed, Delivery, Flow, Offer};
+pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+
+use crate::{
+    clock::Instant,
+    metrics::Failure,
+    protocol::{
+        ack_mode::AckMode,
+        client::{self, AuthRequest, Request},
+        close::CloseCode,
+        error_code::ErrorCode,
+        server,
+    },
+    types::{Count, UnixMillis},
+};
+
+/// How long before a token's end its session is told.
+const TOKEN_WARNING: Duration = Duration::from_secs(60);
+/// New `auth` messages a minute.
+const REAUTHS_PER_MINUTE: u32 = 10;
+
+/// What all sessions of a node have in common.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `[delivery]`.
+    pub delivery: DeliveryConfig,
+    /// `[heartbeat]`.
+    pub heartbeat: HeartbeatConfig,
+    /// `limits.bad_messages`.
+    pub bad_messages: Count,
+}
+
+impl Settings {
+    /// The shortest of all spans after which a session may need to act. A look at every session at least this often
+    /// misses no deadline by more than the timer's grain.
+    pub fn shortest_deadline(&self) -> Duration {
+        let confirm = match self.delivery.ack_mode {
+            // A client may choose either.
+            AckMode::Transport | AckMode::Client => self.delivery.confirm_timeout.0.min(self.delivery.ack_timeout.0),
+        };
+        confirm.min(self.heartbeat.interval.0).min(self.heartbeat.timeout.0)
+    }
+}
+
+/// The payload of a ping that confirms: the session's nonce and the ping's number.
+pub type PingPayload = [u8; 16];
+
+/// A ping that the peer has yet to answer. There is never more than one.
+#[derive(Debug)]
+struct Outstanding {
+    number: u64,
+    /// Everything handed over below this sequence is confirmed by the pong.
+    covers: u64,
+    sent: Instant,
+}
+
+/// Counts within a minute that starts with its first count.
+#[derive(Debug, Default)]
+struct PerMinute {
+    started: Option<Instant>,
+    count: u32,
+}
+
+impl PerMinute {
+    /// Counts one more; whether it is still within `limit`.
+    fn admit(&mut self, limit: usize, now: Instant) -> bool {
+        if self.started.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(60)) {
+            self.started = Some(now);
+            self.count = 0;
+        }
+        self.count = self.count.saturating_add(1);
+        self.count as usize <= limit
+    }
+}
+
+/// What is to be done about a client's message.
+#[derive(Debug)]
+pub enum Reaction {
+    /// Nothing.
+    None,
+    /// Send this; count that.
+    Reply(Bytes, Option<Failure>),
+    /// These were confirmed.
+    Confirmed(Vec<Confirmed>),
+    /// Verify this token, then call [`Session::reauthenticated`]. The text is the client's own id.
+    Reauthenticate(AuthRequest, Option<String>),
+    /// Close the session.
+    Close(Verdict),
+}
+
+/// Why the gateway closes a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What the client is told.
+    pub code: CloseCode,
+    /// In words.
+    pub reason: &'static str,
+    /// What is counted.
+    pub failure: Option<Failure>,
+}
+
+/// What is to be done because time has passed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Tick {
+    /// Nothing.
+    Idle,
+    /// Send this ping.
+    Ping(PingPayload),
+    /// Tell the client that its token runs out then.
+    TokenExpiring(UnixMillis),
+    /// Close the session.
+    Close(Verdict),
+}
+
+/// An authenticated session's state.
+#[derive(Debug)]
+pub struct Session {
+    /// How it confirms.
+    pub ack_mode: AckMode,
+    /// Whether it takes payload bytes as such.
+    pub binary: bool,
+    /// What it was handed and has yet to confirm.
+    pub delivery: Delivery,
+    /// When something was last received from it.
+    pub last_received: Instant,
+    /// The last time from a ping to its pong.
+    pub rtt: Option<Duration>,
+    /// When its token runs out.
+    pub token_expires_at: Option<UnixMillis>,
+    nonce: u64,
+    pings: u64,
+    outstanding: Option<Outstanding>,
+    /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
+    quiet_since: Instant,
+    token_deadline: Option<Instant>,
+    token_warned: bool,
+    bad_messages: PerMinute,
+    reauths: PerMinute,
+}
+
+impl Session {
+    /// A session that starts now. `nonce` must not be guessable by others; it makes pongs unforgeable and spreads the
+    /// first heartbeats.
+    pub fn new(
+        options: &Options,
+        default_mode: AckMode,
+        heartbeat: &HeartbeatConfig,
+        nonce: u64,
+        now: Instant,
+    ) -> Self {
+        let jitter = heartbeat.interval.0 / 2 * (nonce as u32 % 1024) / 1024;
+        Self {
+            ack_mode: options.ack_mode.unwrap_or(default_mode),
+            binary: options.binary,
+            delivery: Delivery::default(),
+            last_received: now,
+            rtt: None,
+            token_expires_at: None,
+            nonce,
+            pings: 0,
+            outstanding: None,
+            quiet_since: now.checked_sub(jitter).unwrap_or(now),
+            token_deadline: None,
+            token_warned: false,
+            bad_messages: PerMinute::default(),
+            reauths: PerMinute::default(),
+        }
+    }
+
+    /// Sets when the token runs out. `unix` is the wall clock's now.
+    pub fn set_token_expiry(&mut self, expires_at: Option<UnixMillis>, now: Instant, unix: UnixMillis) {
+        self.token_expires_at = expires_at;
+        // Far ends are looked at again in a year.
+        const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        self.token_deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
+        // A token that lives shorter than the warning time is not warned of at once.
+        self.token_warned = self.token_deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+    }
+
+    /// Something arrived: the peer is alive.
+    pub fn received(&mut self, now: Instant) {
+        self.last_received = now;
+        self.quiet_since = now;
+    }
+
+    /// The ping that belongs behind what was just handed over: one that will confirm it, unless one is under way.
+    pub fn confirmation_ping(&mut self, now: Instant) -> Option<PingPayload> {
+        let wanted = self.ack_mode == AckMode::Transport && !self.delivery.is_empty() && self.outstanding.is_none();
+        wanted.then(|| self.ping(now))
+    }
+
+    fn ping(&mut self, now: Instant) -> PingPayload {
+        self.pings += 1;
+        self.outstanding = Some(Outstanding { number: self.pings, covers: self.delivery.next_sequence(), sent: now });
+        let mut payload = [0; 16];
+        payload[..8].copy_from_slice(&self.nonce.to_be_bytes());
+        payload[8..].copy_from_slice(&self.pings.to_be_bytes());
+        payload
+    }
+
+    /// A pong. Only the outstanding ping's payload counts; anything else is ignored (RFC 6455 section 5.5.3 allows
+    /// unsolicited pongs). Returns what it confirms; ask for the next [`Session::confirmation_ping`] afterwards.
+    pub fn on_pong(&mut self, payload: &[u8], now: Instant) -> Vec<Confirmed> {
+        let Some(outstanding) = &self.outstanding else { return Vec::new() };
+        let (nonce, number) = (self.nonce.to_be_bytes(), outstanding.number.to_be_bytes());
+        if payload.len() != 16 || payload[..8] != nonce || payload[8..] != number {
+            return Vec::new();
+        }
+        let covers = outstanding.covers;
+        self.rtt = Some(now.duration_since(outstanding.sent));
+        self.outstanding = None;
+        match self.ack_mode {
+            AckMode::Transport => self.delivery.confirm_below(covers),
+            AckMode::Client => Vec::new(),
+        }
+    }
+
+    /// A text message from the client.
+    pub fn on_text(&mut self, text: &str, settings: &Settings, now: Instant, unix: UnixMillis) -> Reaction {
+        let message = match client::decode(text) {
+            Ok(message) => message,
+            Err(bad) => {
+                if !self.bad_messages.admit(settings.bad_messages.limit(), now) {
+                    return Reaction::Close(Verdict {
+                        code: CloseCode::BAD_MESSAGES,
+                        reason: "too many bad messages",
+                        failure: Some(Failure::TooManyBadMessages),
+                    });
+                }
+                let reply = server::error(ErrorCode::BadMessage, &bad.message, bad.id.as_deref());
+                return Reaction::Reply(reply, Some(Failure::BadMessage));
+            }
+        };
+        let id = message.id.as_deref();
+        match message.request {
+            Request::Ping => Reaction::Reply(server::pong(id, unix), None),
+            Request::Echo(data) => Reaction::Reply(server::echo_response(data, id, unix), None),
+            Request::Ack(offset) => match self.ack_mode {
+                AckMode::Client => Reaction::Confirmed(self.delivery.confirm_through(offset)),
+                AckMode::Transport => Reaction::None,
+            },
+            Request::Auth(auth) => {
+                if self.reauths.admit(REAUTHS_PER_MINUTE as usize, now) {
+                    Reaction::Reauthenticate(auth, id.map(str::to_owned))
+                } else {
+                    let text = "at most 10 new `auth` messages a minute; the token in force stays";
+                    Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
+                }
+            }
+            Request::Forbidden => {
+                let text = "clients may not do this here";
+                Reaction::Reply(server::error(ErrorCode::Forbidden, text, id), Some(Failure::Forbidden))
+            }
+            Request::Other(_) => {
+                let text = "nobody here answers this `type`";
+                Reaction::Reply(server::error(ErrorCode::UnknownType, text, id), Some(Failure::UnknownType))
+            }
+        }
+    }
+
+    /// What has to happen by now, given how long bytes have waited for the socket. Call it again until it is `Idle`.
+    pub fn on_tick(&mut self, settings: &Settings, now: Instant) -> Tick {
+        let close = |code, reason, failure| Tick::Close(Verdict { code, reason, failure: Some(failure) });
+        if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at) {
+            if end <= now {
+                return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
+            }
+            if !self.token_warned && end <= now + TOKEN_WARNING {
+                self.token_warned = true;
+                return Tick::TokenExpiring(expires_at);
+            }
+        }
+        if self.confirm_deadline(settings).is_some_and(|deadline| deadline <= now) {
+            return match self.ack_mode {
+                AckMode::Transport => close(CloseCode::TIMEOUT, "nothing confirmed in time", Failure::ConfirmTimeout),
+                AckMode::Client => close(CloseCode::ACK_TIMEOUT, "nothing acked in time", Failure::AckTimeout),
+            };
+        }
+        match &self.outstanding {
+            Some(_) if self.heartbeat_deadline(settings) <= now => {
+                close(CloseCode::TIMEOUT, "nothing received in time", Failure::HeartbeatTimeout)
+            }
+            None if self.quiet_since + settings.heartbeat.interval.0 <= now => Tick::Ping(self.ping(now)),
+            _ => Tick::Idle,
+        }
+    }
+
+    /// When [`Session::on_tick`] has something to do at the latest, as things stand.
+    pub fn next_deadline(&self, settings: &Settings) -> Instant {
+        let mut next = match self.outstanding {
+            Some(_) => self.heartbeat_deadline(settings),
+            None => self.quiet_since + settings.heartbeat.interval.0,
+        };
+        if let Some(deadline) = self.confirm_deadline(settings) {
+            next = next.min(deadline);
+        }
+        if let Some(end) = self.token_deadline {
+            let warning = end.checked_sub(TOKEN_WARNING).filter(|_| !self.token_warned);
+            next = next.min(warning.unwrap_or(end));
+        }
+        next
+    }
+
+    /// With a ping outstanding: silent for the interval, and for the timeout more since it could have answered.
+    fn heartbeat_deadline(&self, settings: &Settings) -> Instant {
+        let silent = self.quiet_since + settings.heartbeat.interval.0;
+        let asked = self.outstanding.as_ref().map_or(silent, |ping| ping.sent.max(silent));
+        asked + settings.heartbeat.timeout.0
+    }
+
+    fn confirm_deadline(&self, settings: &Settings) -> Option<Instant> {
+        let timeout = match self.ack_mode {
+            AckMode::Transport => settings.delivery.confirm_timeout,
+            AckMode::Client => settings.delivery.ack_timeout,
+        };
+        self.delivery.oldest_handed_at().map(|at| at + timeout.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{NotificationId, Offset, Span};
+
+    fn settings() -> Settings {
+        Settings {
+            delivery: DeliveryConfig::default(),
+            heartbeat: HeartbeatConfig { interval: Span::secs(30), timeout: Span::secs(10) },
+            bad_messages: Count(3),
+        }
+    }
+
+    fn session(mode: AckMode, now: Instant) -> Session {
+        let options = Options { ack_mode: Some(mode), ..Options::default() };
+        // 1024 is no jitter at all.
+        let mut session = Session::new(&options, AckMode::Transport, &settings().heartbeat, 1024, now);
+        session.delivery.start(Offset::ZERO);
+        session.delivery.go_live(Offset::ZERO);
+        session
+    }
+
+    fn hand_over(session: &mut Session, offset: u64, now: Instant) {
+        let taken = session.delivery.offer(Offset::new(offset), &NotificationId::generate(), 10, 256, true, now);
+        assert!(matches!(taken, Offer::Taken(_)));
+    }
+
+    #[test]
+    fn a_pong_confirms_what_was_handed_over_before_its_ping_and_nothing_later() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        assert_eq!(session.confirmation_ping(now), None, "nothing to confirm");
+        hand_over(&mut session, 1, now);
+        let first = session.confirmation_ping(now).expect("a ping behind the data");
+        hand_over(&mut session, 2, now);
+        assert_eq!(session.confirmation_ping(now), None, "one is outstanding");
+        let confirmed = session.on_pong(&first, now);
+        assert_eq!(confirmed.iter().map(|c| c.offset.get()).collect::<Vec<_>>(), [1]);
+        let second = session.confirmation_ping(now).expect("the next one goes out");
+        assert_eq!(session.on_pong(&second, now).len(), 1);
+        assert_eq!(session.confirmation_ping(now), None);
+    }
+
+    #[test]
+    fn forged_stale_and_repeated_pongs_are_ignored() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        assert!(session.on_pong(b"", now).is_empty());
+        hand_over(&mut session, 1, now);
+        let ping = session.confirmation_ping(now).unwrap();
+        for bit in 0..128 {
+            let mut forged = ping;
+            forged[bit / 8] ^= 1 << (bit % 8);
+            assert!(session.on_pong(&forged, now).is_empty());
+        }
+        assert!(session.on_pong(&ping[..15], now).is_empty());
+        assert_eq!(session.on_pong(&ping, now).len(), 1);
+        hand_over(&mut session, 2, now);
+        session.confirmation_ping(now).unwrap();
+        assert!(session.on_pong(&ping, now).is_empty(), "an old pong confirms nothing new");
+    }
+
+    #[test]
+    fn pongs_confirm_nothing_where_the_client_acks() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Client, now);
+        hand_over(&mut session, 1, now);
+        hand_over(&mut session, 2, now);
+        assert_eq!(session.confirmation_ping(now), None);
+        let Tick::Ping(ping) = session.on_tick(&settings(), now + Duration::from_secs(30)) else { panic!() };
+        assert!(session.on_pong(&ping, now).is_empty());
+        let ack = |session: &mut Session, n: u64| {
+            session.on_text(&format!(r#"{{"type":"ack","offset":{n}}}"#), &settings(), now, UnixMillis(0))
+        };
+        assert!(matches!(ack(&mut session, 9), Reaction::Confirmed(c) if c.is_empty()), "not in flight");
+        assert!(matches!(ack(&mut session, 2), Reaction::Confirmed(c) if c.len() == 2), "everything up to it");
+    }
+
+    #[test]
+    fn a_silent_session_is_pinged_and_then_closed() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        let settings = settings();
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(29)), Tick::Idle);
+        let at = now + Duration::from_secs(30);
+        assert!(matches!(session.on_tick(&settings, at), Tick::Ping(_)));
+        assert_eq!(session.on_tick(&settings, at), Tick::Idle, "one ping at a time");
+        assert_eq!(session.next_deadline(&settings), at + Duration::from_secs(10));
+        let Tick::Close(verdict) = session.on_tick(&settings, at + Duration::from_secs(10)) else { panic!() };
+        assert_eq!(verdict.code, CloseCode::TIMEOUT);
+    }
+
+    #[test]
+    fn anything_received_keeps_a_session_alive_while_its_ping_is_out() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        let settings = settings();
+        session.on_tick(&settings, now + Duration::from_secs(30));
+        session.received(now + Duration::from_secs(39));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(41)), Tick::Idle);
+    }
+
+    #[test]
+    fn what_stays_unconfirmed_closes_the_session_although_it_speaks() {
+        let now = Instant::now();
+        let settings = settings();
+        for (mode, code, after) in [(AckMode::Transport, 4408, 30), (AckMode::Client, 4410, 300)] {
+            let mut session = session(mode, now);
+            hand_over(&mut session, 1, now);
+            session.confirmation_ping(now);
+            let late = now + Duration::from_secs(after);
+            session.received(late - Duration::from_secs(1));
+            assert!(!matches!(session.on_tick(&settings, late - Duration::from_secs(1)), Tick::Close(_)));
+            let Tick::Close(verdict) = session.on_tick(&settings, late) else { panic!("{mode:?}") };
+            assert_eq!(verdict.code.0, code);
+        }
+    }
+
+    #[test]
+    fn a_token_is_warned_of_a_minute_before_its_end_and_ends_the_session() {
+        let now = Instant::now();
+        let settings = settings();
+        let mut session = session(AckMode::Transport, now);
+        session.set_token_expiry(Some(UnixMillis(100_000)), now, UnixMillis(0));
+        session.received(now + Duration::from_secs(39));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(39)), Tick::Idle);
+        let warned = session.on_tick(&settings, now + Duration::from_secs(40));
+        assert_eq!(warned, Tick::TokenExpiring(UnixMillis(100_000)));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(41)), Tick::Idle, "once");
+        let Tick::Close(verdict) = session.on_tick(&settings, now + Duration::from_secs(100)) else { panic!() };
+        assert_eq!((verdict.code, verdict.reason), (CloseCode::UNAUTHORIZED, "token_expired"));
+    }
+
+    #[test]
+    fn bad_messages_are_answered_until_there_are_too_many_in_a_minute() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        let mut say = |now| session.on_text("nonsense", &settings(), now, UnixMillis(0));
+        for _ in 0..3 {
+            assert!(matches!(say(now), Reaction::Reply(_, Some(Failure::BadMessage))));
+        }
+        assert!(matches!(say(now), Reaction::Close(v) if v.code == CloseCode::BAD_MESSAGES));
+        assert!(matches!(say(now + Duration::from_secs(60)), Reaction::Reply(..)), "a new minute");
+    }
+}
