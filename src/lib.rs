@@ -20,3 +20,6 @@ pub mod store;
 
 // Floor 3: one session, without a socket.
 pub mod session;
+
+// Floor 4: users, devices and their sessions.
+pub mod hub;

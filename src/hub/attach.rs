@@ -1,0 +1,381 @@
+//! A session's beginning and end in the hub.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{
+    Hub,
+    handle::{Closing, Counts, Handle, Peer},
+    outbox::{Entry, Wire},
+    user::{DeviceState, User, UserState},
+};
+use crate::{
+    auth::Identity,
+    metrics::Failure,
+    protocol::{
+        close::CloseCode,
+        server::{self, AuthSuccess},
+    },
+    session::{Granted, Options, Session},
+    store::{DeviceRow, Op, StoreError},
+    types::{ClosedBy, Device, EventBody, Offset, SessionId, UnixMillis},
+};
+
+/// A device seen within this time does not make room for another.
+const DEVICE_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Why an authenticated connection does not become a session.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AttachError {
+    /// `store.max_devices_per_user` is reached and every device was seen lately.
+    #[error("this user has as many devices as he may have, and each was seen within a day")]
+    DeviceLimit,
+    /// `limits.connections_per_user` is reached.
+    #[error("this user has as many connections as he may have")]
+    UserConnections,
+    /// The node stops.
+    #[error("restarting")]
+    Draining,
+    /// The store fails.
+    #[error("internal error")]
+    Store(StoreError),
+}
+
+/// How a session went.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub closing: Closing,
+    /// How long it lasted.
+    pub duration: Duration,
+    /// What it received and was sent.
+    pub counts: Counts,
+    /// Handed over and not confirmed.
+    pub unconfirmed: u32,
+}
+
+impl Hub {
+    /// Makes a session of an authenticated connection: its device is on disk before it hears `auth_success`, which is
+    /// the first thing it hears. The caller ends it by [`Hub::detach`].
+    pub async fn attach(&self, granted: Granted, peer: Peer, wire: Box<dyn Wire>) -> Result<Arc<Handle>, AttachError> {
+        let Granted { identity, options, reply_to } = granted;
+        let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
+        let device = options.device.clone().unwrap_or_default();
+        let mut wire = Some(wire);
+        loop {
+            self.ensure_device(&user, &device).await?;
+            if self.is_draining() {
+                return Err(AttachError::Draining);
+            }
+            let registered =
+                self.register(&user, &device, &identity, &options, reply_to.as_deref(), &peer, &mut wire)?;
+            if let Some(handle) = registered {
+                self.0.sessions.insert(&handle);
+                let now = self.clock().now();
+                let deadline = handle.core().session.next_deadline(self.settings());
+                self.0.wheel.schedule(&handle, deadline, now);
+                handle.flush();
+                if self.is_draining() {
+                    handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
+                }
+                return Ok(handle);
+            }
+        }
+    }
+
+    /// Makes the device known and durable.
+    async fn ensure_device(&self, user: &Arc<User>, device: &Device) -> Result<(), AttachError> {
+        let written = {
+            let mut state = user.state();
+            if state.sessions.len() >= self.limits().connections_per_user.limit() {
+                return Err(AttachError::UserConnections);
+            }
+            match state.device(device) {
+                Some(known) if known.durable => return Ok(()),
+                Some(known) => {
+                    let row = known.row;
+                    self.put_device(user, &state, device, row)
+                }
+                None => {
+                    let row = self.new_device(user, &mut state, device)?;
+                    self.put_device(user, &state, device, row)
+                }
+            }
+        };
+        let result = written.await.unwrap_or(Err(StoreError::Closed));
+        let mut state = user.state();
+        match result {
+            Ok(()) => {
+                if let Some(known) = state.device(device) {
+                    known.durable = true;
+                }
+                Ok(())
+            }
+            Err(error) => {
+                state.devices.retain(|known| known.name != *device || known.durable);
+                Err(AttachError::Store(error))
+            }
+        }
+    }
+
+    fn put_device(
+        &self,
+        user: &Arc<User>,
+        state: &UserState,
+        device: &Device,
+        row: DeviceRow,
+    ) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (done, written) = oneshot::channel();
+        self.0.store.stage(Op::PutDevice {
+            user: user.id.clone(),
+            device: device.clone(),
+            row,
+            counters: state.counters(),
+            hold: Arc::clone(&state.hold),
+            done,
+        });
+        written
+    }
+
+    /// The first device takes all that waits; a further one starts at the present.
+    fn new_device(&self, user: &Arc<User>, state: &mut UserState, device: &Device) -> Result<DeviceRow, AttachError> {
+        let now = self.clock().unix_millis();
+        if state.devices.len() >= self.0.quotas.devices_per_user {
+            self.make_room(user, state, now)?;
+        }
+        let cursor = if state.devices.is_empty() { Offset::ZERO } else { state.last };
+        let row = DeviceRow { cursor, created_at: now, last_seen: now };
+        state.devices.push(DeviceState { name: device.clone(), row, durable: false });
+        Ok(row)
+    }
+
+    /// Forgets the device that was unseen for longest, unless it is online or was seen within a day.
+    fn make_room(&self, user: &Arc<User>, state: &mut UserState, now: UnixMillis) -> Result<(), AttachError> {
+        let sessions = &state.sessions;
+        let oldest = state
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(_, known)| known.durable && known.row.last_seen.saturating_add(DEVICE_KEPT) <= now)
+            .filter(|(_, known)| !sessions.iter().any(|session| session.device == known.name))
+            .min_by_key(|(_, known)| known.row.last_seen)
+            .map(|(index, _)| index)
+            .ok_or(AttachError::DeviceLimit)?;
+        let forgotten = state.devices.remove(oldest);
+        self.0.store.stage(Op::RemoveDevice {
+            user: user.id.clone(),
+            device: forgotten.name,
+            hold: Arc::clone(&state.hold),
+            done: None,
+        });
+        // What only the forgotten one lacked waits for nobody any more.
+        self.drop_confirmed(user, state);
+        Ok(())
+    }
+
+    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile.
+    #[allow(clippy::too_many_arguments, reason = "one step of attach, split off for its lock's extent")]
+    fn register(
+        &self,
+        user: &Arc<User>,
+        device: &Device,
+        identity: &Identity,
+        options: &Options,
+        reply_to: Option<&str>,
+        peer: &Peer,
+        wire: &mut Option<Box<dyn Wire>>,
+    ) -> Result<Option<Arc<Handle>>, AttachError> {
+        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+        let mut guard = user.state();
+        let state = &mut *guard;
+        // The count is taken again: others may have come while the device was written.
+        if state.sessions.len() >= self.limits().connections_per_user.limit() {
+            return Err(AttachError::UserConnections);
+        }
+        let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
+            return Ok(None);
+        };
+        let Some(wire) = wire.take() else { return Ok(None) };
+        known.row.last_seen = unix;
+        let cursor = known.row.cursor;
+        self.put_cursor(user, known, &state.hold);
+
+        let settings = self.settings();
+        let nonce = Uuid::new_v4().as_u64_pair().0;
+        let mut session = Session::new(options, settings.delivery.ack_mode, &settings.heartbeat, nonce, now);
+        session.set_token_expiry(token_end(identity, unix), now, unix);
+        session.delivery.start(cursor);
+        let pending = state.pending_above(cursor);
+        let live = pending == 0;
+        if live {
+            session.delivery.go_live(state.last);
+        }
+        let id = SessionId::generate();
+        let shared = Arc::clone(&self.0.shared);
+        let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
+        let hello = self.auth_success(&handle, pending, reply_to);
+        {
+            let mut core = handle.core();
+            core.outbox.push(Entry::message(hello));
+            handle.note_flow(core.session.delivery.flow());
+        }
+        state.maybe_pulling |= !live;
+        state.sessions.push(Arc::clone(&handle));
+        state.left_at = None;
+        if state.sessions.len() == 1 {
+            self.0.users_online.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        self.0.events.emit(EventBody::SessionOpened {
+            session: id,
+            user: user.id.clone(),
+            device: device.clone(),
+            remote: peer.remote,
+            user_agent: peer.user_agent.clone(),
+        });
+        if !state.online {
+            state.online = true;
+            self.0.events.emit(EventBody::UserOnline { user: user.id.clone() });
+        }
+        Ok(Some(handle))
+    }
+
+    /// `auth_success` for a session, as things stand.
+    pub(super) fn auth_success(&self, handle: &Handle, pending: usize, reply_to: Option<&str>) -> bytes::Bytes {
+        let core = handle.core();
+        let settings = self.settings();
+        server::auth_success(&AuthSuccess {
+            session_id: &handle.id.to_string(),
+            user_id: handle.user.id.as_str(),
+            device: handle.device.as_str(),
+            pending,
+            gap: false,
+            store_epoch: &self.0.store_epoch,
+            ack_mode: core.session.ack_mode.as_str(),
+            heartbeat_interval_ms: u64::try_from(settings.heartbeat.interval.0.as_millis()).unwrap_or(u64::MAX),
+            max_message_bytes: self.limits().message_bytes.0,
+            token_expires_at: core.session.token_expires_at.map(|end| end.rfc3339().to_string()),
+            timestamp: self.clock().unix_millis().rfc3339().to_string(),
+            reply_to,
+        })
+    }
+
+    /// A new token on a session: accepted where it names the same user, and the same device or none.
+    pub(super) fn reauthenticate(&self, handle: &Arc<Handle>, token: &str, reply_to: Option<&str>) {
+        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+        let verified = self.0.authenticator.verify(token).and_then(|identity| {
+            let same_device = identity.device().is_none_or(|device| *device == handle.device);
+            if *identity.user() == handle.user.id && same_device {
+                return Ok(identity);
+            }
+            let mut error = crate::auth::AuthError::new(
+                crate::auth::AuthCode::TokenInvalid,
+                "the token names another user or device than this session's",
+            );
+            error.user = Some(handle.user.id.clone());
+            Err(error)
+        });
+        let frame = match verified {
+            Ok(identity) => {
+                let pending = {
+                    let mut state = handle.user.state();
+                    let cursor = state.device(&handle.device).map(|known| known.row.cursor).unwrap_or_default();
+                    state.pending_above(cursor)
+                };
+                handle.core().session.set_token_expiry(token_end(&identity, unix), now, unix);
+                self.auth_success(handle, pending, reply_to)
+            }
+            Err(error) => {
+                self.metrics().failure(Failure::AuthFailed);
+                self.0.events.emit(EventBody::AuthFailed {
+                    code: error.code.as_str(),
+                    message: error.message.as_str().into(),
+                    remote: handle.peer.remote,
+                    user: error.user.clone(),
+                });
+                server::auth_failure(error.code, &error.message, reply_to, unix)
+            }
+        };
+        handle.reply(frame);
+    }
+
+    /// Takes a session out of the hub. Only its own id removes it, so a late goodbye never removes a newcomer.
+    pub fn detach(&self, handle: &Arc<Handle>) -> Ended {
+        self.0.sessions.remove(handle.id);
+        let now = self.clock().now();
+        let ended = {
+            let mut core = handle.core();
+            let closing = core.closing.get_or_insert_with(|| Closing {
+                code: CloseCode::ABNORMAL,
+                reason: "connection lost".into(),
+                by: ClosedBy::Client,
+                since: now,
+                broken: true,
+                peer_closed: false,
+            });
+            Ended {
+                closing: closing.clone(),
+                duration: now.duration_since(handle.opened),
+                counts: core.counts,
+                unconfirmed: u32::try_from(core.session.delivery.unconfirmed()).unwrap_or(u32::MAX),
+            }
+        };
+        let user = &handle.user;
+        let mut guard = user.state();
+        let state = &mut *guard;
+        let before = state.sessions.len();
+        state.sessions.retain(|session| session.id != handle.id);
+        if let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) {
+            known.row.last_seen = self.clock().unix_millis();
+            self.put_cursor(user, known, &state.hold);
+        }
+        self.drop_confirmed(user, state);
+        self.0.events.emit(EventBody::SessionClosed {
+            session: handle.id,
+            user: user.id.clone(),
+            device: handle.device.clone(),
+            code: ended.closing.code.0,
+            reason: ended.closing.reason.clone(),
+            by: ended.closing.by,
+            duration: ended.duration,
+            messages_received: ended.counts.messages_received,
+            bytes_received: ended.counts.bytes_received,
+            messages_sent: ended.counts.messages_sent,
+            bytes_sent: ended.counts.bytes_sent,
+            unconfirmed: ended.unconfirmed,
+        });
+        if state.sessions.is_empty() && before > 0 {
+            self.0.users_online.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            state.left_at = Some(now);
+            self.0.leavers.push(now, Arc::clone(user));
+        }
+        ended
+    }
+
+    /// A connection that could not authenticate, for the event stream and the counters.
+    pub fn auth_failed(&self, refused: &crate::session::Refused, peer: &Peer) {
+        self.metrics().failure(Failure::AuthFailed);
+        self.0.events.emit(EventBody::AuthFailed {
+            code: refused.code.as_str(),
+            message: refused.message.as_str().into(),
+            remote: peer.remote,
+            user: refused.user.clone(),
+        });
+    }
+
+    /// Writes a device's row, lazily: losing it only repeats.
+    pub(super) fn put_cursor(&self, user: &Arc<User>, known: &DeviceState, hold: &crate::store::Hold) {
+        self.0.store.stage(Op::Cursor {
+            user: user.id.clone(),
+            device: known.name.clone(),
+            row: known.row,
+            hold: Arc::clone(hold),
+        });
+    }
+}
+
+/// When a session has to end: at the token's `exp`; one that was accepted within the leeway ends with that.
+fn token_end(identity: &Identity, now: UnixMillis) -> Option<UnixMillis> {
+    identity.expires_at().filter(|end| *end > now).or(identity.valid_until())
+}

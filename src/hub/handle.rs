@@ -1,0 +1,429 @@
+//! A session with its outbox and its socket: what the rest of the hub holds on to.
+//!
+//! Locks: a user's state before a session's core, never the other way round; the core is held for moments only, and
+//! never across a write.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{
+    outbox::{Entry, Outbox, Wire},
+    user::User,
+};
+use crate::{
+    clock::{Clock, Instant},
+    limits::Limits,
+    metrics::{Failure, Metrics},
+    protocol::{close::CloseCode, frame::ControlFrame, server::Draft},
+    session::{Flow, Offer, PingPayload, Session, Settings, Verdict},
+    types::{ClosedBy, Device, Notification, Offset, Payload, SessionId, UnixMillis},
+};
+
+/// What every session of a node shares.
+#[derive(Debug)]
+pub struct Shared {
+    /// Bounds.
+    pub limits: Limits,
+    /// Delivery and heartbeat.
+    pub settings: Settings,
+    /// Time.
+    pub clock: Clock,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Address and port.
+    pub remote: SocketAddr,
+    /// The `User-Agent` of the handshake.
+    pub user_agent: Option<Box<str>>,
+}
+
+/// Why and by whom a session is being closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closing {
+    /// The code that the client is told, or that is recorded where it is not told one.
+    pub code: CloseCode,
+    /// In words.
+    pub reason: Box<str>,
+    /// Who did it.
+    pub by: ClosedBy,
+    /// When it began.
+    pub since: Instant,
+    /// The connection is broken: nothing can be written any more.
+    pub broken: bool,
+    /// The peer's close frame has arrived.
+    pub peer_closed: bool,
+}
+
+/// Messages and bytes of one session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Messages received.
+    pub messages_received: u64,
+    /// Bytes received.
+    pub bytes_received: u64,
+    /// Messages written to their end.
+    pub messages_sent: u64,
+    /// Bytes written.
+    pub bytes_sent: u64,
+}
+
+/// What changes in a session, under its lock.
+#[derive(Debug)]
+pub struct Core {
+    /// Its protocol state.
+    pub session: Session,
+    /// What waits for its socket.
+    pub outbox: Outbox,
+    /// Set once it is being closed.
+    pub closing: Option<Closing>,
+    /// What it received and was sent.
+    pub counts: Counts,
+}
+
+/// A session. The hub and its connection's task share it.
+pub struct Handle {
+    /// Its id.
+    pub id: SessionId,
+    /// Its user.
+    pub user: Arc<User>,
+    /// Its device.
+    pub device: Device,
+    /// Its other end.
+    pub peer: Peer,
+    /// When it authenticated.
+    pub connected_at: UnixMillis,
+    /// The same, for spans.
+    pub opened: Instant,
+    /// Whether it is Pulling: what [`Flow`] says, readable without the lock. Changes under the user's state lock.
+    pulling: AtomicBool,
+    task: AtomicWaker,
+    wire: Box<dyn Wire>,
+    core: Mutex<Core>,
+    shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A notification on its way to sessions: encoded at most once a form, whatever the number of receivers.
+#[derive(Debug)]
+pub struct Outgoing {
+    text: Bytes,
+    /// The binary form, where the payload is bytes and someone asked for them as such.
+    binary: Option<Bytes>,
+    expires_at: Option<UnixMillis>,
+}
+
+impl Outgoing {
+    /// Closes a draft. `binary` says whether some receiver may want the binary form.
+    pub fn new(
+        draft: Draft,
+        notification: &Notification,
+        offset: Option<Offset>,
+        replayed: bool,
+        binary: bool,
+    ) -> Self {
+        let stored = offset.is_some();
+        let offset = offset.unwrap_or_default();
+        let binary = (binary && matches!(notification.payload, Payload::Binary(_)))
+            .then(|| Draft::binary(notification, stored, replayed).seal(offset));
+        Self { text: draft.seal(offset), binary, expires_at: notification.expires_at }
+    }
+
+    fn frame(&self, binary: bool) -> &Bytes {
+        self.binary.as_ref().filter(|_| binary).unwrap_or(&self.text)
+    }
+
+    fn entry(&self, binary: bool, sequence: Option<u64>) -> Entry {
+        Entry { expires_at: self.expires_at, sequence, ..Entry::message(self.frame(binary).clone()) }
+    }
+}
+
+impl Handle {
+    /// A session over `wire`, Pulling, in nobody's registry yet.
+    #[allow(clippy::too_many_arguments, reason = "built in one place, from parts that have nothing else in common")]
+    pub fn new(
+        id: SessionId,
+        user: Arc<User>,
+        device: Device,
+        peer: Peer,
+        session: Session,
+        wire: Box<dyn Wire>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default() };
+        Self {
+            id,
+            user,
+            device,
+            peer,
+            connected_at: shared.clock.unix_millis(),
+            opened: shared.clock.now(),
+            pulling: AtomicBool::new(true),
+            task: AtomicWaker::new(),
+            wire,
+            core: Mutex::new(core),
+            shared,
+        }
+    }
+
+    /// The session's state.
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock()
+    }
+
+    /// Whether it is Pulling.
+    pub fn is_pulling(&self) -> bool {
+        self.pulling.load(Ordering::Acquire)
+    }
+
+    /// Follows the core's flow; the caller holds the user's state lock.
+    pub fn note_flow(&self, flow: Flow) {
+        self.pulling.store(flow == Flow::Pulling, Ordering::Release);
+    }
+
+    /// Registers the connection's task to be woken.
+    pub fn register_task(&self, waker: &std::task::Waker) {
+        self.task.register(waker);
+    }
+
+    /// Wakes the connection's task: to pull, to wait for the socket, or to close.
+    pub fn wake(&self) {
+        self.task.wake();
+    }
+
+    /// Offers a stored notification under its log's lock. True: it is in the outbox, flush it after the lock. False:
+    /// the session had it, pulls it later, or is closing.
+    pub fn offer(&self, notification: &Notification, offset: Offset, outgoing: &Outgoing, now: Instant) -> bool {
+        let mut core = self.core.lock();
+        let core = &mut *core;
+        if core.closing.is_some() {
+            return false;
+        }
+        let bytes = outgoing.frame(core.session.binary).len();
+        let fits = core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize());
+        let window = self.shared.settings.delivery.window as usize;
+        let was = core.session.delivery.flow();
+        match core.session.delivery.offer(offset, &notification.id, bytes, window, fits, now) {
+            Offer::Taken(sequence) => {
+                core.outbox.push(outgoing.entry(core.session.binary, Some(sequence)));
+                core.ping_behind_data(now);
+                true
+            }
+            Offer::Had => false,
+            Offer::Behind => {
+                if was == Flow::Live {
+                    self.note_flow(Flow::Pulling);
+                    self.wake();
+                }
+                false
+            }
+        }
+    }
+
+    /// Hands over a notification that was read from the store. False: the window has no room for it.
+    pub fn hand_over(&self, notification: &Notification, offset: Offset, outgoing: &Outgoing, now: Instant) -> bool {
+        let mut core = self.core.lock();
+        let core = &mut *core;
+        let bytes = outgoing.frame(core.session.binary).len();
+        let window = self.shared.settings.delivery.window as usize;
+        if core.closing.is_some() || !core.session.delivery.admits(bytes, window) {
+            return false;
+        }
+        let sequence = core.session.delivery.hand_over(offset, &notification.id, bytes, now);
+        core.outbox.push(outgoing.entry(core.session.binary, Some(sequence)));
+        true
+    }
+
+    /// Appends the confirmation ping that belongs behind handed-over pages.
+    pub fn ping_behind_data(&self) {
+        self.core.lock().ping_behind_data(self.shared.clock.now());
+    }
+
+    /// Appends a notification that is not stored. False: the session is closing, or was closed by this because it
+    /// does not take what waits for it already.
+    pub fn push(&self, outgoing: &Outgoing) -> bool {
+        let mut core = self.core.lock();
+        let frame = outgoing.frame(core.session.binary).len();
+        self.admit(&mut core, frame) && {
+            let entry = outgoing.entry(core.session.binary, None);
+            core.outbox.push(entry);
+            true
+        }
+    }
+
+    /// Appends an answer or another message that is not stored; flush it afterwards.
+    pub fn reply(&self, frame: Bytes) {
+        let mut core = self.core.lock();
+        if self.admit(&mut core, frame.len()) {
+            core.outbox.push(Entry::message(frame));
+        }
+    }
+
+    fn admit(&self, core: &mut Core, bytes: usize) -> bool {
+        if core.closing.is_some() {
+            return false;
+        }
+        if !core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize()) {
+            self.close_core(core, Verdict::SLOW_CONSUMER.into_closing(self.shared.clock.now()));
+            self.shared.metrics.failure(Failure::SlowConsumer);
+            return false;
+        }
+        true
+    }
+
+    /// Begins to close the session: whole queued frames are dropped, the close frame is queued, the task is woken to
+    /// see it through. Only the first close counts; returns whether this was it.
+    pub fn close(&self, code: CloseCode, reason: &str, by: ClosedBy) -> bool {
+        let since = self.shared.clock.now();
+        let closing = Closing { code, reason: reason.into(), by, since, broken: false, peer_closed: false };
+        let first = self.close_core(&mut self.core.lock(), closing);
+        if first {
+            self.flush();
+        }
+        first
+    }
+
+    /// Closes the session by a rule of the gateway, and counts it.
+    pub fn close_by_rule(&self, verdict: Verdict) {
+        if self.close(verdict.code, verdict.reason, ClosedBy::Gateway)
+            && let Some(failure) = verdict.failure
+        {
+            self.shared.metrics.failure(failure);
+        }
+    }
+
+    /// The peer's close frame arrived: it is answered in kind (RFC 6455 section 5.5.1), or it answers ours.
+    pub fn closed_by_peer(&self, code: Option<CloseCode>, reason: &str) {
+        let since = self.shared.clock.now();
+        let mut core = self.core.lock();
+        let recorded = code.unwrap_or(CloseCode::NO_STATUS);
+        let closing = Closing {
+            code: recorded,
+            reason: reason.into(),
+            by: ClosedBy::Client,
+            since,
+            broken: false,
+            peer_closed: true,
+        };
+        if !self.close_core(&mut core, closing)
+            && let Some(closing) = &mut core.closing
+        {
+            closing.peer_closed = true;
+        }
+        drop(core);
+        self.flush();
+    }
+
+    /// The connection broke.
+    pub fn broke(&self) {
+        let mut core = self.core.lock();
+        match &mut core.closing {
+            Some(closing) => closing.broken = true,
+            None => {
+                core.closing = Some(Closing {
+                    code: CloseCode::ABNORMAL,
+                    reason: "connection lost".into(),
+                    by: ClosedBy::Client,
+                    since: self.shared.clock.now(),
+                    broken: true,
+                    peer_closed: false,
+                });
+            }
+        }
+        drop(core);
+        self.wake();
+    }
+
+    fn close_core(&self, core: &mut Core, closing: Closing) -> bool {
+        if core.closing.is_some() {
+            return false;
+        }
+        // A peer's close is answered with its code; "no code" by a close frame without one.
+        let reason = if closing.by == ClosedBy::Client { "" } else { &*closing.reason };
+        let frame = ControlFrame::close(closing.code, reason);
+        core.outbox.close(frame.as_bytes());
+        core.closing = Some(closing);
+        self.wake();
+        true
+    }
+
+    /// Writes what waits, if nobody else is at it and the kernel takes it. Call it without holding any lock.
+    pub fn flush(&self) {
+        self.write(false);
+    }
+
+    /// The kernel takes bytes again: writes what waits.
+    pub fn resume(&self) {
+        self.write(true);
+    }
+
+    fn write(&self, mut resumed: bool) {
+        loop {
+            let Some(mut batch) = self.core.lock().outbox.begin(resumed) else { return };
+            resumed = false;
+            batch.write(&*self.wire, || self.shared.clock.unix_millis());
+            let mut core = self.core.lock();
+            let outcome = core.outbox.finish(batch, self.shared.clock.now());
+            core.counts.messages_sent += outcome.messages;
+            core.counts.bytes_sent += outcome.bytes;
+            for sequence in &outcome.expired {
+                core.session.delivery.expire(*sequence);
+            }
+            let pulling = core.session.delivery.flow() == Flow::Pulling;
+            let closing = core.closing.is_some();
+            drop(core);
+            self.shared.metrics.sent.messages.add(outcome.messages);
+            self.shared.metrics.sent.bytes.add(outcome.bytes);
+            if outcome.error.is_some() {
+                self.broke();
+                return;
+            }
+            // The task waits for the socket, pulls into the room there is now, or sees the close through.
+            if outcome.blocked || pulling || closing {
+                self.wake();
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Appends the ping that will confirm what was just handed over, unless one is under way.
+    fn ping_behind_data(&mut self, now: Instant) {
+        if let Some(payload) = self.session.confirmation_ping(now) {
+            self.push_ping(&payload);
+        }
+    }
+
+    /// Appends a ping.
+    pub fn push_ping(&mut self, payload: &PingPayload) {
+        self.outbox.push(Entry::control(ControlFrame::ping(payload).as_bytes()));
+    }
+}
+
+impl Verdict {
+    /// The client does not take what is written to it.
+    pub const SLOW_CONSUMER: Verdict =
+        Verdict { code: CloseCode::SLOW_CONSUMER, reason: "slow_consumer", failure: Some(Failure::SlowConsumer) };
+
+    fn into_closing(self, since: Instant) -> Closing {
+        let Verdict { code, reason, .. } = self;
+        Closing { code, reason: reason.into(), by: ClosedBy::Gateway, since, broken: false, peer_closed: false }
+    }
+}

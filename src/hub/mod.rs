@@ -1,0 +1,395 @@
+//! The hub: users → devices → sessions, and the only place that orders store → outboxes → events.
+//!
+//! * [`send`](Hub::send), [`broadcast`](Hub::broadcast), [`close_sessions`](Hub::close_sessions): what services ask for.
+//! * [`attach`](Hub::attach), [`detach`](Hub::detach), [`incoming`](Hub::incoming), [`plan_pull`](Hub::plan_pull): what
+//!   a connection's task calls.
+//! * [`Events`]: what happens, for whoever listens.
+//!
+//! Delivery state changes only under its log's lock (a user's state, see `user.rs`).
+
+mod attach;
+pub mod config;
+mod events;
+mod handle;
+mod outbox;
+mod receive;
+mod replay;
+mod send;
+mod sessions;
+mod timers;
+mod user;
+mod users;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+pub use attach::{AttachError, Ended};
+pub use config::{Clients, Events as EventsConfig, Presence};
+pub use events::{Events, Read, Reader};
+pub use handle::{Closing, Counts, Handle, Peer};
+pub use outbox::Wire;
+pub use replay::{PageRequest, Pull};
+pub use send::{CloseFilter, SendError, Sent, Wait};
+
+use self::{
+    handle::Shared,
+    sessions::Sessions,
+    timers::{Leavers, Wheel},
+    user::User,
+    users::Users,
+};
+use crate::{
+    auth::Authenticator,
+    clock::Clock,
+    lifecycle::Lifecycle,
+    limits::{self, Limits},
+    metrics::{Failure, Metrics},
+    protocol::{close::CloseCode, server},
+    session::Settings,
+    store::{Due, Op, Store, StoreError},
+    types::{ClosedBy, EventBody, SessionId, UserId},
+};
+
+/// How often expired notifications are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Users looked at in one step of a sweep.
+const SWEEP_USERS_MAX: usize = 256;
+
+/// What a hub is built from.
+pub struct Parts {
+    /// The truth.
+    pub store: Store,
+    /// Who may come in.
+    pub authenticator: Arc<Authenticator>,
+    /// Time.
+    pub clock: Clock,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Where tasks live.
+    pub life: Lifecycle,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[delivery]`, `[heartbeat]`.
+    pub settings: Settings,
+    /// `[presence]`.
+    pub presence: Presence,
+    /// `[events]`.
+    pub events: EventsConfig,
+    /// `[store]`, for its quotas and TTLs.
+    pub quotas: Quotas,
+}
+
+/// The bounds on what is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Quotas {
+    /// `store.ttl`.
+    pub ttl: Duration,
+    /// `store.max_ttl`.
+    pub max_ttl: Duration,
+    /// `store.max_bytes`, for the status page; the store itself keeps it.
+    pub max_bytes: u64,
+    /// `store.max_pending_per_user`.
+    pub pending_per_user: usize,
+    /// `store.max_devices_per_user`.
+    pub devices_per_user: usize,
+}
+
+/// See the module's documentation. Cheap to clone.
+#[derive(Clone)]
+pub struct Hub(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    authenticator: Arc<Authenticator>,
+    life: Lifecycle,
+    presence: Presence,
+    quotas: Quotas,
+    shared: Arc<Shared>,
+    store_epoch: String,
+    users: Users,
+    users_online: AtomicU64,
+    sessions: Sessions,
+    events: Arc<Events>,
+    wheel: Wheel,
+    leavers: Leavers,
+    draining: AtomicBool,
+}
+
+impl Hub {
+    /// A hub over an open store. [`Hub::start`] sets its clockwork going.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, quotas } = parts;
+        let longest = settings.shortest_deadline().min(limits.write_timeout.0);
+        Self(Arc::new(Inner {
+            store_epoch: store.epoch().to_string(),
+            store,
+            authenticator,
+            life,
+            presence,
+            quotas,
+            users: Users::new(),
+            users_online: AtomicU64::new(0),
+            sessions: Sessions::new(),
+            events: Events::new(events.buffer as usize, clock.clone()),
+            wheel: Wheel::new(clock.now(), longest),
+            leavers: Leavers::default(),
+            draining: AtomicBool::new(false),
+            shared: Arc::new(Shared { limits, settings, clock, metrics }),
+        }))
+    }
+
+    /// Starts the tasks that watch deadlines, presence and expiry. They are essential.
+    pub fn start(&self) {
+        let life = &self.0.life;
+        let stop = life.stopping().clone();
+        let until_stop = move |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stop = stop.clone();
+            async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = task => {}
+                }
+                Ok::<(), std::convert::Infallible>(())
+            }
+        };
+        let hub = self.clone();
+        life.spawn_essential("the session timers", until_stop(Box::pin(async move { hub.run_wheel().await })));
+        let hub = self.clone();
+        life.spawn_essential("presence", until_stop(Box::pin(async move { hub.run_presence().await })));
+        let hub = self.clone();
+        life.spawn_essential("the expiry sweep", until_stop(Box::pin(async move { hub.run_sweep().await })));
+        let hub = self.clone();
+        life.spawn_essential("the rate sampler", until_stop(Box::pin(async move { hub.run_sampler().await })));
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// What happens.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.0.events
+    }
+
+    /// Counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.shared.metrics
+    }
+
+    /// Time.
+    pub fn clock(&self) -> &Clock {
+        &self.0.shared.clock
+    }
+
+    /// Bounds.
+    pub fn limits(&self) -> &Limits {
+        &self.0.shared.limits
+    }
+
+    /// Delivery and heartbeat.
+    pub fn settings(&self) -> &Settings {
+        &self.0.shared.settings
+    }
+
+    /// Bounds on what is stored.
+    pub fn quotas(&self) -> Quotas {
+        self.0.quotas
+    }
+
+    /// Who may come in.
+    pub fn authenticator(&self) -> &Arc<Authenticator> {
+        &self.0.authenticator
+    }
+
+    /// Users with at least one session.
+    pub fn users_online(&self) -> u64 {
+        self.0.users_online.load(Ordering::Relaxed)
+    }
+
+    /// Authenticated sessions.
+    pub fn session_count(&self) -> usize {
+        self.0.sessions.len()
+    }
+
+    /// Sessions with the lowest ids above `after`, at most `max`, in order.
+    pub fn session_page(&self, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
+        self.0.sessions.page(after, max)
+    }
+
+    /// The sessions of one user, in order of their ids.
+    pub fn user_sessions(&self, user: &UserId) -> Vec<Arc<Handle>> {
+        let mut sessions = self.0.users.get(user).map(|user| user.state().sessions.clone()).unwrap_or_default();
+        sessions.sort_unstable_by_key(|handle| handle.id);
+        sessions
+    }
+
+    /// One session, by id.
+    pub fn session(&self, id: SessionId) -> Option<Arc<Handle>> {
+        self.0.sessions.get(id)
+    }
+
+    /// Whether the node is stopping.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+
+    /// From now on nobody is let in and nothing is accepted.
+    pub fn begin_drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
+    /// Tells every session to come back later and closes it, evenly over `window`.
+    pub async fn drain(&self, window: Duration) {
+        let started = self.clock().now();
+        let sessions = self.session_page(None, usize::MAX);
+        let total = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
+        for (index, handle) in (0..total).zip(&sessions) {
+            // A return spread over as long again as the close itself, so that the fleet does not come back at once.
+            let spread = window.mul_f64(f64::from(handle.id.as_u128() as u16) / 65_536.0) + Duration::from_millis(500);
+            handle.reply(server::draining(spread));
+            handle.flush();
+            handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
+            let due = started + window * (index + 1) / total;
+            if index.is_multiple_of(64) || due > self.clock().now() + timers::TICK {
+                tokio::time::sleep_until(due.min(started + window)).await;
+            }
+        }
+    }
+
+    /// The user, his state read from the store where it is not in memory.
+    async fn user(&self, id: &UserId) -> Result<Arc<User>, StoreError> {
+        let user = self.0.users.get_or_insert(id);
+        if !user.is_loaded() {
+            let _one_at_a_time = user.loading.lock().await;
+            if !user.is_loaded() {
+                let mailbox =
+                    self.0.store.load(id).await.inspect_err(|_| self.metrics().failure(Failure::StoreError))?;
+                if let Some(damage) = &mailbox.damaged {
+                    self.metrics().failure(Failure::StoreDamage);
+                    tracing::error!(user = %id, %damage, "stored notifications are missing or damaged");
+                }
+                user.load(mailbox);
+            }
+        }
+        Ok(user)
+    }
+
+    async fn run_wheel(&self) {
+        let mut ticks = tokio::time::interval(timers::TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut done = self.0.wheel.tick_of(self.clock().now());
+        loop {
+            ticks.tick().await;
+            let now = self.0.wheel.tick_of(self.clock().now());
+            while done < now {
+                done += 1;
+                for (index, handle) in self.0.wheel.take(done).into_iter().enumerate() {
+                    if let Some(handle) = handle.upgrade() {
+                        self.look_at(&handle);
+                    }
+                    if index % limits::FANOUT_SLICE_SESSIONS == limits::FANOUT_SLICE_SESSIONS - 1 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn run_presence(&self) {
+        loop {
+            let (left_at, user) = self.0.leavers.next(self.0.presence.linger.0).await;
+            {
+                let mut state = user.state();
+                if state.left_at == Some(left_at) && state.sessions.is_empty() && state.online {
+                    state.online = false;
+                    self.0.events.emit(EventBody::UserOffline { user: user.id.clone() });
+                }
+            }
+            self.0.users.touch(&user);
+        }
+    }
+
+    async fn run_sampler(&self) {
+        let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            seconds.tick().await;
+            self.metrics().sample(self.clock().now());
+        }
+    }
+
+    async fn run_sweep(&self) {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            loop {
+                let due = match self.0.store.due(self.clock().unix_millis(), SWEEP_USERS_MAX).await {
+                    Ok(due) => due,
+                    Err(StoreError::Closed) => break,
+                    Err(error) => {
+                        self.metrics().failure(Failure::StoreError);
+                        tracing::error!(%error, "expired notifications could not be looked up");
+                        break;
+                    }
+                };
+                let full = due.len() == SWEEP_USERS_MAX;
+                // A user may have several minutes due; one look at him serves them all.
+                let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
+                for row in due {
+                    users.entry(row.user.clone()).or_default().push(row);
+                }
+                let mut failed = false;
+                for (id, rows) in users {
+                    match self.user(&id).await {
+                        Ok(user) => self.sweep_user(&user, rows),
+                        Err(error) => {
+                            tracing::error!(user = %id, %error, "expired notifications could not be deleted");
+                            failed = true;
+                        }
+                    }
+                }
+                if !full || failed {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn sweep_user(&self, user: &Arc<User>, rows: Vec<Due>) {
+        {
+            let mut state = user.state();
+            self.expire(user, &mut state);
+            // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
+            for due in rows {
+                self.0.store.stage(Op::ForgetDue { due });
+            }
+        }
+        self.0.users.touch(user);
+    }
+
+    /// Deletes what has expired, under the log's lock.
+    fn expire(&self, user: &Arc<User>, state: &mut user::UserState) {
+        let entries = state.take_expired(self.clock().unix_millis());
+        self.delete(user, state, entries);
+    }
+
+    /// Deletes what every device has and nobody has yet to take, under the log's lock.
+    fn drop_confirmed(&self, user: &Arc<User>, state: &mut user::UserState) {
+        let entries = state.take_confirmed();
+        self.delete(user, state, entries);
+    }
+
+    fn delete(&self, user: &Arc<User>, state: &mut user::UserState, entries: Vec<crate::store::IndexEntry>) {
+        if !entries.is_empty() {
+            let (counters, hold) = (state.counters(), Arc::clone(&state.hold));
+            self.0.store.stage(Op::Delete { user: user.id.clone(), entries, counters, hold });
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! What waits to be written to one session's socket, and the writing of it.
+//!
+//! Whoever pushes also writes: [`Outbox::begin`] hands the whole queue to one writer at a time, which writes it to the
+//! socket without holding any lock, everything pending in one vectored write, and brings back what the kernel did not
+//! take ([`Outbox::finish`]). While one writes, others only append; the writer looks again before it leaves. So a
+//! write and the remainder it left belong to one owner, and no lock is held across a system call.
+//!
+//! A stored notification is never shed for room: it is not let in, and its session pulls it later. One whose TTL ran
+//! out is left out when its turn comes. A frame that was started is always finished, unless the connection ends.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+};
+
+use bytes::Bytes;
+
+use crate::{clock::Instant, limits, types::UnixMillis};
+
+/// A socket as the outbox sees it. Writes never block.
+pub trait Wire: Send + Sync {
+    /// Writes what the kernel takes now; `WouldBlock` where it takes nothing.
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+const INLINE_BYTES: usize = 22;
+
+/// The bytes of a whole frame. Small control frames lie inline.
+#[derive(Clone, Debug)]
+pub enum Frame {
+    /// Encoded once, shared by every receiver.
+    Shared(Bytes),
+    /// A control frame.
+    Inline(u8, [u8; INLINE_BYTES]),
+}
+
+impl Frame {
+    /// A control frame from its bytes.
+    pub fn control(bytes: &[u8]) -> Self {
+        if bytes.len() > INLINE_BYTES {
+            return Frame::Shared(Bytes::copy_from_slice(bytes));
+        }
+        let mut inline = [0; INLINE_BYTES];
+        inline[..bytes.len()].copy_from_slice(bytes);
+        Frame::Inline(bytes.len() as u8, inline)
+    }
+
+    /// Header and payload.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Frame::Shared(bytes) => bytes,
+            Frame::Inline(len, bytes) => &bytes[..usize::from(*len)],
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+}
+
+/// A frame with what decides its fate.
+#[derive(Debug)]
+pub struct Entry {
+    /// The frame.
+    pub frame: Frame,
+    /// Counts as a message (control frames do not).
+    pub message: bool,
+    /// Not worth writing from then on.
+    pub expires_at: Option<UnixMillis>,
+    /// Its sequence in the session's window, where it is stored.
+    pub sequence: Option<u64>,
+}
+
+impl Entry {
+    /// A control frame.
+    pub fn control(bytes: &[u8]) -> Self {
+        Self { frame: Frame::control(bytes), message: false, expires_at: None, sequence: None }
+    }
+
+    /// A message that is not stored and does not expire.
+    pub fn message(frame: Bytes) -> Self {
+        Self { frame: Frame::Shared(frame), message: true, expires_at: None, sequence: None }
+    }
+}
+
+/// Frames that one writer has taken out to write them.
+#[derive(Debug)]
+pub struct Batch {
+    entries: VecDeque<Entry>,
+    /// Bytes of the first entry that were written before.
+    head_written: usize,
+    /// What came of it.
+    outcome: Outcome,
+}
+
+/// What a writer brings back.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Messages that were written to their end.
+    pub messages: u64,
+    /// Bytes that were written.
+    pub bytes: u64,
+    /// Sequences of those left out because their TTL ran out.
+    pub expired: Vec<u64>,
+    /// Bytes of those left out.
+    left_out: usize,
+    /// The kernel takes no more for now.
+    pub blocked: bool,
+    /// The connection is broken.
+    pub error: Option<io::ErrorKind>,
+}
+
+impl Batch {
+    /// Writes until all is written, the kernel takes no more, or the connection turns out broken. Holds no lock.
+    pub fn write(&mut self, wire: &dyn Wire, now: impl Fn() -> UnixMillis) {
+        loop {
+            self.leave_out_expired(&now);
+            if self.entries.is_empty() {
+                return;
+            }
+            let mut slices = [IoSlice::new(&[]); limits::WRITE_SLICES_MAX];
+            let mut count = 0;
+            for (slot, entry) in slices.iter_mut().zip(&self.entries) {
+                let skip = if count == 0 { self.head_written } else { 0 };
+                *slot = IoSlice::new(&entry.frame.as_slice()[skip..]);
+                count += 1;
+            }
+            match wire.try_write(&slices[..count]) {
+                Ok(0) => {
+                    self.outcome.error = Some(io::ErrorKind::WriteZero);
+                    return;
+                }
+                Ok(written) => self.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.outcome.blocked = true;
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.outcome.error = Some(error.kind());
+                    return;
+                }
+            }
+        }
+    }
+
+    fn leave_out_expired(&mut self, now: &impl Fn() -> UnixMillis) {
+        if self.entries.iter().all(|entry| entry.expires_at.is_none()) {
+            return;
+        }
+        let now = now();
+        let started = self.head_written > 0;
+        let mut index = 0;
+        let outcome = &mut self.outcome;
+        self.entries.retain(|entry| {
+            let keep = (index == 0 && started) || entry.expires_at.is_none_or(|end| end > now);
+            index += 1;
+            if !keep {
+                outcome.expired.extend(entry.sequence);
+                outcome.left_out += entry.frame.len();
+            }
+            keep
+        });
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.outcome.bytes += written as u64;
+        written += self.head_written;
+        while let Some(head) = self.entries.front() {
+            let len = head.frame.len();
+            if written < len {
+                break;
+            }
+            written -= len;
+            self.outcome.messages += u64::from(head.message);
+            self.entries.pop_front();
+        }
+        self.head_written = written;
+    }
+}
+
+/// See the module's documentation. Lives under its session's lock.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    queue: VecDeque<Entry>,
+    /// Bytes not yet written: those of the queue and those a writer has taken out.
+    bytes: usize,
+    /// Bytes of the queue's first entry that were written.
+    head_written: usize,
+    /// Someone has taken a batch out.
+    writing: bool,
+    /// Since when the kernel has taken nothing.
+    stalled_since: Option<Instant>,
+    /// The answer to the latest ping (RFC 6455 section 5.5.3: older ones need none). Goes ahead of what waits.
+    pong: Option<Frame>,
+    /// The close frame is queued; nothing comes after it.
+    closed: bool,
+}
+
+impl Outbox {
+    /// Whether `len` more bytes stay within `limit`. An empty outbox takes one frame of any size.
+    pub fn has_room(&self, len: usize, limit: usize) -> bool {
+        self.bytes == 0 || self.bytes.saturating_add(len) <= limit
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Frames that wait, those not counted that a writer has taken out just now.
+    pub fn frames(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Whether everything was written.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Since when the kernel has taken nothing of what waits.
+    pub fn stalled_since(&self) -> Option<Instant> {
+        self.stalled_since
+    }
+
+    /// Appends a frame. After the close frame nothing is taken.
+    pub fn push(&mut self, entry: Entry) {
+        if !self.closed {
+            self.bytes += entry.frame.len();
+            self.queue.push_back(entry);
+        }
+    }
+
+    /// Sets the answer to the latest ping.
+    pub fn set_pong(&mut self, bytes: &[u8]) {
+        if !self.closed {
+            let frame = Frame::control(bytes);
+            self.bytes += frame.len();
+            self.bytes -= self.pong.replace(frame).map_or(0, |old| old.len());
+        }
+    }
+
+    /// Drops whole frames that were not started, then queues the close frame. Only the first close counts.
+    pub fn close(&mut self, frame: &[u8]) {
+        if self.closed {
+            return;
+        }
+        let keep = usize::from(self.head_written > 0);
+        for dropped in self.queue.drain(keep.min(self.queue.len())..) {
+            self.bytes -= dropped.frame.len();
+        }
+        self.bytes -= self.pong.take().map_or(0, |pong| pong.len());
+        self.push(Entry::control(frame));
+        self.closed = true;
+    }
+
+    /// Takes everything out to be written. `None`: there is nothing, someone else is at it and will see what was
+    /// appended, or the kernel takes nothing (`resumed` says that it does again).
+    pub fn begin(&mut self, resumed: bool) -> Option<Batch> {
+        if self.writing || self.bytes == 0 || (self.stalled_since.is_some() && !resumed) {
+            return None;
+        }
+        let mut entries = std::mem::take(&mut self.queue);
+        if let Some(frame) = self.pong.take() {
+            let place = usize::from(self.head_written > 0);
+            entries.insert(place, Entry { frame, message: false, expires_at: None, sequence: None });
+        }
+        self.writing = true;
+        Some(Batch { entries, head_written: std::mem::take(&mut self.head_written), outcome: Outcome::default() })
+    }
+
+    /// Brings back what was not written. Returns what came of the rest.
+    pub fn finish(&mut self, batch: Batch, now: Instant) -> Outcome {
+        let Batch { mut entries, head_written, outcome } = batch;
+        self.writing = false;
+        self.bytes -= usize::try_from(outcome.bytes).unwrap_or(usize::MAX).min(self.bytes);
+        self.bytes -= outcome.left_out.min(self.bytes);
+        if self.closed {
+            // The close came while this was being written: what was not started is dropped now. The close frame is in
+            // `entries` where it was taken out with the batch, else in the queue.
+            let keep = usize::from(head_written > 0);
+            let taken_close = self.queue.is_empty();
+            let end = entries.len() - usize::from(taken_close && entries.len() > keep);
+            for dropped in entries.drain(keep.min(end)..end) {
+                self.bytes -= dropped.frame.len().min(self.bytes);
+            }
+        }
+        self.head_written = head_written;
+        if !entries.is_empty() {
+            entries.append(&mut self.queue);
+            self.queue = entries;
+        } else if self.queue.capacity() == 0 && entries.capacity() <= 16 && self.bytes > 0 {
+            self.queue = entries;
+        }
+        self.stalled_since = match (outcome.blocked, self.stalled_since) {
+            (false, _) => None,
+            (true, Some(since)) if outcome.bytes == 0 => Some(since),
+            (true, _) => Some(now),
+        };
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// A socket that takes as many bytes as it is told, then blocks.
+    struct Script {
+        takes: Mutex<VecDeque<usize>>,
+        written: Mutex<Vec<u8>>,
+        writes: Mutex<usize>,
+    }
+
+    impl Script {
+        fn new(takes: &[usize]) -> Self {
+            Self {
+                takes: Mutex::new(takes.iter().copied().collect()),
+                written: Mutex::default(),
+                writes: Mutex::default(),
+            }
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.written.lock().clone()).unwrap()
+        }
+    }
+
+    impl Wire for Script {
+        fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            *self.writes.lock() += 1;
+            let Some(take) = self.takes.lock().pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
+            let all: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let take = take.min(all.len());
+            self.written.lock().extend_from_slice(&all[..take]);
+            Ok(take)
+        }
+    }
+
+    fn message(text: &'static str) -> Entry {
+        Entry::message(Bytes::from_static(text.as_bytes()))
+    }
+
+    fn write(outbox: &mut Outbox, wire: &Script, resumed: bool) -> Option<Outcome> {
+        let mut batch = outbox.begin(resumed)?;
+        batch.write(wire, || UnixMillis(0));
+        Some(outbox.finish(batch, Instant::now()))
+    }
+
+    #[test]
+    fn everything_pending_leaves_in_one_write() {
+        let wire = Script::new(&[1000]);
+        let mut outbox = Outbox::default();
+        for text in ["one ", "two ", "three"] {
+            outbox.push(message(text));
+        }
+        let outcome = write(&mut outbox, &wire, false).unwrap();
+        assert_eq!((wire.text().as_str(), *wire.writes.lock(), outcome.messages), ("one two three", 1, 3));
+        assert!(outbox.is_empty() && outbox.queue.capacity() == 0);
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_take_follows_later_in_order() {
+        let wire = Script::new(&[5]);
+        let mut outbox = Outbox::default();
+        outbox.push(message("one "));
+        outbox.push(message("two "));
+        assert!(write(&mut outbox, &wire, false).unwrap().blocked);
+        outbox.push(message("three"));
+        assert!(outbox.begin(false).is_none(), "nobody writes before the kernel takes again");
+        assert!(outbox.stalled_since().is_some());
+        wire.takes.lock().extend([2, 100]);
+        write(&mut outbox, &wire, true).unwrap();
+        assert_eq!(wire.text(), "one two three");
+        assert!(outbox.is_empty() && outbox.stalled_since().is_none());
+    }
+
+    #[test]
+    fn what_comes_while_one_writes_waits_for_him() {
+        let wire = Script::new(&[100, 100]);
+        let mut outbox = Outbox::default();
+        outbox.push(message("one "));
+        let mut batch = outbox.begin(false).unwrap();
+        outbox.push(message("two"));
+        assert!(outbox.begin(false).is_none());
+        batch.write(&wire, || UnixMillis(0));
+        outbox.finish(batch, Instant::now());
+        assert!(!outbox.is_empty());
+        write(&mut outbox, &wire, false).unwrap();
+        assert_eq!(wire.text(), "one two");
+    }
+
+    #[test]
+    fn a_close_finishes_the_started_frame_and_drops_the_others() {
+        for during_write in [false, true] {
+            let wire = Script::new(&[2]);
+            let mut outbox = Outbox::default();
+            outbox.push(message("one "));
+            outbox.push(message("two "));
+            let mut batch = outbox.begin(false).unwrap();
+            batch.write(&wire, || UnixMillis(0));
+            if during_write {
+                outbox.close(b"CLOSE");
+                outbox.finish(batch, Instant::now());
+            } else {
+                outbox.finish(batch, Instant::now());
+                outbox.close(b"CLOSE");
+            }
+            outbox.push(message("late"));
+            outbox.close(b"AGAIN");
+            wire.takes.lock().extend([3, 100]);
+            write(&mut outbox, &wire, true).unwrap();
+            assert_eq!(wire.text(), "one CLOSE", "{during_write}");
+            assert!(outbox.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_close_frame_that_was_taken_out_to_be_written_is_kept() {
+        let wire = Script::new(&[]);
+        let mut outbox = Outbox::default();
+        outbox.push(message("one "));
+        outbox.close(b"CLOSE");
+        write(&mut outbox, &wire, false).unwrap();
+        wire.takes.lock().push_back(100);
+        write(&mut outbox, &wire, true).unwrap();
+        assert_eq!(wire.text(), "CLOSE");
+    }
+
+    #[test]
+    fn the_expired_are_left_out_unless_they_were_started() {
+        let entry = |text: &'static str, end, sequence| Entry {
+            expires_at: Some(UnixMillis(end)),
+            sequence: Some(sequence),
+            ..message(text)
+        };
+        let wire = Script::new(&[2]);
+        let mut outbox = Outbox::default();
+        outbox.push(entry("one ", 10, 0));
+        outbox.push(entry("two ", 10, 1));
+        outbox.push(entry("three", 30, 2));
+        write(&mut outbox, &wire, false);
+        wire.takes.lock().extend([100]);
+        let mut batch = outbox.begin(true).unwrap();
+        batch.write(&wire, || UnixMillis(20));
+        let outcome = outbox.finish(batch, Instant::now());
+        assert_eq!((wire.text().as_str(), outcome.expired), ("one three", vec![1]));
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn only_the_latest_ping_is_answered_and_ahead_of_what_waits() {
+        let wire = Script::new(&[2]);
+        let mut outbox = Outbox::default();
+        outbox.push(message("one "));
+        outbox.push(message("two"));
+        write(&mut outbox, &wire, false);
+        outbox.set_pong(b"old ");
+        outbox.set_pong(b"pong ");
+        wire.takes.lock().extend([100]);
+        write(&mut outbox, &wire, true).unwrap();
+        assert_eq!(wire.text(), "one pong two");
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_broken_connection_is_reported() {
+        struct Broken;
+        impl Wire for Broken {
+            fn try_write(&self, _: &[IoSlice<'_>]) -> io::Result<usize> {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
+        let mut outbox = Outbox::default();
+        outbox.push(message("one"));
+        let mut batch = outbox.begin(false).unwrap();
+        batch.write(&Broken, || UnixMillis(0));
+        assert_eq!(outbox.finish(batch, Instant::now()).error, Some(io::ErrorKind::ConnectionReset));
+    }
+}

@@ -1,0 +1,149 @@
+//! What comes from a client, and what time brings: the hub carries out what the session says.
+
+use std::sync::Arc;
+
+use super::{Hub, handle::Handle};
+use crate::{
+    metrics::Failure,
+    protocol::{
+        close::CloseCode,
+        frame::{ControlFrame, Incoming},
+        server,
+    },
+    session::{Confirmed, Reaction, Tick, Verdict},
+    types::EventBody,
+};
+
+impl Hub {
+    /// Bytes arrived: the peer is alive.
+    pub fn received(&self, handle: &Handle, bytes: usize) {
+        let mut core = handle.core();
+        core.session.received(self.clock().now());
+        core.counts.bytes_received += bytes as u64;
+        self.metrics().received.bytes.add(bytes as u64);
+    }
+
+    /// One message or control frame from the client. Flush the session afterwards.
+    pub fn incoming(&self, handle: &Arc<Handle>, incoming: Incoming<'_>) {
+        match incoming {
+            Incoming::Text(text) => {
+                self.count_message(handle);
+                self.text(handle, text);
+            }
+            Incoming::Binary(_) => {
+                self.count_message(handle);
+                handle.close_by_rule(Verdict {
+                    code: CloseCode::UNSUPPORTED,
+                    reason: "binary messages are not taken from clients",
+                    failure: Some(Failure::UnsupportedData),
+                });
+            }
+            Incoming::Ping(payload) => handle.core().outbox.set_pong(ControlFrame::pong(payload).as_bytes()),
+            Incoming::Pong(payload) => {
+                let now = self.clock().now();
+                let confirmed = handle.core().session.on_pong(payload, now);
+                self.confirm(handle, &confirmed);
+                // The next ping goes out if anything is unconfirmed by now.
+                handle.ping_behind_data();
+            }
+            Incoming::Close(close) => {
+                let (code, reason) = close.map_or((None, ""), |(code, reason)| (Some(code), reason));
+                handle.closed_by_peer(code, reason);
+            }
+        }
+    }
+
+    fn count_message(&self, handle: &Handle) {
+        handle.core().counts.messages_received += 1;
+        self.metrics().received.messages.inc();
+    }
+
+    fn text(&self, handle: &Arc<Handle>, text: &str) {
+        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+        let reaction = handle.core().session.on_text(text, self.settings(), now, unix);
+        match reaction {
+            Reaction::None => {}
+            Reaction::Reply(frame, failure) => {
+                if let Some(failure) = failure {
+                    self.metrics().failure(failure);
+                }
+                handle.reply(frame);
+            }
+            Reaction::Confirmed(confirmed) => self.confirm(handle, &confirmed),
+            Reaction::Reauthenticate(auth, id) => self.reauthenticate(handle, &auth.token, id.as_deref()),
+            Reaction::Close(verdict) => handle.close_by_rule(verdict),
+        }
+    }
+
+    /// The device of this session has everything up to the last of these: its cursor moves at once, the store follows
+    /// lazily, and what every device has is deleted.
+    fn confirm(&self, handle: &Arc<Handle>, confirmed: &[Confirmed]) {
+        let Some(last) = confirmed.last() else { return };
+        let now = self.clock().now();
+        for one in confirmed {
+            self.metrics().confirmed(now.duration_since(one.handed_at), 1);
+        }
+        let user = &handle.user;
+        let mut guard = user.state();
+        let state = &mut *guard;
+        let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
+        let before = known.row.cursor;
+        if last.offset <= before {
+            return;
+        }
+        known.row.cursor = last.offset;
+        known.row.last_seen = self.clock().unix_millis();
+        self.put_cursor(user, known, &state.hold);
+        self.drop_confirmed(user, state);
+        for one in confirmed.iter().filter(|one| one.offset > before) {
+            self.0.events.emit(EventBody::NotificationConfirmed {
+                user: user.id.clone(),
+                device: handle.device.clone(),
+                session: handle.id,
+                id: one.id.clone(),
+                offset: one.offset,
+            });
+        }
+    }
+
+    /// Something of this session may be due.
+    pub(super) fn look_at(&self, handle: &Arc<Handle>) {
+        let now = self.clock().now();
+        let write_timeout = self.limits().write_timeout.0;
+        loop {
+            let (tick, stalled) = {
+                let mut core = handle.core();
+                if core.closing.is_some() {
+                    return;
+                }
+                let stalled = core.outbox.stalled_since().is_some_and(|since| since + write_timeout <= now);
+                let tick = core.session.on_tick(self.settings(), now);
+                if let Tick::Ping(payload) = &tick {
+                    core.push_ping(payload);
+                }
+                (tick, stalled)
+            };
+            if stalled {
+                handle.close_by_rule(Verdict::SLOW_CONSUMER);
+                return;
+            }
+            match tick {
+                Tick::Idle => break,
+                Tick::Ping(_) => handle.flush(),
+                Tick::TokenExpiring(end) => {
+                    handle.reply(server::token_expiring(end));
+                    handle.flush();
+                }
+                Tick::Close(verdict) => {
+                    handle.close_by_rule(verdict);
+                    return;
+                }
+            }
+        }
+        let mut deadline = handle.core().session.next_deadline(self.settings());
+        if let Some(since) = handle.core().outbox.stalled_since() {
+            deadline = deadline.min(since + write_timeout);
+        }
+        self.0.wheel.schedule(handle, deadline, now);
+    }
+}

@@ -1,0 +1,83 @@
+//! Deadlines without a timer a session: a wheel that looks at each session when something of its may be due, and a
+//! queue of users whose last session left.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{handle::Handle, user::User};
+use crate::clock::Instant;
+
+/// The grain of the wheel: deadlines are met at most this much late.
+pub const TICK: Duration = Duration::from_millis(50);
+const SLOTS: usize = 512;
+
+/// Sessions by when to look at them next. Each is in at most one slot.
+#[derive(Debug)]
+pub struct Wheel {
+    start: Instant,
+    slots: Box<[Mutex<Vec<Weak<Handle>>>]>,
+    /// No look is further away than this.
+    longest: Duration,
+}
+
+impl Wheel {
+    /// A wheel whose looks at a session are at most `longest` apart.
+    pub fn new(start: Instant, longest: Duration) -> Self {
+        let turn = TICK * (SLOTS as u32 - 2);
+        Self { start, slots: (0..SLOTS).map(|_| Mutex::default()).collect(), longest: longest.min(turn).max(TICK) }
+    }
+
+    /// Looks at `handle` at `deadline`, or earlier.
+    pub fn schedule(&self, handle: &Arc<Handle>, deadline: Instant, now: Instant) {
+        let at = deadline.min(now + self.longest).max(now);
+        let tick = self.tick_of(at) + 1;
+        self.slots[tick % SLOTS].lock().push(Arc::downgrade(handle));
+    }
+
+    /// The tick that `at` lies in.
+    pub fn tick_of(&self, at: Instant) -> usize {
+        (at.saturating_duration_since(self.start).as_nanos() / TICK.as_nanos()) as usize
+    }
+
+    /// Takes out the sessions of a tick.
+    pub fn take(&self, tick: usize) -> Vec<Weak<Handle>> {
+        std::mem::take(&mut *self.slots[tick % SLOTS].lock())
+    }
+}
+
+/// Users whose last session left, in that order, until they count as offline.
+#[derive(Debug, Default)]
+pub struct Leavers {
+    queue: Mutex<VecDeque<(Instant, Arc<User>)>>,
+    arrived: Notify,
+}
+
+impl Leavers {
+    /// A user's last session left.
+    pub fn push(&self, left_at: Instant, user: Arc<User>) {
+        self.queue.lock().push_back((left_at, user));
+        self.arrived.notify_one();
+    }
+
+    /// The next user who left `linger` ago; waits for one.
+    pub async fn next(&self, linger: Duration) -> (Instant, Arc<User>) {
+        loop {
+            let due = self.queue.lock().front().map(|(left_at, _)| *left_at + linger);
+            match due {
+                None => self.arrived.notified().await,
+                Some(due) => {
+                    tokio::time::sleep_until(due).await;
+                    if let Some(leaver) = self.queue.lock().pop_front() {
+                        return leaver;
+                    }
+                }
+            }
+        }
+    }
+}
