@@ -23,3 +23,11 @@ pub mod session;
 
 // Floor 4: users, devices and their sessions.
 pub mod hub;
+
+// Floor 5: the admin API, whatever carries it.
+pub mod api;
+
+// Floor 6: transports.
+pub mod grpc;
+pub mod http;
+pub mod ws;

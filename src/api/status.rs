@@ -1,0 +1,93 @@
+//! `GetStatus`: one page on the node.
+
+use super::{
+    Inner,
+    convert::{duration, timestamp},
+    process, proto,
+};
+use crate::{
+    hub::Hub,
+    metrics::{Failure, Rates, Traffic},
+};
+
+fn number32(n: u64) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn traffic(traffic: &Traffic, messages_per_second: f64, bytes_per_second: f64) -> proto::Traffic {
+    let (messages, bytes) = (traffic.messages.get(), traffic.bytes.get());
+    proto::Traffic { messages, bytes, messages_per_second, bytes_per_second }
+}
+
+/// The node as it is now.
+pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
+    let (metrics, limits, quotas) = (hub.metrics(), hub.limits(), hub.quotas());
+    let now = hub.clock().now();
+    let Rates { messages_received, bytes_received, messages_sent, bytes_sent, failures } = metrics.rates(now);
+    let latency = metrics.confirm_latency();
+    let health = hub.store().health();
+    let totals = hub.store().totals();
+    let usage = process::usage();
+    let none_as_zero = |limit: usize| if limit == usize::MAX { 0 } else { number32(limit as u64) };
+    proto::GetStatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node: inner.node.clone(),
+        epoch: hub.events().epoch().to_string(),
+        store_epoch: hub.store().epoch().to_string(),
+        started_at: Some(timestamp(inner.started_at)),
+        uptime: Some(duration(now.duration_since(inner.started))),
+        listeners: inner
+            .listeners
+            .get()
+            .into_iter()
+            .flatten()
+            .map(|listener| proto::Listener { name: listener.name.to_owned(), address: listener.address.clone() })
+            .collect(),
+        connections: Some(proto::ConnectionStatus {
+            now: number32(metrics.connections.get()),
+            peak: number32(metrics.connections.peak()),
+            total: metrics.connections_total.get(),
+        }),
+        users: number32(hub.users_online()),
+        sessions: number32(hub.session_count() as u64),
+        received: Some(traffic(&metrics.received, messages_received, bytes_received)),
+        sent: Some(traffic(&metrics.sent, messages_sent, bytes_sent)),
+        errors: Failure::ALL.iter().map(|&failure| (failure.as_str().to_owned(), metrics.failures(failure))).collect(),
+        errors_per_second: failures,
+        confirm_latency: Some(proto::Latency {
+            count: latency.count,
+            p50: Some(duration(latency.p50)),
+            p90: Some(duration(latency.p90)),
+            p99: Some(duration(latency.p99)),
+            max: Some(duration(latency.max)),
+        }),
+        pending: Some(proto::PendingStatus { count: totals.count, bytes: totals.bytes }),
+        store: Some(proto::StoreStatus {
+            engine: hub.store().engine_name().to_owned(),
+            healthy: health.is_ok(),
+            disk_bytes: hub.store().disk_bytes(),
+            reason: health.err().map(|error| error.to_string()).unwrap_or_default(),
+        }),
+        event_streams: Some(proto::EventStreamStatus {
+            open: number32(metrics.event_streams.get()),
+            events: hub.events().count(),
+            lost: metrics.events_lost.get(),
+        }),
+        process: Some(proto::ProcessStatus {
+            cpu: Some(duration(usage.cpu)),
+            rss_bytes: usage.rss_bytes,
+            memory_total_bytes: usage.memory_total_bytes,
+        }),
+        limits: Some(proto::LimitStatus {
+            connections: limits.connections.0,
+            connections_per_user: limits.connections_per_user.0,
+            message_bytes: limits.message_bytes.0,
+            notification_bytes: limits.notification_bytes.0,
+            outbox_bytes: limits.outbox_bytes.0,
+            max_pending_per_user: none_as_zero(quotas.pending_per_user),
+            max_store_bytes: quotas.max_bytes,
+            window: hub.settings().delivery.window,
+        }),
+        draining: inner.stopping.load(std::sync::atomic::Ordering::Acquire),
+    }
+}

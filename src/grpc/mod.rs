@@ -1,0 +1,110 @@
+//! The gRPC face of the admin API: listeners, callers, deadlines, health and reflection. What a call does is the
+//! `api` floor's.
+
+mod access;
+pub mod config;
+mod service;
+
+use std::{io, pin::pin, sync::Arc, time::Duration};
+
+pub use access::{Access, Token};
+pub use config::Config;
+use futures_util::stream;
+use tonic::{
+    service::{InterceptorLayer, interceptor::InterceptedService},
+    transport::Server,
+};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use crate::{
+    api::{
+        Api,
+        proto::{DESCRIPTORS, gateway_server::GatewayServer},
+    },
+    lifecycle::Lifecycle,
+    net::{self, Bound},
+};
+
+/// The smallest bound on a request; a notification may need more.
+const REQUEST_BYTES_MIN: usize = 4 * 1024 * 1024;
+/// Calls under way on one connection.
+const STREAMS_MAX: u32 = 4096;
+/// The most bytes of a call's headers.
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// How long a connection may be silent before it is pinged, and how long it then has to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
+
+/// The services' names in health checks.
+pub const HEALTH_NAMES: [&str; 2] = ["", "pushgate.v1.Gateway"];
+
+/// What every listener serves.
+#[derive(Clone)]
+pub struct Services<H: Health> {
+    /// The admin API.
+    pub api: Api,
+    /// Health, shared so that all listeners tell the same.
+    pub health: HealthServer<H>,
+    /// `limits.notification_bytes`.
+    pub notification_bytes: usize,
+}
+
+/// Serves one listener until the stop, then lets calls under way finish.
+pub async fn serve<H: Health>(
+    bound: Bound,
+    access: Access,
+    services: Services<H>,
+    life: Lifecycle,
+) -> Result<(), tonic::transport::Error> {
+    let Services { api, health, notification_bytes } = services;
+    let request_bytes = REQUEST_BYTES_MIN.max(notification_bytes.saturating_mul(4));
+    let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
+    let access = Arc::new(access);
+    let guard = access::ReflectionGuard(api);
+    let router = Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .layer(InterceptorLayer::new(access::Identify(access)))
+        .add_service(health)
+        .add_service(gateway)
+        .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
+        .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
+    let stop = life.stopping().clone();
+    let signal = async move { stop.cancelled().await };
+    match bound {
+        Bound::Tcp(listener, _) => {
+            let incoming = stream::unfold(listener, |listener| async {
+                let (stream, _) = net::accept_tcp(&listener).await;
+                Some((Ok::<_, io::Error>(stream), listener))
+            });
+            router.serve_with_incoming_shutdown(pin!(incoming), signal).await
+        }
+        Bound::Unix(listener, _file) => {
+            let incoming = stream::unfold(listener, |listener| async {
+                Some((Ok::<_, io::Error>(net::accept_unix(&listener).await), listener))
+            });
+            router.serve_with_incoming_shutdown(pin!(incoming), signal).await
+        }
+    }
+}
+
+/// Why building reflection cannot fail: a test builds it from the same bytes.
+const DESCRIPTORS_HOLD: &str = "the descriptors are built with the program";
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // The details of errors, so that callers who learn everything by reflection can read them.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn reflection_builds_from_the_descriptors() {
+        assert!(super::reflection().build_v1().is_ok());
+        assert!(super::reflection().build_v1alpha().is_ok());
+    }
+}

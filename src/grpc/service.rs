@@ -1,0 +1,89 @@
+//! The generated trait, filled in: each call finds its caller, keeps its deadline, and asks the `api` floor.
+
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status};
+
+use super::access::{self, Deadline};
+use crate::api::{
+    Api, ApiError, Caller,
+    proto::{
+        BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, CloseUserSessionsResponse, Event,
+        GetStatusRequest, GetStatusResponse, ListSessionsRequest, ListSessionsResponse, SendToUserRequest,
+        SendToUserResponse, StreamEventsRequest, gateway_server::Gateway,
+    },
+};
+
+/// The admin API as tonic wants it.
+pub struct Service(pub Api);
+
+impl Service {
+    /// Answers a call: by what `handle` says, or by DEADLINE_EXCEEDED just before the caller gives up.
+    async fn answer<Q, A, F>(
+        &self,
+        request: Request<Q>,
+        handle: impl FnOnce(Caller, Q) -> F,
+    ) -> Result<Response<A>, Status>
+    where
+        F: Future<Output = Result<A, ApiError>>,
+    {
+        let deadline = request.extensions().get::<Deadline>().copied();
+        let answer = match access::caller(request.extensions()) {
+            Err(error) => Err(error),
+            Ok(caller) => {
+                let work = handle(caller, request.into_inner());
+                match deadline {
+                    None => work.await,
+                    Some(Deadline(at)) => {
+                        tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
+                    }
+                }
+            }
+        };
+        answer.map(Response::new).map_err(|error| error.into_status(self.0.metrics()))
+    }
+}
+
+#[tonic::async_trait]
+impl Gateway for Service {
+    async fn send_to_user(&self, request: Request<SendToUserRequest>) -> Result<Response<SendToUserResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.send_to_user(&caller, request).await).await
+    }
+
+    async fn broadcast(&self, request: Request<BroadcastRequest>) -> Result<Response<BroadcastResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.broadcast(&caller, request).await).await
+    }
+
+    async fn close_user_sessions(
+        &self,
+        request: Request<CloseUserSessionsRequest>,
+    ) -> Result<Response<CloseUserSessionsResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.close_user_sessions(&caller, request)).await
+    }
+
+    async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        self.answer(request, async |caller, _| self.0.get_status(&caller)).await
+    }
+
+    async fn list_sessions(
+        &self,
+        request: Request<ListSessionsRequest>,
+    ) -> Result<Response<ListSessionsResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.list_sessions(&caller, &request)).await
+    }
+
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        // A stream's deadline ends it through the transport; only its opening is answered here.
+        let metrics = self.0.metrics().clone();
+        let events = access::caller(request.extensions())
+            .and_then(|caller| self.0.stream_events(&caller, request.get_ref()))
+            .map_err(|error| error.into_status(&metrics))?;
+        Ok(Response::new(Box::pin(events.map(move |event| event.map_err(|error| error.into_status(&metrics))))))
+    }
+}

@@ -1,0 +1,104 @@
+//! The public listener: HTTP/1.1 up to the WebSocket handshake, then one task a connection.
+//!
+//! * `upgrade.rs`: what a request asks for, and the answer.
+//! * `connection.rs`: a connection's life, from its first message to its close.
+//! * `socket.rs`: the socket as the outbox and the connection see it.
+
+pub mod config;
+mod connection;
+mod socket;
+mod upgrade;
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+pub use config::Config;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
+
+/// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
+const REFUSALS_MAX: u64 = 1024;
+
+/// What every connection needs.
+pub struct Context {
+    /// The hub.
+    pub hub: Hub,
+    /// Where tasks live.
+    pub life: Lifecycle,
+    /// `http.path`.
+    pub path: String,
+    /// `auth.timeout`.
+    pub auth_timeout: Duration,
+    /// Cancelled when no more connections are to be accepted.
+    pub accepting: CancellationToken,
+    /// Sockets that are open, whatever they speak.
+    open: crate::metrics::Gauge,
+}
+
+impl Context {
+    /// A context with no connection yet.
+    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
+        Self { hub, life, path, auth_timeout, accepting, open: crate::metrics::Gauge::default() }
+    }
+}
+
+/// Counts an open socket for as long as it lives.
+struct OpenSocket(Arc<Context>);
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.open.leave();
+    }
+}
+
+/// Serves until no more connections are to be accepted.
+pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), Infallible> {
+    loop {
+        let (stream, remote) = tokio::select! {
+            () = context.accepting.cancelled() => return stopped(&context).await,
+            accepted = net::accept_tcp(&listener) => accepted,
+        };
+        let open = context.open.enter();
+        let socket = OpenSocket(Arc::clone(&context));
+        if open.saturating_sub(REFUSALS_MAX) > context.hub.limits().connections.limit() as u64 {
+            context.hub.metrics().failure(Failure::ConnectionLimit);
+            continue;
+        }
+        context.life.spawn(serve_http(stream, remote, Arc::clone(&context), socket));
+    }
+}
+
+/// The listener is closed; as an essential task this one lives until the stop.
+async fn stopped(context: &Context) -> Result<(), Infallible> {
+    context.life.stopping().cancelled().await;
+    Ok(())
+}
+
+async fn serve_http(stream: TcpStream, remote: SocketAddr, context: Arc<Context>, socket: OpenSocket) {
+    let upgrade = Arc::clone(&context);
+    // The socket stays counted until its last holder lets go: this task, or the connection that it becomes.
+    let socket = Arc::new(socket);
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let reply = upgrade::answer(request, remote, &upgrade, &socket);
+        async move { Ok::<_, Infallible>(reply) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HANDSHAKE_HEAD_TIMEOUT)
+        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::select! {
+        () = context.accepting.cancelled() => {}
+        served = connection => if let Err(error) = served {
+            // hyper has answered what could be answered (400, 414, 431).
+            if error.is_parse() || error.is_timeout() || error.is_parse_too_large() {
+                context.hub.metrics().failure(Failure::BadHandshake);
+            }
+            tracing::debug!(%remote, %error, "an HTTP connection ended badly");
+        },
+    }
+}
