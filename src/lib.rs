@@ -31,3 +31,9 @@ pub mod api;
 pub mod grpc;
 pub mod http;
 pub mod ws;
+
+// Floor 7: the application.
+pub mod cli;
+pub mod config;
+pub mod server;
+pub mod telemetry;

@@ -1,2 +1,5 @@
 //! The daemon's entry.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    pushgate::cli::run(std::env::args_os())
+}

@@ -1,0 +1,386 @@
+//! What a configuration may not say: first unknown keys and wrong types, then values and combinations that no daemon
+//! could run with. Each problem names its key, the value, what is allowed and what to do.
+
+use std::time::Duration;
+
+use figment::value::{Dict, Value};
+
+use super::{Config, Problem, layers};
+use crate::{
+    api::scope::Scope,
+    auth::{Algorithm, KeyConfig},
+    grpc::config::{TokenConfig, TokenError},
+    limits,
+    store::{Durability, EngineName, OnCorruption, Overflow},
+    types::{ByteSize, ListenAddress, Span, TlsFiles},
+};
+
+const NOT_YET: &str = "is not available in this version";
+
+/// A key from the parts of its path; numbers are places in a list.
+pub(super) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> String {
+    let mut key = String::new();
+    for part in parts {
+        if part.bytes().all(|b| b.is_ascii_digit()) {
+            key.push_str(&format!("[{part}]"));
+        } else {
+            if !key.is_empty() {
+                key.push('.');
+            }
+            key.push_str(part);
+        }
+    }
+    key
+}
+
+/// Unknown keys and wrong types, all of them.
+pub(super) fn type_problems(values: &Value) -> Vec<Problem> {
+    // A configuration in which nothing is left out: lists of tables have one, what may be unset is set.
+    let mut full = Config::default();
+    full.auth.keys = vec![KeyConfig::new(Algorithm::HS256)];
+    full.grpc.tokens = vec![TokenConfig { scopes: Scope::ALL.to_vec(), ..TokenConfig::default() }];
+    full.store.on_corruption = Some(OnCorruption::Quarantine);
+    let template = Value::from(layers::table_of(Value::serialize(full)));
+    let mut problems = Vec::new();
+    compare(values, &template, &mut Vec::new(), &mut problems);
+    problems
+}
+
+fn compare(value: &Value, template: &Value, path: &mut Vec<String>, problems: &mut Vec<Problem>) {
+    let mut wrong = |expected: &str| {
+        let text = format!("found {}, expected {expected}", kind(value));
+        problems.push(Problem::new(join(path.iter().map(String::as_str)), text));
+    };
+    match (template, value) {
+        (Value::Dict(_, template), Value::Dict(_, table)) => compare_tables(table, template, path, problems),
+        (Value::Dict(..), _) => wrong("a table"),
+        (Value::Array(_, template), Value::Array(_, items)) => {
+            // Where the default is an empty list it is one of texts.
+            let text = Value::from("");
+            let template = template.first().unwrap_or(&text);
+            for (index, item) in items.iter().enumerate() {
+                path.push(index.to_string());
+                compare(item, template, path, problems);
+                path.pop();
+            }
+        }
+        (Value::Array(..), _) => wrong("a list in brackets"),
+        (Value::String(_, sample), Value::Num(..)) if Span::parse(sample).is_ok() => {
+            wrong("a duration in quotes with a unit, such as \"30s\"");
+        }
+        (Value::String(_, sample), Value::Num(..)) if ByteSize::parse(sample).is_ok() => {
+            wrong("a size in quotes with a unit, such as \"64KiB\"");
+        }
+        (Value::String(..), Value::String(..) | Value::Char(..) | Value::Empty(..)) => {}
+        (Value::String(..), _) => wrong("a text in quotes"),
+        (Value::Bool(..), Value::Bool(..)) => {}
+        (Value::Bool(..), _) => wrong("true or false"),
+        (Value::Num(..), Value::Num(_, number)) if number.to_u128().is_some() || number.to_i128().is_some() => {}
+        (Value::Num(..), _) => wrong("a whole number"),
+        (Value::Char(..) | Value::Empty(..), _) => {}
+    }
+}
+
+fn compare_tables(table: &Dict, template: &Dict, path: &mut Vec<String>, problems: &mut Vec<Problem>) {
+    for (name, value) in table {
+        path.push(name.clone());
+        match template.get(name) {
+            Some(template) => compare(value, template, path, problems),
+            None => {
+                let allowed: Vec<&str> = template.keys().map(String::as_str).collect();
+                let key = join(path.iter().map(String::as_str));
+                let text = format!("unknown key `{key}`; allowed here: {}", allowed.join(", "));
+                problems.push(Problem { names_key: true, ..Problem::new(key, text) });
+            }
+        }
+        path.pop();
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(..) | Value::Char(..) => "a text",
+        Value::Bool(..) => "true or false",
+        Value::Num(_, number) if number.to_f64().is_some() => "a number with a fraction",
+        Value::Num(..) => "a number",
+        Value::Empty(..) => "nothing",
+        Value::Dict(..) => "a table",
+        Value::Array(..) => "a list",
+    }
+}
+
+/// Everything in `config` that no daemon could run with.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut found = Found(Vec::new());
+    listeners(config, &mut found);
+    tokens(config, &mut found);
+    auth(config, &mut found);
+    spans(config, &mut found);
+    sizes_and_counts(config, &mut found);
+    store(config, &mut found);
+    not_yet(config, &mut found);
+    if let Err(error) = config.log.check() {
+        // The error begins with the key.
+        let text = error.to_string();
+        found.add("log.filter", text.strip_prefix("log.filter: ").unwrap_or(&text));
+    }
+    found.0
+}
+
+struct Found(Vec<Problem>);
+
+impl Found {
+    fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.0.push(Problem::new(key, text));
+    }
+
+    fn require(&mut self, holds: bool, key: &str, text: impl FnOnce() -> String) {
+        if !holds {
+            self.add(key, text());
+        }
+    }
+}
+
+fn listeners(config: &Config, found: &mut Found) {
+    found.require(!config.http.listen.is_empty(), "http.listen", || {
+        "is empty, and without it no client can connect; write host:port, such as [\"0.0.0.0:7000\"]".to_owned()
+    });
+    found.require(!config.grpc.listen.is_empty(), "grpc.listen", || {
+        "is empty, and without it nothing can be sent; write [\"unix:/run/pushgate/admin.sock\"] or [\"127.0.0.1:7001\"]"
+            .to_owned()
+    });
+    let path = &config.http.path;
+    found.require(path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#'), "http.path", || {
+        format!("`{path}` is not allowed; write a path that begins with `/`, without spaces, `?` and `#`, such as \"/ws\"")
+    });
+    found.require(!matches!(path.as_str(), "/livez" | "/readyz"), "http.path", || {
+        format!("`{path}` is the gateway's own; write another path, such as \"/ws\"")
+    });
+    let mut seen: Vec<ListenAddress> = Vec::new();
+    for (section, listen) in [("http", &config.http.listen), ("grpc", &config.grpc.listen), ("ops", &config.ops.listen)]
+    {
+        for (index, text) in listen.iter().enumerate() {
+            let key = format!("{section}.listen[{index}]");
+            match ListenAddress::parse(text) {
+                Err(error) => found.add(key, error.to_string()),
+                Ok(ListenAddress::Unix(_)) if section != "grpc" => {
+                    found.add(
+                        key,
+                        format!("`{text}` is for grpc.listen only; write host:port, such as \"127.0.0.1:7000\""),
+                    );
+                }
+                Ok(address) => {
+                    let any_port = matches!(address, ListenAddress::Tcp { port: 0, .. });
+                    if seen.contains(&address) && !any_port {
+                        found.add(key, format!("`{text}` is listed twice; give each listener an address of its own"));
+                        continue;
+                    }
+                    if section == "grpc" {
+                        grpc_listener(config, &key, text, &address, found);
+                    }
+                    seen.push(address);
+                }
+            }
+        }
+    }
+}
+
+/// The admin API is closed by default: the Unix socket is guarded by its mode, loopback by tokens or an explicit
+/// `insecure`, everything else by TLS.
+fn grpc_listener(config: &Config, key: &str, text: &str, address: &ListenAddress, found: &mut Found) {
+    let grpc = &config.grpc;
+    if matches!(address, ListenAddress::Unix(_)) {
+        return;
+    }
+    if address.is_local() {
+        if grpc.tokens.is_empty() && !grpc.insecure {
+            found.add(
+                key,
+                format!(
+                    "`{text}` would be open to every process of this machine; add [[grpc.tokens]], or set \
+                     grpc.insecure = true if that is meant, or listen on a Unix socket"
+                ),
+            );
+        }
+    } else if grpc.insecure {
+        found.add(
+            key,
+            format!(
+                "`{text}` can be reached from other machines, and grpc.insecure = true is for loopback only; listen \
+                 on 127.0.0.1, [::1] or a Unix socket, or set it to false"
+            ),
+        );
+    } else if grpc.tls == TlsFiles::default() {
+        found.add(
+            key,
+            format!(
+                "`{text}` can be reached from other machines, where tokens need TLS, and [grpc.tls] {NOT_YET}; listen \
+                 on 127.0.0.1, [::1] or a Unix socket, behind a proxy that speaks TLS"
+            ),
+        );
+    }
+}
+
+fn tokens(config: &Config, found: &mut Found) {
+    for (index, token) in config.grpc.tokens.iter().enumerate() {
+        let key = format!("grpc.tokens[{index}]");
+        let name = &token.name;
+        if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+            found.add(format!("{key}.name"), "is missing or unusable; write 1 to 64 bytes that name the caller");
+        } else if config.grpc.tokens[..index].iter().any(|earlier| earlier.name == *name) {
+            found.add(format!("{key}.name"), format!("`{name}` is taken by an earlier token; choose another name"));
+        }
+        if let Err(error) = token.check() {
+            found.0.push(token_problem(index, token, &error));
+        }
+        if token.scopes.is_empty() {
+            let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+            found.add(
+                format!("{key}.scopes"),
+                format!("is empty, so the token would open nothing; allowed values: {}", all.join(", ")),
+            );
+        }
+    }
+}
+
+pub(super) fn token_problem(index: usize, token: &TokenConfig, error: &TokenError) -> Problem {
+    let name = if token.name.is_empty() { String::new() } else { format!(" (`{}`)", token.name) };
+    Problem::new(format!("grpc.tokens[{index}]{name}"), error.to_string())
+}
+
+fn auth(config: &Config, found: &mut Found) {
+    let auth = &config.auth;
+    let has_jwks = !auth.jwks.url.is_empty() || !auth.jwks.file.as_os_str().is_empty();
+    if auth.keys.is_empty() && !has_jwks {
+        found.add(
+            "auth.keys",
+            "no key is configured, and only the operator can know it; add a table [[auth.keys]] with algorithm = \
+             \"HS256\" and secret_file = \"/etc/pushgate/jwt.key\", or another algorithm and public_key_file",
+        );
+    }
+    for (index, key) in auth.keys.iter().enumerate() {
+        let place = format!("auth.keys[{index}]");
+        if let Err(bad) = key.check() {
+            found.add(&place, bad.to_string());
+        }
+        let kid = &key.kid;
+        if !kid.is_empty() && auth.keys[..index].iter().any(|earlier| earlier.kid == *kid) {
+            found.add(
+                format!("{place}.kid"),
+                format!("`{kid}` is taken by an earlier key; give each key a kid of its own"),
+            );
+        }
+    }
+    found.require(!auth.user_claim.is_empty(), "auth.user_claim", || {
+        "is empty, so no token would name a user; write the claims to look for, such as [\"sub\", \"userId\"]"
+            .to_owned()
+    });
+    for (key, list) in
+        [("auth.user_claim", &auth.user_claim), ("auth.issuer", &auth.issuer), ("auth.audience", &auth.audience)]
+    {
+        if let Some(index) = list.iter().position(String::is_empty) {
+            found.add(format!("{key}[{index}]"), "is empty; write a name or leave it out");
+        }
+    }
+}
+
+const MILLISECOND: Span = Span(Duration::from_millis(1));
+const SECOND: Span = Span::secs(1);
+const HOUR: Span = Span::secs(3600);
+const DAY: Span = Span::secs(86_400);
+const MONTH: Span = Span::secs(30 * 86_400);
+const DECADE: Span = Span::secs(3650 * 86_400);
+
+fn spans(config: &Config, found: &mut Found) {
+    let zero = Span::secs(0);
+    let (auth, store) = (&config.auth, &config.store);
+    for (key, span, least, most) in [
+        ("auth.leeway", auth.leeway, zero, DAY),
+        ("auth.timeout", auth.timeout, MILLISECOND, HOUR),
+        ("auth.jwks.refresh", auth.jwks.refresh, SECOND, MONTH),
+        ("store.ttl", store.ttl, SECOND, DECADE),
+        ("store.max_ttl", store.max_ttl, SECOND, DECADE),
+        ("store.device_ttl", store.device_ttl, SECOND, DECADE),
+        ("store.idempotency_window", store.idempotency_window, zero, MONTH),
+        ("delivery.confirm_timeout", config.delivery.confirm_timeout, MILLISECOND, DAY),
+        ("delivery.ack_timeout", config.delivery.ack_timeout, MILLISECOND, MONTH),
+        ("heartbeat.interval", config.heartbeat.interval, MILLISECOND, DAY),
+        ("heartbeat.timeout", config.heartbeat.timeout, MILLISECOND, DAY),
+        ("presence.linger", config.presence.linger, zero, HOUR),
+        ("limits.write_timeout", config.limits.write_timeout, MILLISECOND, DAY),
+        ("clients.reply_timeout", config.clients.reply_timeout, MILLISECOND, HOUR),
+        ("shutdown.deadline", config.shutdown.deadline, MILLISECOND, DAY),
+        ("shutdown.lb_delay", config.shutdown.lb_delay, zero, HOUR),
+    ] {
+        found.require((least..=most).contains(&span), key, || {
+            format!("`{span}` is not allowed; allowed: {least} to {most}")
+        });
+    }
+}
+
+fn sizes_and_counts(config: &Config, found: &mut Found) {
+    let (limits, store) = (&config.limits, &config.store);
+    let queue = ByteSize(limits::WRITER_QUEUE_BYTES_MAX as u64);
+    let end = ByteSize(1 << 60);
+    for (key, size, least, most) in [
+        ("limits.message_bytes", limits.message_bytes, ByteSize::kib(1), ByteSize::mib(16)),
+        ("limits.notification_bytes", limits.notification_bytes, ByteSize::kib(1), queue),
+        ("limits.outbox_bytes", limits.outbox_bytes, ByteSize::kib(1), ByteSize::gib(1)),
+        ("store.max_bytes", store.max_bytes, ByteSize::kib(64), end),
+        ("store.max_disk", store.max_disk, ByteSize::mib(1), end),
+    ] {
+        found.require((least..=most).contains(&size), key, || {
+            format!("`{size}` is not allowed; allowed: {least} to {most}")
+        });
+    }
+    for (key, number, least, most) in [
+        ("delivery.window", config.delivery.window, 1, 65_536),
+        ("events.buffer", config.events.buffer, 16, 16_777_216),
+    ] {
+        found.require((least..=most).contains(&number), key, || {
+            format!("`{number}` is not allowed; allowed: {least} to {most}")
+        });
+    }
+}
+
+fn store(config: &Config, found: &mut Found) {
+    let store = &config.store;
+    found.require(!store.path.as_os_str().is_empty(), "store.path", || {
+        "is empty; write the folder that holds the data, such as \"/var/lib/pushgate\"".to_owned()
+    });
+    if store.ttl > store.max_ttl {
+        let text = format!(
+            "`{}` is longer than store.max_ttl, `{}`; shorten the one or lengthen the other",
+            store.ttl, store.max_ttl
+        );
+        found.0.push(Problem { other: Some("store.max_ttl"), ..Problem::new("store.ttl", text) });
+    }
+}
+
+/// What the configuration knows and this version does not do, where it would be switched on.
+fn not_yet(config: &Config, found: &mut Found) {
+    for (section, tls) in [("http", &config.http.tls), ("grpc", &config.grpc.tls), ("ops", &config.ops.tls)] {
+        for name in tls.set_keys() {
+            found.add(format!("{section}.tls.{name}"), format!("TLS {NOT_YET}; leave it empty"));
+        }
+    }
+    let (auth, store) = (&config.auth, &config.store);
+    for (on, key, text) in [
+        (!auth.jwks.url.is_empty(), "auth.jwks.url", "a key set {}; leave it empty and use [[auth.keys]]"),
+        (
+            !auth.jwks.file.as_os_str().is_empty(),
+            "auth.jwks.file",
+            "a key set {}; leave it empty and use [[auth.keys]]",
+        ),
+        (!auth.public_claims.is_empty(), "auth.public_claims", "showing claims {}; leave it empty"),
+        (store.engine == EngineName::Redb, "store.engine", "`redb` {}; allowed: sled"),
+        (store.durability == Durability::Power, "store.durability", "`power` {}; allowed: process"),
+        (store.overflow == Overflow::DropOldest, "store.overflow", "`drop-oldest` {}; allowed: refuse"),
+        (config.delivery.max_attempts.0 > 0, "delivery.max_attempts", "a limit {}; allowed: 0"),
+        (!config.clients.forward.is_empty(), "clients.forward", "forwarding {}; leave it empty"),
+    ] {
+        if on {
+            found.add(key, text.replace("{}", NOT_YET));
+        }
+    }
+}

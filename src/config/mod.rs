@@ -1,0 +1,241 @@
+//! The configuration as a whole: the sections, which live beside their components, and where each value comes from.
+//!
+//! Defaults, then a TOML file, then the environment, then flags; a later one wins key by key (a list is one value).
+//! Whatever is unknown, of the wrong type or impossible refuses, with one line for each: the source, the full key,
+//! what is wrong, and what is allowed.
+
+mod check;
+mod layers;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use figment::{Figment, value::Value};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    auth::{self, Authenticator},
+    clock::Clock,
+    grpc, http, hub, lifecycle, limits, session, store, telemetry, ws,
+};
+
+/// The file that is read where no other is named, if it exists.
+pub const DEFAULT_FILE: &str = "/etc/pushgate/pushgate.toml";
+
+/// Everything that an operator can set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs, reason = "each section is documented beside its component")]
+pub struct Config {
+    pub http: ws::config::Config,
+    pub grpc: grpc::config::Config,
+    pub ops: http::config::Config,
+    pub auth: auth::Config,
+    pub store: store::Config,
+    pub delivery: session::config::Delivery,
+    pub heartbeat: session::config::Heartbeat,
+    pub presence: hub::config::Presence,
+    pub limits: limits::Limits,
+    pub events: hub::config::Events,
+    pub clients: hub::config::Clients,
+    pub shutdown: lifecycle::Shutdown,
+    pub log: telemetry::Log,
+}
+
+/// A value given on the command line.
+#[derive(Clone, Debug)]
+pub struct Flag {
+    /// The flag, with its dashes.
+    pub name: &'static str,
+    /// The key it sets, such as `http.listen`.
+    pub key: &'static str,
+    /// What it sets it to.
+    pub value: Value,
+}
+
+/// Where a configuration is read from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file that must be there.
+    pub file: Option<PathBuf>,
+    /// The file that is read where `file` names none, if it exists.
+    pub default_file: Option<PathBuf>,
+    /// The environment; variables that do not begin with `PUSHGATE_` are not looked at.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The command line.
+    pub flags: Vec<Flag>,
+}
+
+impl Sources {
+    /// The sources of this process.
+    pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
+        Self { file, default_file: Some(DEFAULT_FILE.into()), environment: std::env::vars_os().collect(), flags }
+    }
+}
+
+/// A configuration and where each of its values came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    origins: Origins,
+}
+
+/// Why a configuration was refused: one line for each thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    problems: Vec<String>,
+}
+
+impl ConfigError {
+    /// The lines.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+/// Something wrong with the value of a key.
+#[derive(Clone, Debug)]
+struct Problem {
+    /// The full key, such as `auth.keys[0].kid`.
+    key: String,
+    /// Another key that has a part in it.
+    other: Option<&'static str>,
+    /// What is wrong, and what is allowed.
+    text: String,
+    /// Whether the text names the key itself.
+    names_key: bool,
+}
+
+impl Problem {
+    fn new(key: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { key: key.into(), other: None, text: text.into(), names_key: false }
+    }
+}
+
+impl Config {
+    /// Reads a configuration and checks that a daemon could run with it. No file but the configuration's is read.
+    ///
+    /// # Errors
+    /// Everything that [`Config::read`] refuses, and impossible values and combinations, all at once.
+    pub fn load(sources: Sources) -> Result<Loaded, ConfigError> {
+        let loaded = Self::read(sources)?;
+        loaded.refuse(check::problems(&loaded.config))?;
+        Ok(loaded)
+    }
+
+    /// Reads a configuration as far as it can be understood.
+    ///
+    /// # Errors
+    /// A file that cannot be read, TOML that is none, unknown keys, wrong types.
+    pub fn read(sources: Sources) -> Result<Loaded, ConfigError> {
+        let (figment, file) = layers::gather(sources)?;
+        let origins = Origins { figment, file };
+        let problems = check::type_problems(&origins.values());
+        origins.refuse(problems)?;
+        match origins.figment.extract::<Config>() {
+            Ok(config) => Ok(Loaded { config, origins }),
+            Err(errors) => Err(ConfigError {
+                problems: errors.into_iter().map(|error| origins.line(&layers::problem_of(&error))).collect(),
+            }),
+        }
+    }
+}
+
+impl Loaded {
+    /// The file that was read.
+    pub fn file(&self) -> Option<&Path> {
+        self.origins.file.as_deref()
+    }
+
+    /// Reads the files of keys and tokens, and says which of them cannot be used.
+    ///
+    /// # Errors
+    /// One line for each.
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        if let Err(error) = Authenticator::new(&self.config.auth, Clock::system()) {
+            let prefix = self.origins.prefix("auth.keys");
+            problems.push(format!("{prefix}: {error}"));
+        }
+        for (index, token) in self.config.grpc.tokens.iter().enumerate() {
+            if let Err(error) = token.sha256() {
+                problems.push(self.origins.line(&check::token_problem(index, token, &error)));
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    }
+
+    /// The effective configuration as TOML, each value with its origin, secrets masked.
+    pub fn to_toml(&self) -> String {
+        show::toml(&self.config, &self.origins)
+    }
+
+    fn refuse(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
+        self.origins.refuse(problems)
+    }
+}
+
+/// Knows which layer gave a value.
+#[derive(Clone, Debug)]
+struct Origins {
+    figment: Figment,
+    file: Option<PathBuf>,
+}
+
+impl Origins {
+    /// The values of all layers, one over the other.
+    fn values(&self) -> Value {
+        // The layers are tables that were checked when they were made, so there is nothing that could fail here.
+        self.figment.find_value("").unwrap_or_else(|_| Value::from(figment::value::Dict::new()))
+    }
+
+    /// The label of the layer that gave `key` or the nearest table or list around it; `None`: it is a default.
+    fn of(&self, key: &str) -> Option<layers::Label> {
+        let (mut path, _) = key.split_once('[').unwrap_or((key, ""));
+        loop {
+            if let Ok(value) = self.figment.find_value(path) {
+                return layers::label(self.figment.get_metadata(value.tag())?);
+            }
+            (path, _) = path.rsplit_once('.')?;
+        }
+    }
+
+    /// What a line about `key` begins with: the source, or the file that could set it.
+    fn prefix(&self, key: &str) -> String {
+        match (self.of(key), &self.file) {
+            (Some(label), _) => label.in_errors,
+            (None, Some(file)) => file.display().to_string(),
+            (None, None) => "configuration".to_owned(),
+        }
+    }
+
+    fn line(&self, problem: &Problem) -> String {
+        let by_other = problem.other.filter(|other| self.of(&problem.key).is_none() && self.of(other).is_some());
+        let prefix = self.prefix(by_other.unwrap_or(&problem.key));
+        if problem.names_key || problem.key.is_empty() {
+            format!("{prefix}: {}", problem.text)
+        } else {
+            format!("{prefix}: {}: {}", problem.key, problem.text)
+        }
+    }
+
+    fn refuse(&self, problems: Vec<Problem>) -> Result<(), ConfigError> {
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(ConfigError { problems: problems.iter().map(|problem| self.line(problem)).collect() })
+    }
+}

@@ -1,0 +1,671 @@
+//! What is accepted, what is refused in which words, and which layer wins.
+
+use super::*;
+
+const KEY: &str = "[[auth.keys]]\nalgorithm = \"HS256\"\nsecret = \"hunter2\"\n";
+
+struct Input {
+    folder: tempfile::TempDir,
+    sources: Sources,
+}
+
+impl Input {
+    /// A file that is complete but for `toml`, which comes first.
+    fn toml(toml: &str) -> Self {
+        Self::raw(&format!("{toml}\n{KEY}"))
+    }
+
+    fn raw(toml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pushgate.toml");
+        std::fs::write(&file, toml).unwrap();
+        Self { folder, sources: Sources { file: Some(file), ..Sources::default() } }
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.sources.environment.push((name.into(), value.into()));
+        self
+    }
+
+    fn flag(mut self, name: &'static str, key: &'static str, value: impl Into<Value>) -> Self {
+        self.sources.flags.push(Flag { name, key, value: value.into() });
+        self
+    }
+
+    fn load(&self) -> Loaded {
+        Config::load(self.sources.clone()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The lines of the refusal, the file without its folder.
+    fn refusal(&self) -> Vec<String> {
+        let Err(error) = Config::load(self.sources.clone()) else { panic!("this must be refused") };
+        let folder = format!("{}/", self.folder.path().display());
+        error.problems().iter().map(|line| line.replace(&folder, "")).collect()
+    }
+}
+
+#[track_caller]
+fn refused(toml: &str, line: &str) {
+    assert_eq!(Input::toml(toml).refusal(), [line], "{toml}");
+}
+
+/// For what concerns keys: the file is `toml` alone.
+#[track_caller]
+fn refused_raw(toml: &str, line: &str) {
+    assert_eq!(Input::raw(toml).refusal(), [line], "{toml}");
+}
+
+#[test]
+fn defaults_and_a_key_are_enough() {
+    let loaded = Input::toml("").load();
+    assert_eq!(loaded.config, Config { auth: loaded.config.auth.clone(), ..Config::default() });
+    assert_eq!(loaded.config.auth.keys.len(), 1);
+}
+
+#[test]
+fn every_key_of_the_documented_file_is_accepted_and_is_the_default_there() {
+    let text = r#"
+[http]
+listen = ["0.0.0.0:7000"]
+path = "/ws"
+[grpc]
+listen = ["unix:/run/pushgate/admin.sock"]
+insecure = false
+[[grpc.tokens]]
+name = "orders"
+token_sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+scopes = ["send", "close", "read", "events", "admin"]
+[ops]
+listen = ["127.0.0.1:7002"]
+[http.tls]
+certificate_file = ""
+key_file = ""
+client_ca_file = ""
+[auth]
+user_claim = ["sub", "userId"]
+public_claims = []
+require_exp = true
+issuer = []
+audience = []
+leeway = "30s"
+timeout = "5s"
+[[auth.keys]]
+kid = "2026-01"
+algorithm = "HS256"
+secret_file = "/etc/pushgate/jwt.key"
+[auth.jwks]
+url = ""
+refresh = "10m"
+[store]
+path = "/var/lib/pushgate"
+engine = "sled"
+durability = "process"
+on_corruption = "quarantine"
+ttl = "7d"
+max_ttl = "30d"
+device_ttl = "30d"
+max_devices_per_user = 16
+max_pending_per_user = 1000
+max_bytes = "8GiB"
+max_disk = "16GiB"
+overflow = "refuse"
+idempotency_window = "10m"
+[delivery]
+window = 256
+ack_mode = "transport"
+confirm_timeout = "30s"
+ack_timeout = "5m"
+max_attempts = 0
+[heartbeat]
+interval = "30s"
+timeout = "10s"
+[presence]
+linger = "5s"
+max_listed = 1000
+[limits]
+connections = 100000
+connections_per_user = 100
+message_bytes = "64KiB"
+notification_bytes = "256KiB"
+outbox_bytes = "1MiB"
+write_timeout = "10s"
+bad_messages = 20
+[events]
+buffer = 65536
+[clients]
+forward = []
+reply_timeout = "30s"
+[shutdown]
+deadline = "25s"
+lb_delay = "0s"
+[log]
+filter = "info"
+format = "auto"
+"#;
+    let config = Input::raw(text).load().config;
+    let mut defaults = Config::default();
+    defaults.grpc.tokens = config.grpc.tokens.clone();
+    defaults.auth.keys = config.auth.keys.clone();
+    defaults.store.on_corruption = Some(store::OnCorruption::Quarantine);
+    assert_eq!(config, defaults);
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file_over_defaults() {
+    let file = || Input::toml("[http]\nlisten = [\"127.0.0.1:1\"]\npath = \"/file\"\n[heartbeat]\ninterval = \"1s\"");
+    let path = |input: Input| input.load().config.http.path;
+    assert_eq!(path(file()), "/file");
+    assert_eq!(path(file().env("PUSHGATE_HTTP__PATH", "/env")), "/env");
+    let all = file().env("PUSHGATE_HTTP__PATH", "/env").flag("--path", "http.path", "/flag");
+    let config = all.load().config;
+    assert_eq!(config.http.path, "/flag");
+    assert_eq!(config.http.listen, ["127.0.0.1:1"], "what a later layer does not say stays");
+    assert_eq!(config.heartbeat.interval.to_string(), "1s");
+    assert_eq!(config.heartbeat.timeout.to_string(), "10s");
+}
+
+#[test]
+fn the_environment_sets_every_kind_of_value() {
+    let config = Input::raw("")
+        .env("PUSHGATE_HTTP__LISTEN", "['127.0.0.1:0', \"[::1]:0\"]")
+        .env("PUSHGATE_HTTP__PATH", "/7")
+        .env("PUSHGATE_STORE__PATH", "7")
+        .env("PUSHGATE_STORE__ENGINE", "sled")
+        .env("PUSHGATE_STORE__TTL", "1h")
+        .env("PUSHGATE_STORE__ON_CORRUPTION", "refuse")
+        .env("PUSHGATE_AUTH__REQUIRE_EXP", "false")
+        .env("PUSHGATE_AUTH__KEYS", "[{algorithm = \"HS256\", secret = \"a,b]\"}]")
+        .env("PUSHGATE_AUTH__JWKS__REFRESH", "\"1m\"")
+        .env("PUSHGATE_DELIVERY__WINDOW", " 7 ")
+        .env("PUSHGATE_LIMITS__MESSAGE_BYTES", "2KiB")
+        .env("PUSHGATE_SERVICE_HOST", "10.0.0.1")
+        .env("PUSHGATE_PORT", "tcp://10.0.0.1:7000")
+        .env("HTTP__PATH", "/other")
+        .load()
+        .config;
+    assert_eq!(config.http.listen, ["127.0.0.1:0", "[::1]:0"]);
+    assert_eq!((config.http.path.as_str(), config.store.path.to_str()), ("/7", Some("7")));
+    assert_eq!(config.store.ttl.to_string(), "1h");
+    assert_eq!(config.store.on_corruption, Some(store::OnCorruption::Refuse));
+    assert!(!config.auth.require_exp);
+    assert_eq!(config.auth.keys[0].secret.expose(), "a,b]");
+    assert_eq!((config.auth.jwks.refresh.to_string().as_str(), config.delivery.window), ("1m", 7));
+    assert_eq!(config.limits.message_bytes.0, 2048);
+}
+
+#[test]
+fn a_refusal_names_the_variable_or_the_flag() {
+    for (name, value, line) in [
+        (
+            "HEARTBEAT__INTERVAL",
+            "30",
+            "heartbeat.interval: `30` is not a duration; write a number and a unit, such as \"500ms\", \"30s\", \"10m\", \"12h\" or \"7d\"",
+        ),
+        ("HEARTBEAT__INTERVAL", "0s", "heartbeat.interval: `0s` is not allowed; allowed: 1ms to 1d"),
+        ("HTTP__LISTNE", "x", "unknown key `http.listne`; allowed here: listen, path, tls"),
+        ("HTTP__LISTEN", "127.0.0.1:0", "http.listen: found a text, expected a list in brackets"),
+        ("HTTP__LISTEN", "[127.0.0.1:0]", "http.listen: is not a TOML value: invalid array; expected `]`"),
+        ("DELIVERY__WINDOW", "many", "delivery.window: found a text, expected a whole number"),
+        ("AUTH__REQUIRE_EXP", "yes", "auth.require_exp: found a text, expected true or false"),
+        ("HTTP__", "x", "is not a key; write PUSHGATE_SECTION__KEY, such as PUSHGATE_HTTP__LISTEN"),
+        ("HTTP_PATH", "/x", "two underscores stand between section and key; write PUSHGATE_HTTP__PATH"),
+        ("STORE_MAX_TTL", "1d", "two underscores stand between section and key; write PUSHGATE_STORE__MAX_TTL"),
+        (
+            "STORE__MAX_TTL",
+            "1d",
+            "store.ttl: `7d` is longer than store.max_ttl, `1d`; shorten the one or lengthen the other",
+        ),
+    ] {
+        let input = Input::toml("").env(&format!("PUSHGATE_{name}"), value);
+        assert_eq!(input.refusal(), [format!("environment variable PUSHGATE_{name}: {line}")]);
+    }
+    let input = Input::toml("").flag("--http-listen", "http.listen", vec!["nowhere"]);
+    assert_eq!(
+        input.refusal(),
+        ["flag --http-listen: http.listen[0]: `nowhere` is not an address; write host:port, such as \
+          \"127.0.0.1:7000\" or \"[::1]:7000\""]
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_text_is_refused() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut input = Input::toml("");
+    input.sources.environment.push(("PUSHGATE_HTTP__PATH".into(), OsString::from_vec(vec![0xff])));
+    assert_eq!(input.refusal(), ["environment variable PUSHGATE_HTTP__PATH: http.path: is not UTF-8"]);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_what_is_allowed() {
+    refused("[http]\nlistne = []", "pushgate.toml: unknown key `http.listne`; allowed here: listen, path, tls");
+    refused(
+        "[htpt]\nlisten = []",
+        "pushgate.toml: unknown key `htpt`; allowed here: auth, clients, delivery, events, grpc, heartbeat, http, \
+         limits, log, ops, presence, shutdown, store",
+    );
+    refused(
+        "[grpc.tls]\ncert = \"\"",
+        "pushgate.toml: unknown key `grpc.tls.cert`; allowed here: certificate_file, client_ca_file, key_file",
+    );
+    refused_raw(
+        "[[auth.keys]]\nalgorithm = \"HS256\"\nsecrets = \"hunter2\"",
+        "pushgate.toml: unknown key `auth.keys[0].secrets`; allowed here: algorithm, kid, public_key_file, secret, \
+         secret_base64, secret_file",
+    );
+    refused(
+        "[[grpc.tokens]]\nkid = 1",
+        "pushgate.toml: unknown key `grpc.tokens[0].kid`; allowed here: name, scopes, token, token_file, token_sha256",
+    );
+}
+
+#[test]
+fn wrong_types_are_refused_all_at_once() {
+    let input = Input::raw(
+        "http = 7\n[grpc]\nlisten = \"unix:x\"\ninsecure = 1\n[store]\nengine = 1\npath = true\nttl = 30\nmax_bytes = 30\n\
+         [delivery]\nwindow = 1.5\nmax_attempts = \"0\"\n[[auth.keys]]\nalgorithm = 0\nsecret = 7\n[[grpc.tokens]]\nscopes = [3]",
+    );
+    assert_eq!(
+        input.refusal(),
+        [
+            "pushgate.toml: auth.keys[0].algorithm: found a number, expected a text in quotes",
+            "pushgate.toml: auth.keys[0].secret: found a number, expected a text in quotes",
+            "pushgate.toml: delivery.max_attempts: found a text, expected a whole number",
+            "pushgate.toml: delivery.window: found a number with a fraction, expected a whole number",
+            "pushgate.toml: grpc.insecure: found a number, expected true or false",
+            "pushgate.toml: grpc.listen: found a text, expected a list in brackets",
+            "pushgate.toml: grpc.tokens[0].scopes[0]: found a number, expected a text in quotes",
+            "pushgate.toml: http: found a number, expected a table",
+            "pushgate.toml: store.engine: found a number, expected a text in quotes",
+            "pushgate.toml: store.max_bytes: found a number, expected a size in quotes with a unit, such as \"64KiB\"",
+            "pushgate.toml: store.path: found true or false, expected a text in quotes",
+            "pushgate.toml: store.ttl: found a number, expected a duration in quotes with a unit, such as \"30s\"",
+        ]
+    );
+}
+
+#[test]
+fn values_outside_their_set_are_refused_with_the_set() {
+    refused(
+        "[store]\nengine = \"rocksdb\"",
+        "pushgate.toml: store.engine: `rocksdb` is not allowed; allowed values: sled, redb",
+    );
+    refused(
+        "[store]\non_corruption = \"ignore\"",
+        "pushgate.toml: store.on_corruption: `ignore` is not allowed; allowed values: quarantine, refuse",
+    );
+    refused(
+        "[store]\noverflow = \"dropoldest\"",
+        "pushgate.toml: store.overflow: `dropoldest` is not allowed; allowed values: refuse, drop-oldest",
+    );
+    refused(
+        "[delivery]\nack_mode = \"Client\"",
+        "pushgate.toml: delivery.ack_mode: `Client` is not allowed; allowed values: transport, client",
+    );
+    refused(
+        "[log]\nformat = \"xml\"",
+        "pushgate.toml: log.format: `xml` is not allowed; allowed values: auto, human, json, journald",
+    );
+    refused(
+        "[[grpc.tokens]]\nscopes = [\"write\"]",
+        "pushgate.toml: grpc.tokens[0].scopes[0]: `write` is not allowed; allowed values: send, close, read, events, \
+         admin",
+    );
+    refused_raw(
+        "[[auth.keys]]\nalgorithm = \"none\"",
+        "pushgate.toml: auth.keys[0].algorithm: `none` is not allowed; allowed values: HS256, HS384, HS512, RS256, \
+         RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA",
+    );
+    refused_raw("[[auth.keys]]\nsecret = \"hunter2\"", "pushgate.toml: auth.keys[0]: the key `algorithm` is missing");
+    refused(
+        "[limits]\nconnections = -1",
+        "pushgate.toml: limits.connections: `-1` is not allowed; expected a whole number from 0 to 4294967295",
+    );
+    refused(
+        "[limits]\nmessage_bytes = \"64\"",
+        "pushgate.toml: limits.message_bytes: `64` is not a size; write a number and a unit: B, KB, KiB, MB, MiB, GB, \
+         GiB, TB or TiB, such as \"64KiB\"",
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing.toml");
+    let sources = Sources { file: Some(missing.clone()), ..Sources::default() };
+    let name = missing.display();
+    assert_eq!(
+        Config::load(sources).unwrap_err().to_string(),
+        format!("{name}: cannot be read: No such file or directory (os error 2)")
+    );
+    let sources = Sources { file: Some(folder.path().to_owned()), ..Sources::default() };
+    let name = folder.path().display();
+    assert_eq!(
+        Config::load(sources).unwrap_err().to_string(),
+        format!("{name}: cannot be read: Is a directory (os error 21)")
+    );
+}
+
+#[test]
+fn a_default_file_is_read_where_it_exists() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("pushgate.toml");
+    let sources = Sources { default_file: Some(file.clone()), ..Sources::default() };
+    assert!(Config::read(sources.clone()).unwrap().file().is_none());
+    std::fs::write(&file, "[http]\npath = \"/default-file\"").unwrap();
+    let loaded = Config::read(sources.clone()).unwrap();
+    assert_eq!((loaded.config.http.path.as_str(), loaded.file()), ("/default-file", Some(file.as_path())));
+    let named = Input::toml("[http]\npath = \"/named\"");
+    let sources = Sources { file: named.sources.file.clone(), ..sources };
+    assert_eq!(Config::read(sources).unwrap().config.http.path, "/named");
+}
+
+#[test]
+fn broken_toml_is_refused_with_its_place_and_without_its_line() {
+    for (toml, place) in [
+        ("[http]\npath = \"/ws", "line 2, column 12"),
+        ("[[auth.keys]]\nsecret = hunter2", "line 2, column 10"),
+        ("[[auth.keys]]\nsecret = \"hunter2\nx = 1", "line 2, column 18"),
+        ("[http]\npath = 'a'\npath = 'b'", "line 3, column 1"),
+    ] {
+        let lines = Input::raw(toml).refusal();
+        assert!(lines.len() == 1 && lines[0].starts_with(&format!("pushgate.toml: {place}: ")), "{lines:?}");
+        assert!(!lines[0].contains("hunter2") && !lines[0].contains('\n'), "{lines:?}");
+        assert!(lines[0].len() > place.len() + 18, "says what is wrong: {lines:?}");
+    }
+}
+
+#[test]
+fn listeners_must_be_there_and_readable() {
+    refused(
+        "[http]\nlisten = []",
+        "pushgate.toml: http.listen: is empty, and without it no client can connect; write host:port, such as \
+         [\"0.0.0.0:7000\"]",
+    );
+    refused(
+        "[grpc]\nlisten = []",
+        "pushgate.toml: grpc.listen: is empty, and without it nothing can be sent; write \
+         [\"unix:/run/pushgate/admin.sock\"] or [\"127.0.0.1:7001\"]",
+    );
+    Input::toml("[ops]\nlisten = []").load();
+    refused(
+        "[http]\nlisten = [\"127.0.0.1:0\", \"7000\"]",
+        "pushgate.toml: http.listen[1]: `7000` is not an address; write host:port, such as \"127.0.0.1:7000\" or \
+         \"[::1]:7000\"",
+    );
+    refused(
+        "[ops]\nlisten = [\"unix:/run/x\"]",
+        "pushgate.toml: ops.listen[0]: `unix:/run/x` is for grpc.listen only; write host:port, such as \
+         \"127.0.0.1:7000\"",
+    );
+    refused(
+        "[grpc]\nlisten = [\"unix:\"]",
+        "pushgate.toml: grpc.listen[0]: `unix:` is not the address of a Unix socket; write unix: and a path of 1 to \
+         107 bytes",
+    );
+    refused(
+        "[ops]\nlisten = [\"0.0.0.0:7000\"]",
+        "pushgate.toml: ops.listen[0]: `0.0.0.0:7000` is listed twice; give each listener an address of its own",
+    );
+    Input::toml("[http]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\"]").load();
+    refused(
+        "[http]\npath = \"ws\"",
+        "pushgate.toml: http.path: `ws` is not allowed; write a path that begins with `/`, without spaces, `?` and \
+         `#`, such as \"/ws\"",
+    );
+    refused(
+        "[http]\npath = \"/livez\"",
+        "pushgate.toml: http.path: `/livez` is the gateway's own; write another path, such as \"/ws\"",
+    );
+}
+
+#[test]
+fn the_admin_api_is_closed_unless_it_is_opened_on_purpose() {
+    let token = "[[grpc.tokens]]\nname = \"a\"\ntoken = \"hunter2\"\nscopes = [\"send\"]";
+    refused(
+        "[grpc]\nlisten = [\"127.0.0.1:7001\"]",
+        "pushgate.toml: grpc.listen[0]: `127.0.0.1:7001` would be open to every process of this machine; add \
+         [[grpc.tokens]], or set grpc.insecure = true if that is meant, or listen on a Unix socket",
+    );
+    let remote = "pushgate.toml: grpc.listen[0]: `0.0.0.0:7001` can be reached from other machines, ";
+    refused(
+        &format!("[grpc]\nlisten = [\"0.0.0.0:7001\"]\n{token}"),
+        &format!(
+            "{remote}where tokens need TLS, and [grpc.tls] is not available in this version; listen on 127.0.0.1, \
+             [::1] or a Unix socket, behind a proxy that speaks TLS"
+        ),
+    );
+    for token in ["", token] {
+        refused(
+            &format!("[grpc]\nlisten = [\"0.0.0.0:7001\"]\ninsecure = true\n{token}"),
+            &format!(
+                "{remote}and grpc.insecure = true is for loopback only; listen on 127.0.0.1, [::1] or a Unix socket, \
+                 or set it to false"
+            ),
+        );
+    }
+    for open in [
+        format!("[grpc]\nlisten = [\"127.0.0.1:7001\", \"unix:x\"]\n{token}"),
+        "[grpc]\nlisten = [\"[::1]:7001\", \"localhost:7001\"]\ninsecure = true".to_owned(),
+        format!("[grpc]\nlisten = [\"127.0.0.1:7001\"]\ninsecure = true\n{token}"),
+        format!("[grpc]\n{token}"),
+        "[grpc]\ninsecure = true".to_owned(),
+    ] {
+        Input::toml(&open).load();
+    }
+}
+
+#[test]
+fn a_token_is_complete_and_its_own() {
+    let with = |lines: &str| format!("[[grpc.tokens]]\n{lines}");
+    refused(
+        &with("token = \"hunter2\"\nscopes = [\"send\"]"),
+        "pushgate.toml: grpc.tokens[0].name: is missing or unusable; write 1 to 64 bytes that name the caller",
+    );
+    refused(
+        &with("name = \"a\"\nscopes = [\"send\"]"),
+        "pushgate.toml: grpc.tokens[0] (`a`): needs exactly one of token, token_sha256, token_file; it has none",
+    );
+    refused(
+        &with("name = \"a\"\nscopes = [\"send\"]\ntoken = \"hunter2\"\ntoken_file = \"x\""),
+        "pushgate.toml: grpc.tokens[0] (`a`): needs exactly one of token, token_sha256, token_file; it has token, \
+         token_file",
+    );
+    refused(
+        &with("name = \"a\"\nscopes = [\"send\"]\ntoken_sha256 = \"abc\""),
+        "pushgate.toml: grpc.tokens[0] (`a`): token_sha256 must be the SHA-256 of the token, 64 hexadecimal digits; \
+         this has 3 characters",
+    );
+    refused(
+        &with("name = \"a\"\ntoken = \"hunter2\""),
+        "pushgate.toml: grpc.tokens[0].scopes: is empty, so the token would open nothing; allowed values: send, \
+         close, read, events, admin",
+    );
+    let one = with("name = \"a\"\ntoken = \"hunter2\"\nscopes = [\"send\"]\n");
+    refused(
+        &format!("{one}{one}"),
+        "pushgate.toml: grpc.tokens[1].name: `a` is taken by an earlier token; choose another name",
+    );
+}
+
+#[test]
+fn keys_are_there_whole_and_told_apart() {
+    let no_key = "auth.keys: no key is configured, and only the operator can know it; add a table [[auth.keys]] with \
+                  algorithm = \"HS256\" and secret_file = \"/etc/pushgate/jwt.key\", or another algorithm and \
+                  public_key_file";
+    refused_raw("", &format!("pushgate.toml: {no_key}"));
+    let nowhere = Config::load(Sources::default()).unwrap_err();
+    assert_eq!(nowhere.to_string(), format!("configuration: {no_key}"));
+    let key = |lines: &str| format!("[[auth.keys]]\n{lines}\n");
+    let hmac = "exactly one of secret, secret_file, secret_base64";
+    refused_raw(&key("algorithm = \"HS256\""), &format!("pushgate.toml: auth.keys[0]: has no key; HS256 needs {hmac}"));
+    refused_raw(
+        &key("algorithm = \"HS256\"\nsecret = \"hunter2\"\nsecret_base64 = \"aGk=\""),
+        &format!("pushgate.toml: auth.keys[0]: has several keys (secret, secret_base64); HS256 needs {hmac}"),
+    );
+    refused_raw(
+        &key("algorithm = \"HS512\"\npublic_key_file = \"a.pem\""),
+        &format!("pushgate.toml: auth.keys[0]: public_key_file does not go with HS512, which needs {hmac}"),
+    );
+    refused_raw(
+        &key("algorithm = \"RS256\"\nsecret = \"hunter2\""),
+        "pushgate.toml: auth.keys[0]: secret does not go with RS256, which needs public_key_file",
+    );
+    let named = key("algorithm = \"HS256\"\nsecret = \"hunter2\"\nkid = \"a\"");
+    refused_raw(
+        &format!("{named}{named}"),
+        "pushgate.toml: auth.keys[1].kid: `a` is taken by an earlier key; give each key a kid of its own",
+    );
+    Input::raw(&format!("{KEY}{KEY}")).load();
+    refused(
+        "[auth]\nuser_claim = []",
+        "pushgate.toml: auth.user_claim: is empty, so no token would name a user; write the claims to look for, such \
+         as [\"sub\", \"userId\"]",
+    );
+    refused("[auth]\nissuer = [\"a\", \"\"]", "pushgate.toml: auth.issuer[1]: is empty; write a name or leave it out");
+}
+
+#[test]
+fn quantities_have_bounds() {
+    for (section, key, value, line) in [
+        ("auth", "timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1h"),
+        ("auth", "leeway", "\"2d\"", "`2d` is not allowed; allowed: 0s to 1d"),
+        ("heartbeat", "timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
+        ("shutdown", "deadline", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
+        ("limits", "write_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
+        ("delivery", "confirm_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
+        ("delivery", "ack_timeout", "\"31d\"", "`31d` is not allowed; allowed: 1ms to 30d"),
+        ("store", "ttl", "\"0s\"", "`0s` is not allowed; allowed: 1s to 3650d"),
+        ("store", "device_ttl", "\"36500d\"", "`36500d` is not allowed; allowed: 1s to 3650d"),
+        ("clients", "reply_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1h"),
+        ("limits", "message_bytes", "\"1023B\"", "`1023B` is not allowed; allowed: 1KiB to 16MiB"),
+        ("limits", "notification_bytes", "\"65MiB\"", "`65MiB` is not allowed; allowed: 1KiB to 64MiB"),
+        ("delivery", "window", "0", "`0` is not allowed; allowed: 1 to 65536"),
+        ("events", "buffer", "15", "`15` is not allowed; allowed: 16 to 16777216"),
+        ("store", "path", "\"\"", "is empty; write the folder that holds the data, such as \"/var/lib/pushgate\""),
+    ] {
+        refused(&format!("[{section}]\n{key} = {value}"), &format!("pushgate.toml: {section}.{key}: {line}"));
+    }
+    refused(
+        "[store]\nttl = \"31d\"",
+        "pushgate.toml: store.ttl: `31d` is longer than store.max_ttl, `30d`; shorten the one or lengthen the other",
+    );
+    Input::toml("[limits]\nnotification_bytes = \"2MiB\"\nconnections = 0\n[shutdown]\nlb_delay = \"0s\"").load();
+}
+
+#[test]
+fn a_bad_log_filter_names_key_and_value() {
+    let lines = Input::toml("[log]\nfilter = \"info,pushgate=loud\"").refusal();
+    let line = "pushgate.toml: log.filter: `info,pushgate=loud` is not a log filter (";
+    assert!(lines.len() == 1 && lines[0].starts_with(line), "{lines:?}");
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
+    let not_yet = "is not available in this version";
+    for (section, line, key, text) in [
+        ("store", "engine = \"redb\"", "store.engine", format!("`redb` {not_yet}; allowed: sled")),
+        ("store", "durability = \"power\"", "store.durability", format!("`power` {not_yet}; allowed: process")),
+        ("store", "overflow = \"drop-oldest\"", "store.overflow", format!("`drop-oldest` {not_yet}; allowed: refuse")),
+        ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
+        ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
+        ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
+        (
+            "auth",
+            "public_claims = [\"name\"]",
+            "auth.public_claims",
+            format!("showing claims {not_yet}; leave it empty"),
+        ),
+        ("clients", "forward = [\"*\"]", "clients.forward", format!("forwarding {not_yet}; leave it empty")),
+        ("delivery", "max_attempts = 3", "delivery.max_attempts", format!("a limit {not_yet}; allowed: 0")),
+    ] {
+        refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
+    }
+    for name in ["url", "file"] {
+        refused_raw(
+            &format!("[auth.jwks]\n{name} = \"x\""),
+            &format!("pushgate.toml: auth.jwks.{name}: a key set {not_yet}; leave it empty and use [[auth.keys]]"),
+        );
+    }
+}
+
+#[test]
+fn several_problems_are_told_together_each_with_its_source() {
+    let input = Input::raw("[http]\nlisten = []\n[heartbeat]\ninterval = \"0s\"")
+        .env("PUSHGATE_EVENTS__BUFFER", "1")
+        .flag("--store-path", "store.path", "");
+    let beginnings =
+        input.refusal().iter().map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(": ")).collect::<Vec<_>>();
+    assert_eq!(
+        beginnings,
+        [
+            "pushgate.toml: http.listen",
+            "pushgate.toml: auth.keys",
+            "pushgate.toml: heartbeat.interval",
+            "environment variable PUSHGATE_EVENTS__BUFFER: events.buffer",
+            "flag --store-path: store.path",
+        ]
+    );
+}
+
+#[test]
+fn check_reads_the_files_of_keys_and_tokens() {
+    let input = Input::raw(
+        "[[auth.keys]]\nkid = \"k\"\nalgorithm = \"HS256\"\nsecret_file = \"/nowhere/key\"\n[[grpc.tokens]]\nname = \
+         \"orders\"\ntoken_file = \"/nowhere/token\"\nscopes = [\"send\"]",
+    );
+    let error = input.load().check_files().unwrap_err();
+    let file = input.sources.file.as_ref().unwrap().display();
+    let missing = "cannot be read: No such file or directory (os error 2)";
+    assert_eq!(
+        error.problems(),
+        [
+            format!("{file}: auth.keys[0].secret_file (kid `k`): /nowhere/key: {missing}"),
+            format!("{file}: grpc.tokens[0] (`orders`): token_file /nowhere/token: {missing}"),
+        ]
+    );
+    assert!(Input::toml("").load().check_files().is_ok());
+}
+
+#[test]
+fn show_gives_values_and_origins_as_toml_that_loads_again() {
+    let input = Input::toml("[http]\npath = \"/a\\\"b\\\\c\"\n[limits]\nconnections = 7")
+        .env("PUSHGATE_HEARTBEAT__INTERVAL", "20s")
+        .flag("--ops-listen", "ops.listen", vec!["127.0.0.1:0"]);
+    let shown = input.load().to_toml();
+    let file = input.sources.file.as_ref().unwrap().display();
+    for line in [
+        format!("path = \"/a\\\"b\\\\c\"  # {file}"),
+        format!("connections = 7  # {file}"),
+        "connections_per_user = 100  # default".to_owned(),
+        "interval = \"20s\"  # environment PUSHGATE_HEARTBEAT__INTERVAL".to_owned(),
+        "listen = [\"127.0.0.1:0\"]  # flag --ops-listen".to_owned(),
+        format!("algorithm = \"HS256\"  # {file}"),
+        "# on_corruption is not set".to_owned(),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} in\n{shown}");
+    }
+    let again = Input::raw(&shown.replace("\"***\"", "\"hunter2\"")).load();
+    assert_eq!(again.config, input.load().config);
+}
+
+#[test]
+fn show_never_gives_a_secret_away() {
+    let input = Input::raw(
+        "[[auth.keys]]\nalgorithm = \"HS256\"\nsecret = \"hunter2\"\n[[auth.keys]]\nalgorithm = \"HS256\"\n\
+         secret_base64 = \"aHVudGVyMg==\"\n[[grpc.tokens]]\nname = \"a\"\ntoken = \"hunter2\"\nscopes = [\"send\"]\n\
+         [[grpc.tokens]]\nname = \"b\"\n\
+         token_sha256 = \"f52fbd32b2b3b86ff88ef6c490628285f482af15ddcb29541f94bcf526a3f6c7\"\nscopes = [\"read\"]",
+    )
+    .env("PUSHGATE_STORE__PATH", "x");
+    let loaded = input.load();
+    let shown = loaded.to_toml();
+    for secret in ["hunter2", "aHVudGVyMg", "f52fbd32"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    for line in ["secret = \"***\"", "secret_base64 = \"***\"", "token = \"***\"", "token_sha256 = \"***\""] {
+        assert_eq!(shown.matches(line).count(), 1, "{line} in\n{shown}");
+    }
+    for secret in ["hunter2", "aHVudGVyMg"] {
+        assert!(!format!("{:?}", loaded.config).contains(secret));
+    }
+}

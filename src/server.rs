@@ -1,0 +1,264 @@
+//! The daemon: binds, opens, supervises, and stops in order.
+//!
+//! Order of a start: keys and tokens are read, every listener is bound, the store is opened, then all is served. So a
+//! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
+//! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{Api, Listener},
+    auth::Authenticator,
+    clock::Clock,
+    config::Config,
+    grpc::{self, Access},
+    http,
+    hub::{Hub, Parts, Quotas},
+    lifecycle::{Lifecycle, Shutdown},
+    metrics::Metrics,
+    net::{self, BindError, Bound},
+    session::Settings,
+    store::{OpenError, Store},
+    types::Span,
+    ws,
+};
+
+/// Sessions that a drain closes in a second, where the deadline leaves it the choice.
+const DRAIN_SESSIONS_PER_SECOND: f64 = 1000.0;
+/// The part of the time left that a drain may take; the rest is for the connections' ends and the store.
+const DRAIN_SHARE: f64 = 0.6;
+/// What a second signal makes the process exit with: killed by SIGINT, as a shell would say.
+const EXIT_SECOND_SIGNAL: i32 = 130;
+
+/// Why the daemon does not start. One line each.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A key or a token cannot be used.
+    #[error("{0}")]
+    Config(String),
+    /// An address cannot be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The system refuses something that every daemon needs.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// How the daemon ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Told to, in order.
+    InOrder,
+    /// An essential task was lost, or the store could not be closed.
+    Failed(String),
+}
+
+/// A daemon with every socket bound and every address readable, that serves nobody yet.
+pub struct Server {
+    api: Api,
+    hub: Hub,
+    life: Lifecycle,
+    shutdown: Shutdown,
+    ws: Arc<ws::Context>,
+    accepting: CancellationToken,
+    bound: Vec<(&'static str, Bound)>,
+    access: Vec<Access>,
+    listeners: Vec<Listener>,
+}
+
+impl Server {
+    /// Reads keys, binds listeners, opens the store.
+    pub async fn bind(config: &Config, clock: Clock) -> Result<Server, StartError> {
+        let authenticator =
+            Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
+        let tokens = tokens(&config.grpc)?;
+        let mut bound = Vec::new();
+        let mut access = Vec::new();
+        for address in &config.http.listen {
+            bound.push(("http", net::bind(address)?));
+        }
+        for address in &config.grpc.listen {
+            let listener = net::bind(address)?;
+            access.push(match (&listener, config.grpc.insecure) {
+                (Bound::Unix(..), _) => Access::open("unix-socket"),
+                (Bound::Tcp(..), true) => Access::open("insecure"),
+                (Bound::Tcp(..), false) => Access::Tokens(tokens.clone()),
+            });
+            bound.push(("grpc", listener));
+        }
+        for address in &config.ops.listen {
+            bound.push(("ops", net::bind(address)?));
+        }
+        let listeners: Vec<Listener> =
+            bound.iter().map(|(name, bound)| Listener { name, address: bound.to_string() }).collect();
+
+        let store = open_store(config, clock.clone()).await?;
+        let life = Lifecycle::new();
+        let hub = Hub::new(Parts {
+            store,
+            authenticator: Arc::new(authenticator),
+            clock,
+            metrics: Metrics::default(),
+            life: life.clone(),
+            limits: config.limits.clone(),
+            settings: Settings {
+                delivery: config.delivery.clone(),
+                heartbeat: config.heartbeat.clone(),
+                bad_messages: config.limits.bad_messages,
+            },
+            presence: config.presence.clone(),
+            events: config.events.clone(),
+            quotas: Quotas {
+                ttl: config.store.ttl.0,
+                max_ttl: config.store.max_ttl.0,
+                max_bytes: config.store.max_bytes.0,
+                pending_per_user: config.store.max_pending_per_user.limit(),
+                devices_per_user: config.store.max_devices_per_user.limit(),
+            },
+        });
+        let api = Api::new(hub.clone(), life.clone());
+        api.set_listeners(listeners.clone());
+        let accepting = CancellationToken::new();
+        let Span(auth_timeout) = config.auth.timeout;
+        let path = config.http.path.clone();
+        let ws = Arc::new(ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone()));
+        Ok(Self { api, hub, life, shutdown: config.shutdown.clone(), ws, accepting, bound, access, listeners })
+    }
+
+    /// Where it listens, as bound.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// The hub, for tests that look inside.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Serves until `stop` resolves or something essential is lost, then stops in order.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
+        let Self { api, hub, life, shutdown, ws, accepting, bound, access, listeners } = self;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        for name in grpc::HEALTH_NAMES {
+            reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+        }
+        let notification_bytes = hub.limits().notification_bytes.as_usize();
+        let mut access = access.into_iter();
+        for (name, bound) in bound {
+            match (name, bound) {
+                ("grpc", bound) => {
+                    let Some(access) = access.next() else { continue };
+                    let services = grpc::Services { api: api.clone(), health: health.clone(), notification_bytes };
+                    life.spawn_essential("the gRPC listener", grpc::serve(bound, access, services, life.clone()));
+                }
+                ("ops", Bound::Tcp(listener, _)) => {
+                    life.spawn_essential("the ops listener", http::serve(listener, api.clone(), life.clone()));
+                }
+                (_, Bound::Tcp(listener, _)) => {
+                    life.spawn_essential("the public listener", ws::serve(listener, Arc::clone(&ws)));
+                }
+                // The configuration allows Unix sockets for gRPC only.
+                (name, Bound::Unix(..)) => tracing::error!(name, "a Unix socket is not served here"),
+            }
+        }
+        hub.start();
+        for listener in &listeners {
+            tracing::info!(name = listener.name, address = %listener.address, "listening");
+        }
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
+
+        let failed = async {
+            tokio::select! {
+                error = hub.store().failed() => life.fail(format!("the store failed: {error}")),
+                _ = life.failed() => {}
+            }
+        };
+        tokio::select! {
+            () = stop => tracing::info!("stopping"),
+            () = failed => {}
+        }
+
+        let started = tokio::time::Instant::now();
+        let deadline = started + shutdown.deadline.0;
+        api.set_stopping(shutdown.deadline.0);
+        for name in grpc::HEALTH_NAMES {
+            reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
+        }
+        if life.failure().is_none() {
+            tokio::time::sleep(shutdown.lb_delay.0.min(shutdown.deadline.0 / 2)).await;
+        }
+        hub.begin_drain();
+        accepting.cancel();
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let wanted = Duration::from_secs_f64(hub.session_count() as f64 / DRAIN_SESSIONS_PER_SECOND);
+        let _ = tokio::time::timeout_at(deadline, hub.drain(wanted.min(left.mul_f64(DRAIN_SHARE)))).await;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let tasks = life.stop(left.mul_f64(0.9)).await;
+        if tasks > 0 {
+            tracing::warn!(tasks, "some tasks did not end in time");
+        }
+        let closed = close_store(hub.store().clone(), deadline).await;
+        let ended = match (life.failure(), closed) {
+            (Some(failure), _) | (None, Err(failure)) => Ended::Failed(failure),
+            (None, Ok(())) => Ended::InOrder,
+        };
+        let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(took_ms = took, in_order = ended == Ended::InOrder, "stopped");
+        ended
+    }
+}
+
+async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
+    let config = config.store.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&config, clock)).await;
+    Ok(opened.map_err(std::io::Error::other)??)
+}
+
+/// Flushes and joins the writer. What the store has acknowledged is on disk already, so the deadline loses nothing.
+async fn close_store(store: Store, deadline: tokio::time::Instant) -> Result<(), String> {
+    let closing = tokio::task::spawn_blocking(move || store.close());
+    match tokio::time::timeout_at(deadline, closing).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(format!("the store could not be closed: {error}")),
+        Ok(Err(panic)) => Err(format!("the store could not be closed: {panic}")),
+        Err(_) => Err("the store could not be closed in time".to_owned()),
+    }
+}
+
+fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
+    let token = |token: &grpc::config::TokenConfig| {
+        let sha256 =
+            token.sha256().map_err(|error| StartError::Config(format!("grpc.tokens, `{}`: {error}", token.name)))?;
+        Ok(grpc::Token::new(sha256, &token.name, token.scope_set()))
+    };
+    config.tokens.iter().map(token).collect()
+}
+
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once.
+pub async fn run(config: &Config) -> Result<Ended, StartError> {
+    // From here on the signals are ours, so that none that comes during the start is lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let server = Server::bind(config, Clock::system()).await?;
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("a second signal: ending at once");
+            std::process::exit(EXIT_SECOND_SIGNAL);
+        });
+    };
+    Ok(server.run(stop).await)
+}

@@ -1,0 +1,184 @@
+//! Logs: one subscriber for the process, on standard error or straight into the journal.
+//!
+//! The rule: no token and no payload ever reaches a log line; what is logged are ids, names, codes and counts.
+
+use std::{
+    env,
+    io::{self, IsTerminal as _},
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+};
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// The section `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// What is logged: directives of `tracing`, such as `info` or `info,pushgate::store=debug`. `RUST_LOG`, where set,
+    /// goes first.
+    pub filter: String,
+    /// How it is written.
+    pub format: Format,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: Format::Auto }
+    }
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Human on a terminal, journald where standard error leads to the journal, JSON elsewhere.
+    #[default]
+    Auto,
+    /// For eyes.
+    Human,
+    /// One object a line.
+    Json,
+    /// Into the journal, with fields.
+    Journald,
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Not directives of `tracing`.
+    #[error(
+        "{place}: `{value}` is not a log filter ({problem}); write a level (off, error, warn, info, debug, trace) or \
+         directives such as \"info,pushgate::store=debug\""
+    )]
+    Filter {
+        /// The key or the variable.
+        place: &'static str,
+        /// What it holds.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The journal was asked for and is not there.
+    #[error("log.format: `journald` needs the journal's socket: {0}; choose auto, human or json")]
+    Journal(#[source] io::Error),
+    /// There is a subscriber already.
+    #[error("logging was set up before: {0}")]
+    Again(#[from] tracing_subscriber::util::TryInitError),
+}
+
+impl Log {
+    /// Checks the filter of the section itself.
+    pub fn check(&self) -> Result<(), LogError> {
+        parse("log.filter", &self.filter).map(drop)
+    }
+}
+
+/// Sets up logging for the process. Returns the format that was settled on.
+///
+/// # Errors
+/// A filter that is none, or a journal that was asked for and cannot be reached.
+pub fn init(log: &Log) -> Result<Format, LogError> {
+    let filter = filter(log)?;
+    let terminal = io::stderr().is_terminal();
+    let chosen = match log.format {
+        Format::Auto => automatic(terminal, env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()),
+        fixed => fixed,
+    };
+    let (format, layer) = match chosen {
+        Format::Journald => match (journal(), log.format) {
+            (Ok(layer), _) => (Format::Journald, layer),
+            (Err(error), Format::Journald) => return Err(LogError::Journal(error)),
+            (Err(_), _) => (Format::Json, json()),
+        },
+        Format::Human => (Format::Human, human(terminal)),
+        Format::Json | Format::Auto => (Format::Json, json()),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    Ok(format)
+}
+
+/// Checks what [`init`] would take as filter, without setting anything up.
+///
+/// # Errors
+/// A filter that is none.
+pub fn check(log: &Log) -> Result<(), LogError> {
+    filter(log).map(drop)
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, LogError> {
+    match env::var("RUST_LOG") {
+        Ok(text) if !text.trim().is_empty() => parse("environment variable RUST_LOG", &text),
+        _ => parse("log.filter", &log.filter),
+    }
+}
+
+fn parse(place: &'static str, text: &str) -> Result<EnvFilter, LogError> {
+    let wrong = |problem: String| LogError::Filter { place, value: text.to_owned(), problem };
+    if text.trim().is_empty() {
+        return Err(wrong("it is empty".to_owned()));
+    }
+    EnvFilter::builder().parse(text).map_err(|error| wrong(error.to_string()))
+}
+
+/// systemd's own rule (systemd.exec(5)): `JOURNAL_STREAM` names the device and inode of the journal's stream; only
+/// where standard error still is that stream does it lead to the journal.
+fn automatic(terminal: bool, journal_stream: Option<&str>, stderr: Option<(u64, u64)>) -> Format {
+    let stream = journal_stream
+        .and_then(|text| text.split_once(':'))
+        .and_then(|(device, inode)| Some((device.parse().ok()?, inode.parse().ok()?)));
+    match (terminal, stream) {
+        (true, _) => Format::Human,
+        (false, Some(stream)) if Some(stream) == stderr => Format::Journald,
+        (false, _) => Format::Json,
+    }
+}
+
+fn stderr_identity() -> Option<(u64, u64)> {
+    let stderr = std::fs::File::from(io::stderr().as_fd().try_clone_to_owned().ok()?);
+    let metadata = stderr.metadata().ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn human(terminal: bool) -> BoxedLayer {
+    let colours = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours).boxed()
+}
+
+fn json() -> BoxedLayer {
+    tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(io::stderr).boxed()
+}
+
+fn journal() -> io::Result<BoxedLayer> {
+    let layer = tracing_journald::layer()?;
+    Ok(layer.with_syslog_identifier("pushgate".to_owned()).with_field_prefix(Some("PUSHGATE".to_owned())).boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_is_human_on_a_terminal_journald_on_the_journals_stream_and_json_elsewhere() {
+        assert_eq!(automatic(true, Some("8:21"), Some((8, 21))), Format::Human);
+        assert_eq!(automatic(false, Some("8:21"), Some((8, 21))), Format::Journald);
+        assert_eq!(automatic(false, Some("8:21"), Some((8, 22))), Format::Json, "standard error was redirected");
+        for other in [None, Some(""), Some("8"), Some("a:b"), Some("8:21:3")] {
+            assert_eq!(automatic(false, other, Some((8, 21))), Format::Json);
+        }
+        assert!(stderr_identity().is_some());
+    }
+
+    #[test]
+    fn a_bad_filter_names_its_key_and_value() {
+        let bad = Log { filter: "info,pushgate=loud".to_owned(), ..Log::default() };
+        let text = bad.check().unwrap_err().to_string();
+        assert!(text.starts_with("log.filter: `info,pushgate=loud` is not a log filter ("), "{text}");
+        assert!(Log { filter: " ".to_owned(), ..Log::default() }.check().is_err());
+        for good in ["info", "off", "info,pushgate::store=debug", "warn,[session{user=a}]=trace"] {
+            assert!(Log { filter: good.to_owned(), ..Log::default() }.check().is_ok(), "{good}");
+        }
+    }
+}
