@@ -9,7 +9,13 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt as _, filter_fn},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 /// The section `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -94,8 +100,16 @@ pub fn init(log: &Log) -> Result<Format, LogError> {
         Format::Human => (Format::Human, human(terminal)),
         Format::Json | Format::Auto => (Format::Json, json()),
     };
+    let filter = filter.and(filter_fn(may_be_logged));
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
     Ok(format)
+}
+
+/// Libraries show what passes through them (headers, frames, rows) below INFO, tokens and payloads among it. Whatever the
+/// filter says, they are not heard there.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let ours = metadata.target() == "pushgate" || metadata.target().starts_with("pushgate::");
+    ours || *metadata.level() <= Level::INFO
 }
 
 /// Checks what [`init`] would take as filter, without setting anything up.

@@ -14,7 +14,7 @@ use crate::{
     metrics::Failure,
     protocol::{close::CloseCode, server::Draft},
     store::{IndexEntry, LogObserver, Op, Permit, StoreError, chunks_of},
-    types::{ClosedBy, Device, Notification, Offset, SessionId, UserId},
+    types::{ClosedBy, Device, Notification, Offset, Payload, SessionId, UserId},
 };
 
 /// What a send waits for.
@@ -173,7 +173,8 @@ impl Hub {
         });
         let mut taken = Vec::new();
         if !state.sessions.is_empty() {
-            let binary = state.sessions.iter().any(|session| session.core().session.binary);
+            let bytes = matches!(notification.payload, Payload::Binary(_));
+            let binary = bytes && state.sessions.iter().any(|session| session.core().session.binary);
             let outgoing = Outgoing::new(draft, &notification, Some(offset), false, binary);
             let mut pulling = state.maybe_pulling;
             for session in &state.sessions {

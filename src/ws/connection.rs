@@ -307,7 +307,8 @@ impl Drop for Attached<'_> {
             device = %handle.device,
             remote = %handle.peer.remote,
             code = ended.closing.code.0,
-            reason = %ended.closing.reason,
+            // A client's reason is its own text: whatever is in it stays on its line.
+            reason = %ended.closing.reason.escape_debug(),
             closed_by = ended.closing.by.as_str(),
             duration_ms = u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX),
             messages_received = ended.counts.messages_received,

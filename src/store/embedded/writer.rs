@@ -1,7 +1,7 @@
 //! The one thread that changes the store.
 //!
 //! It takes what is staged, folds it into one batch, commits it, and only then tells the logs and answers the callers:
-//! observers first, answers second, permits and holds last. Nothing delays a write that stands alone; while one commit
+//! observers first, then permits, answers, and holds last. Nothing delays a write that stands alone; while one commit
 //! runs, the next batch gathers.
 //!
 //! Rule: after a commit that failed the engine is not written to again, since nobody knows what of it is on disk. The
@@ -64,11 +64,13 @@ impl After {
                 Err(error) => observer.failed(error),
             }
         }
+        // Before the answers: whoever hears one may ask for the next permit at once, and must find this one's room free.
+        drop(self.permits);
         for done in self.done {
             // Whoever asked may have gone.
             let _ = done.send(fate.clone());
         }
-        drop((self.permits, self.holds));
+        drop(self.holds);
     }
 }
 
