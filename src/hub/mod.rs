@@ -58,6 +58,10 @@ use crate::{
 
 /// How often expired notifications are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// The least time that a drained client is told to stay away.
+const RECONNECT_AFTER_MIN: Duration = Duration::from_millis(500);
+/// The least time that drained clients' returns are spread over.
+const RECONNECT_SPREAD_MIN: Duration = Duration::from_secs(2);
 /// Users looked at in one step of a sweep.
 const SWEEP_USERS_MAX: usize = 256;
 
@@ -251,8 +255,10 @@ impl Hub {
         let sessions = self.session_page(None, usize::MAX);
         let total = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
         for (index, handle) in (0..total).zip(&sessions) {
-            // A return spread over as long again as the close itself, so that the fleet does not come back at once.
-            let spread = window.mul_f64(f64::from(handle.id.as_u128() as u16) / 65_536.0) + Duration::from_millis(500);
+            // A return spread over as long again as the close itself, so that the fleet does not come back at once. The
+            // low bits of an id are random.
+            let share = f64::from(handle.id.as_u128() as u16) / 65_536.0;
+            let spread = RECONNECT_AFTER_MIN + window.max(RECONNECT_SPREAD_MIN).mul_f64(share);
             handle.reply(server::draining(spread));
             handle.flush();
             handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);

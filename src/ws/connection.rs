@@ -124,7 +124,7 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
         End::Gone => return,
         End::Refused(refused) => {
             context.hub.auth_failed(&refused, peer);
-            tracing::info!(remote = %peer.remote, code = refused.code.as_str(), message = %refused.message, "not let in");
+            tracing::info!(remote = %peer.remote, code = refused.code.as_str(), why = %refused.message, "not let in");
             let now = context.hub.clock().unix_millis();
             bytes.extend_from_slice(&server::auth_failure(
                 refused.code,
