@@ -1,7 +1,7 @@
 //! The admin API, whatever carries it: the proto's types, what may be asked by whom, and one short function an RPC.
 //! Below this floor nothing knows the proto.
 //!
-//! The hub is reachable only through [`Api::authorise`], so that no call can forget to ask for its scope.
+//! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
 
 mod convert;
 mod error;
