@@ -152,9 +152,10 @@ impl Api {
         let mut checks = convert::Checks::default();
         let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), false);
         let (notification,) = checks.finish((notification,))?;
-        let sessions = hub.broadcast(&notification).await?;
+        let id = notification.id.clone();
+        let sessions = hub.broadcast(notification).await?;
         let outcome = if sessions == 0 { proto::Outcome::Dropped } else { proto::Outcome::Accepted };
-        Ok(proto::BroadcastResponse { id: notification.id.as_str().to_owned(), outcome: outcome.into(), sessions })
+        Ok(proto::BroadcastResponse { id: id.as_str().to_owned(), outcome: outcome.into(), sessions })
     }
 
     /// `CloseUserSessions`.

@@ -29,6 +29,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Notify;
+
 pub use attach::{AttachError, Ended};
 pub use config::{Clients, Events as EventsConfig, Presence};
 pub use events::{Events, Read, Reader};
@@ -123,6 +125,28 @@ struct Inner {
     wheel: Wheel,
     leavers: Leavers,
     draining: AtomicBool,
+    /// Told when a session has left and its events are out.
+    left: Notify,
+}
+
+/// A user whom someone works with.
+struct InUse<'a> {
+    users: &'a Users,
+    user: Arc<User>,
+}
+
+impl std::ops::Deref for InUse<'_> {
+    type Target = Arc<User>;
+
+    fn deref(&self) -> &Arc<User> {
+        &self.user
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.users.touch(&self.user);
+    }
 }
 
 impl Hub {
@@ -144,6 +168,7 @@ impl Hub {
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),
             draining: AtomicBool::new(false),
+            left: Notify::new(),
             shared: Arc::new(Shared { limits, settings, clock, metrics }),
         }))
     }
@@ -269,9 +294,21 @@ impl Hub {
         }
     }
 
-    /// The user, his state read from the store where it is not in memory.
-    async fn user(&self, id: &UserId) -> Result<Arc<User>, StoreError> {
-        let user = self.0.users.get_or_insert(id);
+    /// Resolves when there is no session left.
+    pub async fn emptied(&self) {
+        loop {
+            let left = self.0.left.notified();
+            if self.session_count() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// The user, his state read from the store where it is not in memory. Whoever lets go of him notes that he may be
+    /// idle from then on, however that comes about.
+    async fn user(&self, id: &UserId) -> Result<InUse<'_>, StoreError> {
+        let user = InUse { users: &self.0.users, user: self.0.users.get_or_insert(id) };
         if !user.is_loaded() {
             let _one_at_a_time = user.loading.lock().await;
             if !user.is_loaded() {
@@ -296,10 +333,8 @@ impl Hub {
             let now = self.0.wheel.tick_of(self.clock().now());
             while done < now {
                 done += 1;
-                for (index, handle) in self.0.wheel.take(done).into_iter().enumerate() {
-                    if let Some(handle) = handle.upgrade() {
-                        self.look_at(&handle);
-                    }
+                for (index, handle) in self.0.wheel.take(done).enumerate() {
+                    self.look_at(&handle);
                     if index % limits::FANOUT_SLICE_SESSIONS == limits::FANOUT_SLICE_SESSIONS - 1 {
                         tokio::task::yield_now().await;
                     }
@@ -364,20 +399,19 @@ impl Hub {
                 if !full || failed {
                     break;
                 }
+                // The rows just dealt with go with the next batch; until then the same ones would be found again.
+                tokio::time::sleep(2 * limits::STORE_LAZY_DELAY).await;
             }
         }
     }
 
     fn sweep_user(&self, user: &Arc<User>, rows: Vec<Due>) {
-        {
-            let mut state = user.state();
-            self.expire(user, &mut state);
-            // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
-            for due in rows {
-                self.0.store.stage(Op::ForgetDue { due });
-            }
+        let mut state = user.state();
+        self.expire(user, &mut state);
+        // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
+        for due in rows {
+            self.0.store.stage(Op::ForgetDue { due });
         }
-        self.0.users.touch(user);
     }
 
     /// Deletes what has expired, under the log's lock.

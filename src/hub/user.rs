@@ -147,6 +147,13 @@ impl UserState {
         self.take(0..count)
     }
 
+    /// Takes out at most `count` of the oldest that at least one device has confirmed.
+    pub fn take_oldest_confirmed(&mut self, count: usize) -> Vec<IndexEntry> {
+        let Some(most) = self.devices.iter().map(|device| device.row.cursor).max() else { return Vec::new() };
+        let confirmed = self.index.partition_point(|entry| entry.offset <= most);
+        self.take(0..confirmed.min(count))
+    }
+
     /// Takes out what has expired.
     pub fn take_expired(&mut self, now: UnixMillis) -> Vec<IndexEntry> {
         self.take_if(|entry| entry.expires_at <= now)

@@ -244,12 +244,13 @@ impl Mailbox {
         index: Vec<IndexEntry>,
         unreadable: usize,
     ) -> Self {
-        let cursors = devices.iter().map(|(_, row)| row.cursor);
         let found = Counters {
             count: u32::try_from(index.len()).unwrap_or(u32::MAX),
             bytes: index.iter().map(|entry| u64::from(entry.bytes)).sum(),
-            last: index.last().map(|entry| entry.offset).into_iter().chain(cursors).max().unwrap_or_default(),
+            last: index.last().map(|entry| entry.offset).unwrap_or_default(),
         };
+        // A cursor may be written before the record that it confirms: it raises `last` and is no evidence.
+        let cursor = devices.iter().map(|(_, row)| row.cursor).max().unwrap_or_default();
         let written = written.unwrap_or_default();
         let damaged = if unreadable > 0 {
             Some(format!("{unreadable} rows cannot be read"))
@@ -261,7 +262,7 @@ impl Mailbox {
         } else {
             None
         };
-        let counters = Counters { last: found.last.max(written.last), ..found };
+        let counters = Counters { last: found.last.max(written.last).max(cursor), ..found };
         Self { counters, devices, index, damaged }
     }
 }
