@@ -27,15 +27,20 @@ struct Gate {
     is_shut: bool,
     /// Commits that may pass although it is shut.
     passes: usize,
+    /// A commit has come to it and may not pass.
+    is_waiting: bool,
 }
 
 /// Holds a double's commits up until it is dropped, also by a test that fails.
 pub(crate) struct Held(Arc<Double>);
 
 impl Held {
-    /// Lets one commit through.
+    /// Lets one commit through: the one that waits, or else the next.
     pub(crate) fn let_one_through(&self) {
-        self.0.gate.lock().passes += 1;
+        let mut gate = self.0.gate.lock();
+        gate.passes += 1;
+        gate.is_waiting = false;
+        drop(gate);
         self.0.opened.notify_all();
     }
 }
@@ -61,6 +66,11 @@ impl Double {
         }
     }
 
+    /// Whether a commit is held up.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.gate.lock().is_waiting
+    }
+
     /// The commits that have begun since the store was opened.
     pub(crate) fn commits_begun(&self) -> usize {
         self.begun.load(Ordering::SeqCst)
@@ -82,7 +92,10 @@ impl Engine for Arc<Double> {
         self.begun.fetch_add(1, Ordering::SeqCst);
         {
             let mut gate = self.gate.lock();
-            self.opened.wait_while(&mut gate, |gate| gate.is_shut && gate.passes == 0);
+            self.opened.wait_while(&mut gate, |gate| {
+                gate.is_waiting = gate.is_shut && gate.passes == 0;
+                gate.is_waiting
+            });
             gate.passes = gate.passes.saturating_sub(1);
         }
         assert!(!self.panics.load(Ordering::SeqCst), "on purpose");
