@@ -16,6 +16,8 @@ mod receive;
 mod replay;
 mod send;
 mod sessions;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod user;
 mod users;

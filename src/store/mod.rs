@@ -9,6 +9,8 @@
 //! staged then and later is answered with the failure, and only a restart tells what was kept.
 
 mod config;
+#[cfg(test)]
+pub(crate) mod double;
 mod embedded;
 mod error;
 mod model;
@@ -83,6 +85,14 @@ impl Store {
         let opened = Opened::over(Arc::new(MemoryEngine::default()), clock, true);
         let opened = opened.unwrap_or_else(|error| panic!("an empty engine in memory did not open: {error}"));
         Self::start(opened, config).unwrap_or_else(|error| panic!("no threads for a store in memory: {error}"))
+    }
+
+    /// A store over an engine that the test holds up, makes fail, and opens again.
+    #[cfg(test)]
+    pub(crate) fn open_double(double: &Arc<double::Double>, clock: Clock) -> Store {
+        let opened = Opened::over(Arc::new(Arc::clone(double)), clock, true).unwrap();
+        double.forget();
+        Self::start(opened, &Config::default()).unwrap()
     }
 
     fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
