@@ -18,6 +18,7 @@ use crate::{
     http,
     hub::{Hub, Parts, Quotas},
     lifecycle::{Lifecycle, Shutdown},
+    limits,
     metrics::Metrics,
     net::{self, BindError, Bound},
     session::Settings,
@@ -198,6 +199,9 @@ impl Server {
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let wanted = Duration::from_secs_f64(hub.session_count() as f64 / DRAIN_SESSIONS_PER_SECOND);
         let _ = tokio::time::timeout_at(deadline, hub.drain(wanted.min(left.mul_f64(DRAIN_SHARE)))).await;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        // Consumers of events hear of every session's end before their streams end.
+        let _ = tokio::time::timeout(limits::CLOSE_LINGER.min(left.mul_f64(DRAIN_SHARE)), hub.emptied()).await;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let tasks = life.stop(left.mul_f64(0.9)).await;
         if tasks > 0 {

@@ -58,6 +58,8 @@ use crate::{
 
 /// How often expired notifications are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a drain looks whether the last session has left.
+const EMPTIED_INTERVAL: Duration = Duration::from_millis(5);
 /// Users looked at in one step of a sweep.
 const SWEEP_USERS_MAX: usize = 256;
 
@@ -260,6 +262,13 @@ impl Hub {
             if index.is_multiple_of(64) || due > self.clock().now() + timers::TICK {
                 tokio::time::sleep_until(due.min(started + window)).await;
             }
+        }
+    }
+
+    /// Waits until every session has left and its end is among the events.
+    pub async fn emptied(&self) {
+        while self.users_online() > 0 {
+            tokio::time::sleep(EMPTIED_INTERVAL).await;
         }
     }
 
