@@ -7,8 +7,9 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
-    process::{Child, ChildStderr, Command},
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::mpsc::{self, UnboundedReceiver},
 };
 
 use super::{gateway, soon};
@@ -44,7 +45,7 @@ pub struct Daemon {
     /// The log as it came.
     pub log: String,
     child: Child,
-    lines: Lines<BufReader<ChildStderr>>,
+    lines: UnboundedReceiver<String>,
     listeners: Vec<(String, String)>,
 }
 
@@ -53,7 +54,14 @@ impl Daemon {
     pub async fn start(config: &Path) -> Self {
         let mut command = command(&["serve", "--config", config.to_str().unwrap()]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        // Read all the time: a daemon whose log nobody reads would come to wait for its reader.
+        let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, lines) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = stderr.next_line().await {
+                let _ = sender.send(line);
+            }
+        });
         let mut daemon = Self { log: String::new(), child, lines, listeners: Vec::new() };
         loop {
             let line = daemon.line().await.unwrap_or_else(|| panic!("it ended: {}", daemon.log));
@@ -75,7 +83,7 @@ impl Daemon {
 
     /// The next line of its log; `None` at its end.
     pub async fn line(&mut self) -> Option<Value> {
-        let line = soon("a log line", self.lines.next_line()).await.unwrap()?;
+        let line = soon("a log line", self.lines.recv()).await?;
         self.log.push_str(&line);
         self.log.push('\n');
         Some(serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line)))

@@ -11,7 +11,6 @@ use tokio::{
 use super::{Gateway, Token, soon};
 
 pub const TEXT: u8 = 0x81;
-pub const BINARY: u8 = 0x82;
 pub const CLOSE: u8 = 0x88;
 pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8A;
@@ -158,6 +157,12 @@ impl Raw {
                 Ok(read) => count += read,
             }
         }
+    }
+
+    /// What comes up to the end of the connection, as text.
+    pub async fn rest(mut self) -> String {
+        while self.read().await > 0 {}
+        String::from_utf8(self.received).unwrap()
     }
 
     /// Ends the connection by a reset, without a closing handshake.
