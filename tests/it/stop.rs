@@ -153,7 +153,7 @@ async fn nobody_is_let_in_during_a_drain() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_that_neither_read_nor_answer_do_not_hold_the_stop_up() {
-    let gateway = Gateway::with(&[("shutdown.deadline", "5s")]).await;
+    let gateway = Gateway::with(&[("shutdown.deadline", "3s")]).await;
     let mut rpc = gateway.rpc().await;
     let mut silent = Raw::session(&gateway, "silent", "").await;
     let stalled = Raw::connect_narrow(gateway.http).await.welcomed("stalled", "").await;
@@ -168,7 +168,7 @@ async fn peers_that_neither_read_nor_answer_do_not_hold_the_stop_up() {
     assert_eq!(silent.close_frame().await.close_code(), Some(1012));
     let folder = std::sync::Arc::clone(&gateway.folder);
     assert_eq!(gateway.ended().await, Ended::InOrder);
-    assert!(started.elapsed() < Duration::from_millis(5500), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_millis(3500), "{:?}", started.elapsed());
     drop((stalled, folder));
 }
 

@@ -86,7 +86,7 @@ impl Daemon {
         let line = soon("a log line", self.lines.recv()).await?;
         self.log.push_str(&line);
         self.log.push('\n');
-        Some(serde_json::from_str(&line).unwrap_or_else(|_| Value::String(line)))
+        Some(serde_json::from_str(&line).unwrap_or(Value::String(line)))
     }
 
     /// Reads its log up to a line with that message.
