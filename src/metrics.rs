@@ -50,6 +50,15 @@ impl Gauge {
         now
     }
 
+    /// One more, unless there are `limit` already; returns whether it was let in.
+    pub fn enter_below(&self, limit: u64) -> bool {
+        let entered = self.now.try_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < limit).then_some(now + 1));
+        if let Ok(before) = entered {
+            self.peak.fetch_max(before + 1, Ordering::Relaxed);
+        }
+        entered.is_ok()
+    }
+
     /// One less.
     pub fn leave(&self) {
         self.now.fetch_sub(1, Ordering::Relaxed);
@@ -346,5 +355,7 @@ mod tests {
         gauge.enter();
         gauge.leave();
         assert_eq!((gauge.get(), gauge.peak()), (1, 2));
+        assert!(gauge.enter_below(2) && !gauge.enter_below(2));
+        assert_eq!((gauge.get(), gauge.peak()), (2, 2), "who is refused was never there");
     }
 }

@@ -75,6 +75,7 @@ impl Hub {
                 self.0.sessions.insert(&handle);
                 self.schedule_look(&handle);
                 handle.flush();
+                tracing::debug!(session = %handle.id, user = %handle.user.id, device = %handle.device, "session opened");
                 if self.is_draining() {
                     handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
                 }

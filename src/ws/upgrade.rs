@@ -127,14 +127,12 @@ struct Connected(Metrics);
 impl Connected {
     /// `None` where `limits.connections` is reached.
     fn enter(context: &Context) -> Option<Self> {
-        let metrics = context.hub.metrics().clone();
-        let now = metrics.connections.enter();
-        let counted = Self(metrics);
-        if now > context.hub.limits().connections.limit() as u64 {
+        let metrics = context.hub.metrics();
+        if !metrics.connections.enter_below(context.hub.limits().connections.limit() as u64) {
             return None;
         }
-        counted.0.connections_total.inc();
-        Some(counted)
+        metrics.connections_total.inc();
+        Some(Self(metrics.clone()))
     }
 }
 

@@ -1,0 +1,387 @@
+//! The admin API: who may call what, what is refused and how, and what calls do to sessions.
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use pushgate::api::proto::{
+    BroadcastRequest, CloseUserSessionsRequest, GetStatusRequest, ListSessionsRequest, Notification, SendToUserRequest,
+    StreamEventsRequest, notification::Payload,
+};
+use serde_json::json;
+use tonic::{Code, Request, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::{v1, v1alpha};
+use tonic_types::StatusExt as _;
+
+use crate::support::{
+    Gateway, Rpc,
+    rpc::{SCOPES, notification, request, ttl},
+    soon, until,
+};
+
+/// Makes one call of each RPC; the code of each answer.
+async fn call_all(rpc: &mut Rpc) -> [Code; 6] {
+    fn code<T>(answer: Result<T, Status>) -> Code {
+        answer.map_or_else(|status| status.code(), |_| Code::Ok)
+    }
+    let client = &mut rpc.client;
+    let close = CloseUserSessionsRequest { user_id: "nobody".into(), ..Default::default() };
+    [
+        code(client.send_to_user(request("scopes", notification(1))).await),
+        code(client.broadcast(BroadcastRequest { notification: Some(notification(1)) }).await),
+        code(client.close_user_sessions(close).await),
+        code(client.get_status(GetStatusRequest {}).await),
+        code(client.list_sessions(ListSessionsRequest::default()).await),
+        code(client.stream_events(StreamEventsRequest::default()).await),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_call_needs_its_scope_and_admin_opens_all() {
+    let gateway = Gateway::start().await;
+    let needs = ["send", "send", "close", "read", "read", "events"];
+    let mut denied = 0;
+    for scope in SCOPES {
+        let mut rpc = Rpc::over_tcp(gateway.grpc, Some(&format!("{scope}-token"))).await;
+        let expected =
+            needs.map(|needed| if scope == "admin" || scope == needed { Code::Ok } else { Code::PermissionDenied });
+        assert_eq!(soon("answers", call_all(&mut rpc)).await, expected, "{scope}");
+        denied += expected.iter().filter(|code| **code != Code::Ok).count() as u64;
+    }
+    assert_eq!(gateway.errors("grpc_permission_denied").await, denied);
+    let mut reader = Rpc::over_tcp(gateway.grpc, Some("read-token")).await;
+    let refused = reader.try_send(request("alice", notification(1))).await.unwrap_err();
+    let details = refused.get_error_details();
+    let info = details.error_info().unwrap();
+    assert_eq!((&*info.domain, &*info.reason, &*info.metadata["scope"]), ("pushgate", "SCOPE_MISSING", "send"));
+    assert!(refused.message().contains("`read` lacks the scope `send`"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_valid_token_every_call_over_tcp_is_unauthenticated() {
+    let gateway = Gateway::start().await;
+    for token in [None, Some("wrong"), Some("admin-token2"), Some("")] {
+        let mut rpc = Rpc::over_tcp(gateway.grpc, token).await;
+        assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Unauthenticated; 6], "{token:?}");
+    }
+    let mut anonymous = Rpc::over_tcp(gateway.grpc, None).await;
+    let refused = anonymous.try_send(request("alice", notification(1))).await.unwrap_err();
+    assert_eq!(refused.get_error_details().error_info().unwrap().domain, "pushgate");
+    let mut rpc = gateway.rpc().await;
+    assert_eq!(rpc.errors("grpc_unauthenticated").await, 25);
+    assert_eq!(rpc.status().await.pending.unwrap().count, 0, "nothing of it happened");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_unix_socket_needs_no_token_and_gives_all_scopes() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let gateway = Gateway::start().await;
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 6]);
+    assert_eq!(std::fs::metadata(&gateway.socket).unwrap().permissions().mode() & 0o777, 0o660);
+    let socket = gateway.socket.clone();
+    drop(rpc);
+    gateway.stop().await;
+    assert!(!socket.exists(), "it goes with the daemon");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn insecure_opens_loopback_to_callers_without_a_token() {
+    let changes = [("grpc.insecure", "true"), ("grpc.tokens", "[]"), ("grpc.listen", r#"["127.0.0.1:0"]"#)];
+    let gateway = Gateway::with(&changes).await;
+    let mut rpc = Rpc::over_tcp(gateway.grpc, None).await;
+    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 6]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_open_to_everyone() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    let gateway = Gateway::start().await;
+    let mut health = HealthClient::new(Rpc::over_tcp(gateway.grpc, None).await.channel);
+    for service in ["", "pushgate.v1.Gateway"] {
+        let answer = soon("health", health.check(HealthCheckRequest { service: service.into() })).await.unwrap();
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving, "{service:?}");
+    }
+    let unknown = soon("health", health.check(HealthCheckRequest { service: "other".into() })).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+fn with_token<T>(message: T, token: Option<&str>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    request
+}
+
+/// Lists the services by reflection, in either version: they differ in nothing else.
+macro_rules! list_services {
+    ($version:ident, $rpc:expr, $token:expr) => {{
+        let ask = $version::ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some($version::server_reflection_request::MessageRequest::ListServices(String::new())),
+        };
+        let mut client = $version::server_reflection_client::ServerReflectionClient::new($rpc.channel.clone());
+        let asked = with_token(stream::iter([ask]), $token);
+        match soon("reflection", client.server_reflection_info(asked)).await {
+            Err(status) => Err(status.code()),
+            Ok(answers) => {
+                let answer = soon("an answer", answers.into_inner().next()).await.unwrap().unwrap();
+                match answer.message_response.unwrap() {
+                    $version::server_reflection_response::MessageResponse::ListServicesResponse(list) => {
+                        let mut names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+                        names.sort();
+                        Ok(names)
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reflection_in_both_versions_needs_any_valid_token() {
+    let gateway = Gateway::start().await;
+    let rpc = Rpc::over_tcp(gateway.grpc, None).await;
+    for token in [None, Some("wrong")] {
+        assert_eq!(list_services!(v1, rpc, token), Err(Code::Unauthenticated));
+        assert_eq!(list_services!(v1alpha, rpc, token), Err(Code::Unauthenticated));
+    }
+    for scope in SCOPES {
+        let token = format!("{scope}-token");
+        for names in [list_services!(v1, rpc, Some(&token)), list_services!(v1alpha, rpc, Some(&token))] {
+            let names = names.unwrap();
+            for name in ["grpc.health.v1.Health", "pushgate.v1.Gateway"] {
+                assert!(names.iter().any(|known| known == name), "{name} is not among {names:?}");
+            }
+        }
+    }
+    let unix = Rpc::over_unix(&gateway.socket).await;
+    assert!(list_services!(v1, unix, None).is_ok() && list_services!(v1alpha, unix, None).is_ok());
+    assert_eq!(gateway.errors("grpc_unauthenticated").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_is_wrong_with_a_send_is_told_by_field() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let json = |text: &str| Notification { payload: Some(Payload::Json(text.into())), ..Default::default() };
+    let number = |value| {
+        let kind = Some(prost_types::value::Kind::NumberValue(value));
+        Notification { payload: Some(Payload::Data(prost_types::Value { kind })), ..Default::default() }
+    };
+    let named = |name: &str| Notification { r#type: name.into(), ..Default::default() };
+    let for_user = |user: &str| request(user, notification(1));
+    let deep = "[".repeat(129) + &"]".repeat(129);
+    let huge = notification("x".repeat(300_000));
+    let cases: Vec<(SendToUserRequest, &str)> = vec![
+        (for_user(""), "user_id"),
+        (for_user(&"u".repeat(256)), "user_id"),
+        (for_user("a\nb"), "user_id"),
+        (for_user("a\u{85}b"), "user_id"),
+        (SendToUserRequest { user_id: "alice".into(), ..Default::default() }, "notification"),
+        (SendToUserRequest { wait: 9, ..for_user("alice") }, "wait"),
+        (request("alice", Notification { id: "i".repeat(129), ..Default::default() }), "notification.id"),
+        (request("alice", Notification { id: "a\tb".into(), ..Default::default() }), "notification.id"),
+        (request("alice", named(&"t".repeat(129))), "notification.type"),
+        (request("alice", named("auth_success")), "notification.type"),
+        (request("alice", named("draining")), "notification.type"),
+        (request("alice", named("pong")), "notification.type"),
+        (
+            request("alice", Notification { from_user_id: "a\u{0}".into(), ..Default::default() }),
+            "notification.from_user_id",
+        ),
+        (request("alice", Notification { ttl: ttl(-1, 0), ..Default::default() }), "notification.ttl"),
+        (request("alice", Notification { ttl: ttl(31 * 86_400, 0), ..Default::default() }), "notification.ttl"),
+        (request("alice", json("{\"a\":")), "notification.json"),
+        (request("alice", json("")), "notification.json"),
+        (request("alice", json(&deep)), "notification.json"),
+        (request("alice", number(f64::NAN)), "notification.data"),
+        (request("alice", number(f64::INFINITY)), "notification.data"),
+        (request("alice", huge), "notification"),
+    ];
+    let count = cases.len() as u64;
+    for (request, field) in cases {
+        let refused = rpc.try_send(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{field}: {refused}");
+        let details = refused.get_error_details();
+        let fields: Vec<_> = details.bad_request().unwrap().field_violations.iter().map(|v| v.field.clone()).collect();
+        assert_eq!(fields, [field], "{refused}");
+        let info = details.error_info().unwrap();
+        assert_eq!((&*info.domain, &*info.reason), ("pushgate", "INVALID_ARGUMENT"));
+    }
+    let several = request("", Notification { r#type: "error".into(), ttl: ttl(-1, 0), ..json("nonsense") });
+    let refused = rpc.try_send(several).await.unwrap_err();
+    assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations.len(), 4);
+    let broadcast = BroadcastRequest { notification: Some(named("error")) };
+    assert_eq!(rpc.client.broadcast(broadcast).await.unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(rpc.errors("grpc_invalid_argument").await, count + 2);
+    assert_eq!(rpc.status().await.pending.unwrap().count, 0);
+    for allowed in ["notification", "system_message", "order.shipped"] {
+        rpc.send_to("alice", named(allowed)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_transport_cannot_take_is_answered_before_any_handler() {
+    use prost_types::{ListValue, Value, value::Kind};
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let oversized = rpc.try_send(request("alice", notification("x".repeat(5_000_000)))).await.unwrap_err();
+    assert_eq!(oversized.code(), Code::OutOfRange, "{oversized}");
+    let mut value = Value { kind: Some(Kind::NullValue(0)) };
+    for _ in 0..100 {
+        value = Value { kind: Some(Kind::ListValue(ListValue { values: vec![value] })) };
+    }
+    let deep = Notification { payload: Some(Payload::Data(value)), ..Default::default() };
+    assert_eq!(rpc.try_send(request("alice", deep)).await.unwrap_err().code(), Code::Internal);
+    rpc.send("alice", "the connection is as good as before").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_ends_with_deadline_exceeded_just_before_its_deadline() {
+    let gateway = Gateway::with(&[("limits.notification_bytes", "4MiB"), ("store.max_pending_per_user", "0")]).await;
+    // Large records keep the writer busy, and small ones wait behind them.
+    let mut busy = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        let mut rpc = gateway.rpc().await;
+        busy.spawn(async move {
+            let data = "x".repeat(3_000_000);
+            for _ in 0..6 {
+                rpc.send(&format!("large-{n}"), data.clone()).await;
+            }
+        });
+    }
+    let mut rpc = gateway.rpc().await;
+    let refused = soon("a call that is late", async {
+        loop {
+            let mut call = Request::new(request("small", notification(1)));
+            // Set by hand, so that only the gateway looks at it.
+            call.metadata_mut().insert("grpc-timeout", "8m".parse().unwrap());
+            match rpc.client.send_to_user(call).await {
+                Err(status) if status.code() == Code::DeadlineExceeded => return status,
+                // Where the machine is too busy to run the handler in time, the transport's own layer answers.
+                Ok(_) | Err(_) => assert!(!busy.is_empty() && busy.try_join_next().is_none_or(|done| done.is_ok())),
+            }
+        }
+    })
+    .await;
+    assert_eq!(refused.get_error_details().error_info().unwrap().reason, "DEADLINE_EXCEEDED");
+    assert!(gateway.errors("grpc_deadline_exceeded").await >= 1);
+    soon("the large ones", busy.join_all()).await;
+}
+
+fn close(user: &str) -> CloseUserSessionsRequest {
+    CloseUserSessionsRequest { user_id: user.to_owned(), ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_closed_by_user_device_or_id_with_the_callers_code_and_reason() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let mut phone = gateway.client_with("alice", "device=phone").await;
+    let mut tablet = gateway.client_with("alice", "device=tablet").await;
+    let mut unnamed = gateway.client("alice").await;
+    let (mut one, mut two) = (gateway.client("alice").await, gateway.client("alice").await);
+    let mut bob = gateway.client("bob").await;
+
+    let reason = "ü".repeat(61);
+    let by_device =
+        CloseUserSessionsRequest { device: Some("phone".into()), code: 4099, reason: reason.clone(), ..close("alice") };
+    assert_eq!(rpc.close(by_device.clone()).await.unwrap(), 1);
+    assert_eq!(phone.closed().await, (4099, reason));
+    until("sessions", 5, async || gateway.hub.session_count()).await;
+    assert_eq!(rpc.close(by_device).await.unwrap(), 0);
+
+    let by_id = |user: &str, id: String| CloseUserSessionsRequest { session_id: id, code: 1008, ..close(user) };
+    assert_eq!(rpc.close(by_id("bob", one.session())).await.unwrap(), 0, "it is not bob's");
+    assert_eq!(rpc.close(by_id("alice", one.session())).await.unwrap(), 1);
+    assert_eq!(one.closed().await, (1008, String::new()));
+
+    assert_eq!(
+        rpc.close(CloseUserSessionsRequest { device: Some(String::new()), code: 3000, ..close("alice") })
+            .await
+            .unwrap(),
+        2
+    );
+    assert_eq!(unnamed.closed().await.0, 3000, "set and empty: the unnamed device");
+    assert_eq!(two.closed().await.0, 3000);
+    assert_eq!(rpc.close(close("alice")).await.unwrap(), 1);
+    assert_eq!(tablet.closed().await, (1000, String::new()), "1000 is the default");
+    assert_eq!(rpc.close(close("nobody")).await.unwrap(), 0);
+    bob.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_close_that_is_not_allowed_is_refused_and_closes_nothing() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let mut client = gateway.client("alice").await;
+    let code = |code| (CloseUserSessionsRequest { code, ..close("alice") }, "code");
+    let device = |name: &str| CloseUserSessionsRequest { device: Some(name.into()), ..close("alice") };
+    let mut cases: Vec<_> =
+        [1, 999, 1001, 1005, 1006, 1012, 1015, 2999, 4100, 4401, 5000, 65_536, 66_536].map(code).into();
+    cases.push((CloseUserSessionsRequest { reason: "ü".repeat(62), ..close("alice") }, "reason"));
+    cases.push((close(""), "user_id"));
+    cases.push((CloseUserSessionsRequest { session_id: "x".into(), ..close("alice") }, "session_id"));
+    cases.push((device("a b"), "device"));
+    for (request, field) in cases {
+        let refused = rpc.close(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, field);
+    }
+    client.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_page_tells_what_happened() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let mut client = gateway.client("alice").await;
+    rpc.send("alice", 1).await;
+    rpc.send("bob", 1).await;
+    client.data(1).await;
+    client.settle().await;
+    client.send(tokio_tungstenite::tungstenite::Message::text("nonsense")).await;
+    client.next().await;
+    until("what was sent", 5, async || rpc.clone().status().await.sent.unwrap().messages).await;
+    // What is confirmed is deleted lazily.
+    until("what is pending", 1, async || rpc.clone().status().await.pending.unwrap().count).await;
+    let status = rpc.status().await;
+    assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
+    assert!(!status.node.is_empty() && !status.draining);
+    let mut listeners: Vec<_> = status.listeners.iter().map(|l| (l.name.as_str(), l.address.clone())).collect();
+    listeners.sort();
+    let socket = format!("unix:{}", gateway.socket.display());
+    let expected = [
+        ("grpc", gateway.grpc.to_string()),
+        ("grpc", socket),
+        ("http", gateway.http.to_string()),
+        ("ops", gateway.ops.to_string()),
+    ];
+    assert_eq!(listeners, expected);
+    let connections = status.connections.unwrap();
+    assert_eq!((connections.now, connections.peak, connections.total), (1, 1, 1));
+    assert_eq!((status.users, status.sessions), (1, 1));
+    assert_eq!((status.received.unwrap().messages, status.sent.unwrap().messages), (3, 5));
+    let latency = status.confirm_latency.unwrap();
+    assert_eq!(latency.count, 1);
+    assert!(latency.max.is_some());
+    let pending = status.pending.unwrap();
+    assert!(pending.count == 1 && pending.bytes > 0, "bob's");
+    let store = status.store.unwrap();
+    assert_eq!((store.engine.as_str(), store.healthy, store.reason.as_str()), ("sled", true, ""));
+    assert!(store.disk_bytes > 0);
+    let process = status.process.unwrap();
+    assert!(process.rss_bytes > 0 && process.memory_total_bytes > process.rss_bytes && process.cpu.is_some());
+    let names: Vec<_> = pushgate::metrics::Failure::ALL.iter().map(|failure| failure.as_str()).collect();
+    assert_eq!(status.errors.len(), names.len(), "those that are 0 are here too");
+    assert!(
+        status.errors.iter().all(|(name, count)| *count == u64::from(name == "bad_message")),
+        "{:?}",
+        status.errors
+    );
+    let limits = status.limits.unwrap();
+    assert_eq!((limits.connections, limits.window, limits.message_bytes), (100_000, 256, 65_536));
+    assert_eq!(json!(status.store_epoch), client.hello["storeEpoch"]);
+}

@@ -1,0 +1,142 @@
+//! What is logged: JSON where nobody looks, one line an ended session, and never a token or a payload.
+
+use pushgate::api::proto::{Notification, notification::Payload};
+use rustix::process::Signal;
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{
+    Client, Raw, Rpc, Token,
+    child::{Daemon, config},
+    client::request as handshake,
+    gateway::ADMIN,
+    raw,
+    rpc::{notification, request},
+    token::SECRET,
+};
+
+/// Stands in every payload.
+const PAYLOAD: &str = "payload-that-must-never-reach-a-log";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ended_is_one_line_with_its_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&config(folder.path(), "")).await;
+    let url = format!("ws://{}/ws?device=phone&token={}", daemon.address("http"), Token::of("alice").sign());
+    let mut client = Client::connect(&url).await;
+    let session = client.session();
+    let mut rpc = Rpc::over_tcp(daemon.address("grpc"), Some(ADMIN)).await;
+    rpc.send("alice", 1).await;
+    client.data(1).await;
+    client.settle().await;
+    client.close().await;
+    let line = daemon.logged("session ended").await;
+    let expected = [
+        ("level", json!("INFO")),
+        ("session", json!(session)),
+        ("user", json!("alice")),
+        ("device", json!("phone")),
+        ("code", json!(1005)),
+        ("closed_by", json!("client")),
+        ("messages_received", json!(2)),
+        ("messages_sent", json!(4)),
+        ("unconfirmed", json!(0)),
+    ];
+    for (field, value) in expected {
+        assert_eq!(line[field], value, "{field} of {line}");
+    }
+    for field in ["bytes_received", "bytes_sent", "duration_ms"] {
+        assert!(line[field].is_u64(), "{field} of {line}");
+    }
+    assert!(line["remote"].as_str().unwrap().starts_with("127.0.0.1:") && line["timestamp"].is_string());
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().await.success());
+    assert_eq!(daemon.log.matches("\"session ended\"").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_token_and_no_payload_is_logged_at_any_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&config(folder.path(), "log.filter = \"trace\"\ndelivery.window = 4")).await;
+    let (http, grpc) = (daemon.address("http"), daemon.address("grpc"));
+    let url = |query: &str| format!("ws://{http}/ws?{query}");
+    let token = Token::of("alice").sign();
+    let mut secrets = vec![SECRET.to_owned(), PAYLOAD.to_owned(), token.clone(), ADMIN.to_owned()];
+
+    // The four places, with a good token, one that ran out, and nonsense.
+    for token in [token, Token::of("alice").expiring_in(-600).sign(), "nonsense.of-a.forged-signature".to_owned()] {
+        let bearer = format!("Bearer {token}");
+        let protocol = format!("pushgate.v1.json, bearer.{token}");
+        let requests = [
+            handshake(&url(""), &[("authorization", &bearer)]),
+            handshake(&url(""), &[("sec-websocket-protocol", &protocol)]),
+            handshake(&url(&format!("token={token}")), &[]),
+        ];
+        for request in requests {
+            Client::open(request).await.unwrap().0.next().await;
+        }
+        let (mut client, _) = Client::open(handshake(&url(""), &[])).await.unwrap();
+        client.ask(&json!({ "type": "auth", "token": token })).await;
+        // Refused before anything is read: an unknown sub-protocol, a device that is none.
+        let _ = Client::open(handshake(&url(&format!("token={token}&device=a%20b")), &[])).await;
+        let _ = Client::open(handshake(&url(""), &[("sec-websocket-protocol", &*format!("bearer.{token}"))])).await;
+        let mut raw = Raw::connect(http).await;
+        raw.request(&format!("GET /ws?token={token} HTTP/1.1\r\nHost gateway\r\n\r\n")).await;
+        secrets.push(token.rsplit('.').next().unwrap().to_owned());
+        secrets.push(token);
+    }
+
+    // Payloads of every kind, live and replayed, good and bad, both ways.
+    let mut rpc = Rpc::over_tcp(grpc, Some(ADMIN)).await;
+    let large = format!("{PAYLOAD}{}", "x".repeat(20_000));
+    let bytes = Notification { payload: Some(Payload::Binary(PAYLOAD.into())), ..Default::default() };
+    rpc.send("bob", PAYLOAD).await;
+    rpc.send("bob", large.clone()).await;
+    rpc.send_to("bob", bytes.clone()).await;
+    let mut bob = Client::connect(&url(&format!("token={}", Token::of("bob").sign()))).await;
+    for _ in 0..3 {
+        bob.next().await;
+    }
+    for data in [json!(PAYLOAD), json!(large), json!({ PAYLOAD: PAYLOAD })] {
+        rpc.send("bob", data.clone()).await;
+        rpc.broadcast(data).await;
+    }
+    for _ in 0..6 {
+        bob.next().await;
+    }
+    bob.ask(&json!({ "type": "echo", "data": PAYLOAD })).await;
+    bob.ask(&json!({ "type": "auth", "token": "secret-of-a-second-auth" })).await;
+    secrets.push("secret-of-a-second-auth".to_owned());
+    for text in
+        [PAYLOAD.to_owned(), format!("{{\"type\":\"{PAYLOAD}\"}}"), format!("{{\"type\":1,\"x\":\"{PAYLOAD}\"}}")]
+    {
+        bob.send(Message::text(text)).await;
+        bob.next().await;
+    }
+    bob.settle().await;
+    let broken = Notification { payload: Some(Payload::Json(format!("{{{PAYLOAD}"))), ..Default::default() };
+    rpc.try_send(request("bob", broken)).await.unwrap_err();
+    rpc.try_send(request("", notification(PAYLOAD))).await.unwrap_err();
+    let wrong = "caller-token-that-is-wrong";
+    Rpc::over_tcp(grpc, Some(wrong)).await.try_send(request("bob", notification(PAYLOAD))).await.unwrap_err();
+    secrets.push(wrong.to_owned());
+    let mut raw = Raw::connect(http).await.upgraded(&format!("token={}", Token::of("carol").sign())).await;
+    raw.send(raw::TEXT, format!("{PAYLOAD}\u{1}").as_bytes()).await;
+    raw.send(raw::TEXT, &[PAYLOAD.as_bytes(), b"\xFF"].concat()).await;
+    assert_eq!(raw.close_frame().await.close_code(), Some(1007));
+
+    daemon.signal(Signal::TERM);
+    assert!(daemon.ended().await.success());
+    assert!(daemon.log.contains("\"DEBUG\""), "the level was not what this test is about");
+    // Libraries show headers, frames and rows below INFO: no filter lets them.
+    for line in daemon.log.lines().filter(|line| line.contains("\"DEBUG\"") || line.contains("\"TRACE\"")) {
+        assert!(line.contains("\"target\":\"pushgate"), "{line}");
+    }
+    assert!(daemon.log.contains("\"not let in\"") && daemon.log.contains("\"session ended\""));
+    for secret in secrets {
+        let line = daemon.log.lines().find(|line| line.contains(&secret));
+        assert!(line.is_none(), "`{secret}` was logged: {}", line.unwrap_or_default());
+    }
+    let base64 = "cGF5bG9hZC10aGF0LW11c3QtbmV2ZXI";
+    assert!(!daemon.log.contains(base64));
+}

@@ -1,0 +1,140 @@
+//! A caller of the admin API.
+
+use std::{net::SocketAddr, path::Path};
+
+use pushgate::api::proto::{
+    BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Event, GetStatusRequest, GetStatusResponse,
+    ListSessionsRequest, ListSessionsResponse, Notification, SendToUserRequest, SendToUserResponse,
+    StreamEventsRequest, event::Event as Body, gateway_client::GatewayClient, notification::Payload,
+};
+use serde_json::Value;
+use tonic::{
+    Request, Status, Streaming,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use super::soon;
+
+/// Every scope; each has a token of its own, `<scope>-token`.
+pub const SCOPES: [&str; 5] = ["send", "close", "read", "events", "admin"];
+
+/// Adds a bearer token to every call.
+#[derive(Clone)]
+pub struct Bearer(Option<String>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        Ok(request)
+    }
+}
+
+/// A connection to the admin API.
+#[derive(Clone)]
+pub struct Rpc {
+    /// The generated client.
+    pub client: GatewayClient<InterceptedService<Channel, Bearer>>,
+    /// What it goes over, for other services.
+    pub channel: Channel,
+}
+
+impl Rpc {
+    /// Over TCP, with or without a token.
+    pub async fn over_tcp(address: SocketAddr, token: Option<&str>) -> Self {
+        Self::over(format!("http://{address}"), token).await
+    }
+
+    /// Over a Unix socket.
+    pub async fn over_unix(path: &Path) -> Self {
+        Self::over(format!("unix://{}", path.display()), None).await
+    }
+
+    async fn over(uri: String, token: Option<&str>) -> Self {
+        let channel = soon("a connection", Endpoint::from_shared(uri).unwrap().connect()).await.unwrap();
+        let bearer = Bearer(token.map(str::to_owned));
+        Self { client: GatewayClient::with_interceptor(channel.clone(), bearer), channel }
+    }
+
+    /// Sends JSON to a user and waits until it is stored.
+    pub async fn send(&mut self, user: &str, data: impl Into<Value>) -> SendToUserResponse {
+        self.send_to(user, notification(data)).await
+    }
+
+    /// Sends a notification to a user and waits until it is stored.
+    pub async fn send_to(&mut self, user: &str, notification: Notification) -> SendToUserResponse {
+        self.try_send(request(user, notification)).await.unwrap()
+    }
+
+    /// Sends.
+    pub async fn try_send(&mut self, request: SendToUserRequest) -> Result<SendToUserResponse, Status> {
+        Ok(soon("an answer", self.client.send_to_user(request)).await?.into_inner())
+    }
+
+    /// Sends JSON to all.
+    pub async fn broadcast(&mut self, data: impl Into<Value>) -> BroadcastResponse {
+        let request = BroadcastRequest { notification: Some(notification(data)) };
+        soon("an answer", self.client.broadcast(request)).await.unwrap().into_inner()
+    }
+
+    /// Closes sessions; how many.
+    pub async fn close(&mut self, request: CloseUserSessionsRequest) -> Result<u32, Status> {
+        Ok(soon("an answer", self.client.close_user_sessions(request)).await?.into_inner().closed)
+    }
+
+    /// The node's page.
+    pub async fn status(&mut self) -> GetStatusResponse {
+        soon("an answer", self.client.get_status(GetStatusRequest {})).await.unwrap().into_inner()
+    }
+
+    /// How often something went wrong so far, by its name.
+    pub async fn errors(&mut self, name: &str) -> u64 {
+        *self.status().await.errors.get(name).unwrap_or_else(|| panic!("`{name}` is not counted"))
+    }
+
+    /// A page of sessions.
+    pub async fn list(&mut self, request: ListSessionsRequest) -> Result<ListSessionsResponse, Status> {
+        Ok(soon("an answer", self.client.list_sessions(request)).await?.into_inner())
+    }
+
+    /// Everything that happens from now on; returns once the gateway listens for it.
+    pub async fn events(&mut self, types: &[&str], user: &str) -> Events {
+        let request = StreamEventsRequest {
+            types: types.iter().map(|name| (*name).to_owned()).collect(),
+            user_id: user.to_owned(),
+        };
+        Events(soon("the stream", self.client.stream_events(request)).await.unwrap().into_inner())
+    }
+}
+
+/// A stream of events.
+pub struct Events(pub Streaming<Event>);
+
+impl Events {
+    /// The next event.
+    pub async fn next(&mut self) -> Event {
+        soon("an event", self.0.message()).await.unwrap().expect("an event, and not the end")
+    }
+
+    /// What the next event says.
+    pub async fn body(&mut self) -> Body {
+        self.next().await.event.unwrap()
+    }
+}
+
+/// A notification of JSON text.
+pub fn notification(data: impl Into<Value>) -> Notification {
+    Notification { payload: Some(Payload::Json(data.into().to_string())), ..Default::default() }
+}
+
+/// A request to send that waits until it is stored.
+pub fn request(user: &str, notification: Notification) -> SendToUserRequest {
+    SendToUserRequest { user_id: user.to_owned(), notification: Some(notification), ..Default::default() }
+}
+
+/// A time to live.
+pub fn ttl(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos })
+}
