@@ -118,6 +118,8 @@ impl Hub {
             handle.core().session.delivery.advance(request.upto);
         }
         handle.ping_behind_data();
+        // Live before the client has seen the page, where it was the last: what he makes happen by it finds him so.
+        let _ = self.plan_pull(handle);
         handle.flush();
         progress
     }
