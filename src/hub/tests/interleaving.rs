@@ -59,6 +59,8 @@ struct Known {
 }
 
 struct Play {
+    /// Goes first: a store closes when what it was given is committed.
+    held: Option<Held>,
     world: World,
     dice: Dice,
     users: [UserId; 2],
@@ -68,12 +70,12 @@ struct Play {
     known: BTreeMap<(usize, usize), Known>,
     sessions: Vec<Attached>,
     attaching: Vec<(usize, usize, JoinHandle<Result<Client, AttachError>>)>,
-    held: Option<Held>,
 }
 
 impl Play {
     fn new(seed: u64) -> Play {
         Play {
+            held: None,
             world: World::new(Bounds { window: 3, outbox_bytes: 900 }),
             // A seed of 0 would stay there.
             dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
@@ -83,7 +85,6 @@ impl Play {
             known: BTreeMap::new(),
             sessions: Vec::new(),
             attaching: Vec::new(),
-            held: None,
         }
     }
 
