@@ -255,18 +255,21 @@ impl Mailbox {
         unreadable: usize,
     ) -> Self {
         let cursors = devices.iter().map(|(_, row)| row.cursor);
+        // Without the cursors: a live session's may reach the disk before the record that it confirms, which a crash in
+        // between makes look like a loss, and is none.
+        let last_found = index.last().map(|entry| entry.offset).unwrap_or_default();
         let found = Counters {
             count: u32::try_from(index.len()).unwrap_or(u32::MAX),
             bytes: index.iter().map(|entry| u64::from(entry.bytes)).sum(),
-            last: index.last().map(|entry| entry.offset).into_iter().chain(cursors).max().unwrap_or_default(),
+            last: cursors.fold(last_found, Offset::max),
         };
         let written = written.unwrap_or_default();
         let damaged = if unreadable > 0 {
             Some(format!("{unreadable} rows cannot be read"))
-        } else if (written.count, written.bytes) != (found.count, found.bytes) || written.last < found.last {
+        } else if (written.count, written.bytes) != (found.count, found.bytes) || written.last < last_found {
             Some(format!(
                 "{} records of {} bytes up to {} were written, {} of {} bytes up to {} found",
-                written.count, written.bytes, written.last, found.count, found.bytes, found.last
+                written.count, written.bytes, written.last, found.count, found.bytes, last_found
             ))
         } else {
             None
