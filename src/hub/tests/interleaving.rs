@@ -45,6 +45,8 @@ impl Drop for Seed {
     }
 }
 
+type Attaching = JoinHandle<Result<Client, AttachError>>;
+
 struct Attached {
     user: usize,
     device: usize,
@@ -69,7 +71,7 @@ struct Play {
     sent: [Vec<u64>; 2],
     known: BTreeMap<(usize, usize), Known>,
     sessions: Vec<Attached>,
-    attaching: Vec<(usize, usize, JoinHandle<Result<Client, AttachError>>)>,
+    attaching: Vec<(usize, usize, Attaching)>,
 }
 
 impl Play {
