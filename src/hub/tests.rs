@@ -10,6 +10,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Wake, Waker},
+    time::Instant,
 };
 
 use support::{Bounds, Seen, World, device, notification, until, user};
@@ -335,7 +336,9 @@ async fn confirming_and_sending_at_once_leave_cursor_index_and_counters_in_agree
         .into_iter()
         .map(|mut client| {
             tokio::spawn(async move {
+                let begun = Instant::now();
                 while client.seen.len() < SENDERS * SENT {
+                    assert!(begun.elapsed() < Duration::from_secs(20), "{} were seen", client.seen.len());
                     client.settle().await;
                     tokio::task::yield_now().await;
                 }

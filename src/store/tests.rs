@@ -568,6 +568,30 @@ async fn lost_and_unreadable_rows_are_passed_over_and_reported() {
 }
 
 #[tokio::test]
+async fn a_cursor_that_a_crash_leaves_ahead_of_its_log_is_no_damage() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let (mut ann, mut bob) = (Log::of("ann"), Log::of("bob"));
+    ann.append(&store, &notification(10)).await.unwrap();
+    let held = double.hold();
+    bob.stage(&store, &notification(1)).await.unwrap();
+    double.begun(2).await;
+    // A newer cursor takes the place of the one that waits, here in a batch before that of the record it confirms.
+    ann.cursor(&store, "phone", ann.counters.last);
+    bob.stage(&store, &notification(crate::limits::STORE_BATCH_BYTES_MAX)).await.unwrap();
+    ann.stage(&store, &notification(10)).await.unwrap();
+    ann.cursor(&store, "phone", ann.counters.last);
+    held.let_one_through();
+    held.let_one_through();
+    double.begun(4).await;
+    // What a crash leaves now.
+    let mailbox = store.load(&ann.user).await.unwrap();
+    assert_eq!((mailbox.index.len(), mailbox.devices[0].1.cursor), (1, ann.counters.last));
+    assert_eq!(mailbox.counters.last, ann.counters.last, "nothing is ever given at or below a cursor");
+    assert_eq!(mailbox.damaged, None);
+}
+
+#[tokio::test]
 async fn users_are_due_when_something_of_theirs_has_expired() {
     over_every_engine(async |store| {
         let expires_at = NOW.as_millis() as u64 + 90_000;

@@ -45,6 +45,8 @@ impl Drop for Seed {
     }
 }
 
+type Attaching = JoinHandle<Result<Client, AttachError>>;
+
 struct Attached {
     user: usize,
     device: usize,
@@ -59,6 +61,8 @@ struct Known {
 }
 
 struct Play {
+    /// Goes first: a store closes when what it was given is committed.
+    held: Option<Held>,
     world: World,
     dice: Dice,
     users: [UserId; 2],
@@ -67,13 +71,13 @@ struct Play {
     sent: [Vec<u64>; 2],
     known: BTreeMap<(usize, usize), Known>,
     sessions: Vec<Attached>,
-    attaching: Vec<(usize, usize, JoinHandle<Result<Client, AttachError>>)>,
-    held: Option<Held>,
+    attaching: Vec<(usize, usize, Attaching)>,
 }
 
 impl Play {
     fn new(seed: u64) -> Play {
         Play {
+            held: None,
             world: World::new(Bounds { window: 3, outbox_bytes: 900 }),
             // A seed of 0 would stay there.
             dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
@@ -83,7 +87,6 @@ impl Play {
             known: BTreeMap::new(),
             sessions: Vec::new(),
             attaching: Vec::new(),
-            held: None,
         }
     }
 
