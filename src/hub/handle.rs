@@ -300,22 +300,31 @@ impl Handle {
     /// Begins to close the session: whole queued frames are dropped, the close frame is queued, the task is woken to
     /// see it through. Only the first close counts; returns whether this was it.
     pub fn close(&self, code: CloseCode, reason: &str, by: ClosedBy) -> bool {
-        let since = self.shared.clock.now();
-        let closing = Closing { code, reason: reason.into(), by, since, broken: false, peer_closed: false };
-        let first = self.close_core(&mut self.core.lock(), closing);
-        if first {
-            self.flush();
-        }
-        first
+        self.close_and_count(code, reason, by, None)
     }
 
     /// Closes the session by a rule of the gateway, and counts it.
     pub fn close_by_rule(&self, verdict: Verdict) {
-        if self.close(verdict.code, verdict.reason, ClosedBy::Gateway)
-            && let Some(failure) = verdict.failure
-        {
-            self.shared.metrics.failure(failure);
+        self.close_and_count(verdict.code, verdict.reason, ClosedBy::Gateway, verdict.failure);
+    }
+
+    /// Closes the session for what the peer did wrong, in its own words, and counts it.
+    pub fn close_for_failure(&self, code: CloseCode, reason: &str, failure: Failure) {
+        self.close_and_count(code, reason, ClosedBy::Gateway, Some(failure));
+    }
+
+    fn close_and_count(&self, code: CloseCode, reason: &str, by: ClosedBy, failure: Option<Failure>) -> bool {
+        let since = self.shared.clock.now();
+        let closing = Closing { code, reason: reason.into(), by, since, broken: false, peer_closed: false };
+        let first = self.close_core(&mut self.core.lock(), closing);
+        if first {
+            // Before the frame is out: whoever sees it finds it counted.
+            if let Some(failure) = failure {
+                self.shared.metrics.failure(failure);
+            }
+            self.flush();
         }
+        first
     }
 
     /// The peer's close frame arrived: it is answered in kind (RFC 6455 section 5.5.1), or it answers ours.

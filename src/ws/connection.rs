@@ -213,9 +213,7 @@ impl Connection<'_> {
         match fed {
             Ok(flow) => flow,
             Err(error) => {
-                if self.handle.close(error.close_code(), &error.to_string(), ClosedBy::Gateway) {
-                    hub.metrics().failure(opening::failure_of(&error));
-                }
+                handle.close_for_failure(error.close_code(), &error.to_string(), opening::failure_of(&error));
                 ControlFlow::Break(())
             }
         }
