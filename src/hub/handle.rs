@@ -291,22 +291,29 @@ impl Handle {
     /// Begins to close the session: whole queued frames are dropped, the close frame is queued, the task is woken to
     /// see it through. Only the first close counts; returns whether this was it.
     pub fn close(&self, code: CloseCode, reason: &str, by: ClosedBy) -> bool {
-        let since = self.shared.clock.now();
-        let closing = Closing { code, reason: reason.into(), by, since, broken: false, peer_closed: false };
-        let first = self.close_core(&mut self.core.lock(), closing);
-        if first {
-            self.flush();
-        }
-        first
+        self.close_counted(code, reason, by, None)
     }
 
     /// Closes the session by a rule of the gateway, and counts it.
     pub fn close_by_rule(&self, verdict: Verdict) {
-        if self.close(verdict.code, verdict.reason, ClosedBy::Gateway)
-            && let Some(failure) = verdict.failure
-        {
+        self.close_counted(verdict.code, verdict.reason, ClosedBy::Gateway, verdict.failure);
+    }
+
+    /// Closes the session, and counts why if this is the first close.
+    pub fn close_counted(&self, code: CloseCode, reason: &str, by: ClosedBy, failure: Option<Failure>) -> bool {
+        let since = self.shared.clock.now();
+        let closing = Closing { code, reason: reason.into(), by, since, broken: false, peer_closed: false };
+        let mut core = self.core.lock();
+        let first = self.close_core(&mut core, closing);
+        if let Some(failure) = failure.filter(|_| first) {
+            // Under the lock, and so before the frame can leave: who has seen the close finds it counted.
             self.shared.metrics.failure(failure);
         }
+        drop(core);
+        if first {
+            self.flush();
+        }
+        first
     }
 
     /// The peer's close frame arrived: it is answered in kind (RFC 6455 section 5.5.1), or it answers ours.

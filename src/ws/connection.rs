@@ -434,9 +434,8 @@ impl Connection<'_> {
         match fed {
             Ok(flow) => flow,
             Err(error) => {
-                if self.handle.close(error.close_code(), &error.to_string(), ClosedBy::Gateway) {
-                    hub.metrics().failure(failure_of(&error));
-                }
+                let failure = Some(failure_of(&error));
+                self.handle.close_counted(error.close_code(), &error.to_string(), ClosedBy::Gateway, failure);
                 ControlFlow::Break(())
             }
         }
