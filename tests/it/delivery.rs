@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use pushgate::api::proto::{
-    Notification, Outcome, SendToUserRequest, SessionState, Wait, event::Event, notification::Payload,
+    ListSessionsRequest, Notification, Outcome, SendToUserRequest, SessionState, Wait, event::Event,
+    notification::Payload,
 };
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -25,6 +26,17 @@ fn later(gateway: &Gateway, by: Duration) {
 
 async fn pending(gateway: &Gateway) -> u64 {
     gateway.rpc().await.status().await.pending.unwrap().count
+}
+
+/// Waits until every session of a user has caught up with his log.
+async fn live(gateway: &Gateway, user: &str) {
+    let rpc = gateway.rpc().await;
+    let filter = ListSessionsRequest { user_id: user.to_owned(), ..Default::default() };
+    until("all are live", true, || {
+        let (mut rpc, filter) = (rpc.clone(), filter.clone());
+        async move { rpc.list(filter).await.unwrap().sessions.iter().all(|one| one.state() == SessionState::Live) }
+    })
+    .await;
 }
 
 fn numbers(range: std::ops::Range<i32>) -> Vec<Value> {
@@ -94,6 +106,7 @@ async fn a_client_that_never_answers_pings_gets_everything_again() {
     let mut raw = Raw::session(&gateway, "alice", "").await;
     let got = raw.text().await;
     assert_eq!((&got["id"], &got["replayed"]), (&json!(first.id), &json!(true)));
+    live(&gateway, "alice").await;
     let second = rpc.send("alice", 2).await;
     assert_eq!(second.sessions, 1, "it is live");
     let got = raw.text().await;
@@ -253,6 +266,7 @@ async fn the_first_device_takes_all_that_waits_and_a_further_one_starts_at_the_p
     assert_eq!(phone.text().await["data"], 1);
     let mut tablet = gateway.client_with("alice", "device=tablet").await;
     assert_eq!(tablet.hello["pending"], 0);
+    live(&gateway, "alice").await;
     assert_eq!(rpc.send("alice", 2).await.sessions, 2);
     assert_eq!(tablet.data(1).await, numbers(2..3));
     tablet.settle().await;
@@ -399,6 +413,7 @@ async fn notifications_larger_than_the_window_come_one_at_a_time() {
         assert_eq!(client.next().await["data"][0], n);
     }
     client.settle().await;
+    live(&gateway, "alice").await;
     assert_eq!(rpc.send("alice", large(3)).await.sessions, 1, "an empty outbox takes one of any size");
     assert_eq!(client.next().await["data"], large(3));
 }
