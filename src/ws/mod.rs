@@ -2,10 +2,12 @@
 //!
 //! * `upgrade.rs`: what a request asks for, and the answer.
 //! * `connection.rs`: a connection's life, from its first message to its close.
+//! * `page.rs`: the page of `serve --dev`; no other run has one.
 //! * `socket.rs`: the socket as the outbox and the connection see it.
 
 pub mod config;
 mod connection;
+mod page;
 mod socket;
 mod upgrade;
 
@@ -17,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub use self::page::Page;
 use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
@@ -34,6 +37,8 @@ pub struct Context {
     pub auth_timeout: Duration,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
+    /// What stands at `/`.
+    pub page: Option<Page>,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
 }
@@ -41,7 +46,7 @@ pub struct Context {
 impl Context {
     /// A context with no connection yet.
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
-        Self { hub, life, path, auth_timeout, accepting, open: crate::metrics::Gauge::default() }
+        Self { hub, life, path, auth_timeout, accepting, page: None, open: crate::metrics::Gauge::default() }
     }
 }
 
