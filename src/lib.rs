@@ -37,4 +37,5 @@ pub mod cli;
 pub mod config;
 pub mod dev;
 pub mod server;
+pub mod systemd;
 pub mod telemetry;

@@ -22,6 +22,7 @@ use crate::{
     net::{self, BindError, Bound},
     session::Settings,
     store::{OpenError, Store},
+    systemd,
     types::Span,
     ws,
 };
@@ -187,6 +188,7 @@ impl Server {
             tracing::info!(name = listener.name, address = %listener.address, "listening");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
+        systemd::ready(&listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", "));
         if let Some(then) = on_ready {
             then();
         }
@@ -202,6 +204,7 @@ impl Server {
             () = failed => {}
         }
 
+        systemd::stopping();
         let started = tokio::time::Instant::now();
         let deadline = started + shutdown.deadline.0;
         api.set_stopping(shutdown.deadline.0);

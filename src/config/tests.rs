@@ -203,6 +203,25 @@ fn dev_is_for_loopback_only() {
 }
 
 #[test]
+fn the_file_that_is_installed_lacks_a_key_and_nothing_else() {
+    let installed = include_str!("../../systemd/pushgate.toml");
+    let lines = Input::raw(installed).refusal();
+    assert!(lines.len() == 1 && lines[0].starts_with("pushgate.toml: auth.keys: no key is configured, "), "{lines:?}");
+    // A `#` right before a key or a table stands before a default, one with a space before a remark.
+    let uncommented: String = installed
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| rest.starts_with(|c| c != ' ')).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let config = Input::raw(&uncommented).load().config;
+    let mut defaults = Config::default();
+    assert_eq!(config.auth.keys.len(), 1);
+    defaults.auth.keys = config.auth.keys.clone();
+    defaults.store.on_corruption = Some(store::OnCorruption::Quarantine);
+    assert_eq!(config, defaults);
+}
+
+#[test]
 fn the_environment_sets_every_kind_of_value() {
     let config = Input::raw("")
         .env("PUSHGATE_HTTP__LISTEN", "['127.0.0.1:0', \"[::1]:0\"]")
