@@ -204,10 +204,10 @@ impl Server {
             () = failed => {}
         }
 
-        systemd::stopping();
         let started = tokio::time::Instant::now();
         let deadline = started + shutdown.deadline.0;
         api.set_stopping(shutdown.deadline.0);
+        systemd::stopping();
         for name in grpc::HEALTH_NAMES {
             reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
         }

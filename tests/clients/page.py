@@ -1,7 +1,7 @@
 """Looks into a page of a running Chromium, by its DevTools protocol.
 
 page.py PORT until EXPRESSION   waits until it is true on the page
-page.py PORT do EXPRESSION      evaluates it, as a click of the user would, and prints its value
+page.py PORT run EXPRESSION     evaluates it, as a click of the user would, and prints its value
 page.py PORT shot FILE [dark]   takes a picture
 """
 
@@ -51,7 +51,7 @@ async def main(port, what, argument, *more):
                         return
                 await asyncio.sleep(0.1)
             sys.exit(f"never so: {argument}\n{await page.evaluate('document.body.innerText')}")
-        elif what == "do":
+        elif what == "run":
             print(json.dumps(await page.evaluate(argument)))
         elif what == "shot":
             scheme = "dark" if more else "light"

@@ -1,6 +1,6 @@
 # What the scripts beside it share: to be sourced. A folder for the run, the built binary, daemons that end with the
 # script, and what is missing installed. Everything listens on loopback, on ports that the kernel chose.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034
 
 # The folder that goes with the script.
 WORK=$(mktemp -d)
