@@ -1,5 +1,27 @@
 //! Pushgate: a realtime push gateway. Internal services tell it over gRPC what a user should see; it brings that to
 //! every device of the user over WebSockets, at once where he is connected, and when he comes back where he is not.
+//!
+//! # A tour
+//!
+//! From the ground up; a module uses the floors below it and none of its own (a test reads the source and sees to it).
+//!
+//! 0. **Data and codecs.** [`types`] are identifiers, notifications and events, checked where they enter. [`limits`] is
+//!    every bound in one place. [`protocol`] is what clients say and hear, and the WebSocket frames that carry it.
+//! 1. **Ground services.** [`clock`], [`metrics`], [`lifecycle`], and [`net`] for listening.
+//! 2. **Services.** [`store`] keeps what has not been received, [`auth`] makes an identity of a token.
+//! 3. **[`session`]**: one session without a socket. What it stands to its user's log ([`session::Flow`]), what is
+//!    unconfirmed, when it must act.
+//! 4. **[`hub`]**: users, their devices and sessions. [`hub::Hub::send`] is where a notification gets its place, and the
+//!    only order in which store, outboxes and events come.
+//! 5. **[`api`]**: what services may ask, whoever carries the question.
+//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes.
+//! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, and [`cli`].
+//!
+//! To follow one notification, read [`api::Api::send_to_user`], [`hub::Hub::send`], [`store::Store::stage`]; then
+//! [`hub::Hub::plan_pull`] for whoever was not there. To see a client come and go, read [`ws`], [`hub::Hub::attach`] and
+//! [`hub::Hub::detach`]. To embed a gateway in a test, [`server::Server::bind`] it to port 0.
+//!
+//! `ARCHITECTURE.md` has the invariants, the locks and the reasons.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

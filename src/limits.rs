@@ -62,6 +62,14 @@ pub const STORE_LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(
 pub const STORE_DISK_RESERVE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Users without a session whose state is kept in memory.
 pub const IDLE_USERS_MAX: usize = 65_536;
+/// Bytes of broadcasts that wait to be handed out.
+pub const BROADCAST_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Connections to one gRPC listener at once; further ones wait to be accepted.
+pub const GRPC_CONNECTIONS_MAX: usize = 1024;
+/// Connections to one ops listener at once; further ones wait to be accepted.
+pub const OPS_CONNECTIONS_MAX: usize = 256;
+/// How long calls under way may take to end once the daemon stops.
+pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
 pub const WRITE_SLICES_MAX: usize = 64;
 /// The sessions that a fan-out serves before it yields.

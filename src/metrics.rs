@@ -124,6 +124,9 @@ failures! {
     ConnectionLimit = "connection_limit",
     /// A session refused over `limits.connections_per_user`.
     UserConnectionLimit = "user_connection_limit",
+    /// A call that was refused before any handler saw it: a message over its size or one that does not decode, or a
+    /// method that does not exist.
+    GrpcRefused = "grpc_refused",
     /// A call without a valid token.
     GrpcUnauthenticated = "grpc_unauthenticated",
     /// A call without the scope it needs.
@@ -140,7 +143,7 @@ failures! {
     StoreError = "store_error",
     /// Stored data that was found damaged.
     StoreDamage = "store_damage",
-    /// A task that panicked.
+    /// A session's task that panicked.
     Panic = "panic",
 }
 

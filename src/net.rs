@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     net::{SocketAddr, ToSocketAddrs as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -34,14 +34,20 @@ pub enum Bound {
     Unix(UnixListener, SocketFile),
 }
 
-/// A Unix socket's file. Removed when dropped.
+/// A Unix socket's file. Removed when dropped, unless another has taken its place.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // It may be gone already; nothing depends on it.
-        let _ = std::fs::remove_file(&self.0);
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode);
+        if ours {
+            // It may be gone by now; nothing depends on it.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -49,7 +55,7 @@ impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Bound::Tcp(_, address) => fmt::Display::fmt(address, f),
-            Bound::Unix(_, file) => write!(f, "unix:{}", file.0.display()),
+            Bound::Unix(_, file) => write!(f, "unix:{}", file.path.display()),
         }
     }
 }
@@ -77,15 +83,25 @@ fn bind_tcp(address: &str) -> io::Result<Bound> {
 }
 
 fn bind_unix(path: &Path) -> io::Result<Bound> {
-    // A socket that nobody listens on is what an earlier run left; one that answers is another daemon's.
-    if path.exists()
-        && std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
-    {
-        std::fs::remove_file(path)?;
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        if !there.file_type().is_socket() {
+            let text = "something that is not a socket is there; remove it, or choose another path";
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        // One that nobody listens on is what an earlier run left; one that answers is another daemon's.
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
+            std::fs::remove_file(path)?;
+        }
     }
-    let listener = UnixListener::bind(path)?;
+    // Nobody gets in between the bind and the mode: the socket is made with no rights for others.
+    let before = rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o777 & !SOCKET_MODE));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    let listener = listener?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-    Ok(Bound::Unix(listener, SocketFile(path.to_owned())))
+    let inode = std::fs::symlink_metadata(path)?.ino();
+    Ok(Bound::Unix(listener, SocketFile { path: path.to_owned(), inode }))
 }
 
 /// Accepts the next TCP connection. Errors of one connection are skipped; want of descriptors is waited out.
@@ -140,6 +156,8 @@ mod tests {
         let mode = std::fs::metadata(&address[5..]).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
         assert!(bind(&address).is_err());
+        let text = bind("unix:/dev/null").unwrap_err().to_string();
+        assert!(text.contains("not a socket"), "{text}");
         drop(bound);
         assert!(!Path::new(&address[5..]).exists());
     }

@@ -31,6 +31,8 @@ use crate::{
 const DRAIN_SESSIONS_PER_SECOND: f64 = 1000.0;
 /// The part of the time left that a drain may take; the rest is for the connections' ends and the store.
 const DRAIN_SHARE: f64 = 0.6;
+/// How long the ends of closed sessions are waited for before event streams end.
+const SESSION_ENDS_MAX: Duration = Duration::from_secs(3);
 /// What a second signal makes the process exit with: killed by SIGINT, as a shell would say.
 const EXIT_SECOND_SIGNAL: i32 = 130;
 
@@ -219,6 +221,9 @@ impl Server {
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let wanted = Duration::from_secs_f64(hub.session_count() as f64 / DRAIN_SESSIONS_PER_SECOND);
         let _ = tokio::time::timeout_at(deadline, hub.drain(wanted.min(left.mul_f64(DRAIN_SHARE)))).await;
+        // The sessions' ends are events, too: the streams stay until they are out.
+        let ends = deadline.saturating_duration_since(tokio::time::Instant::now()).mul_f64(DRAIN_SHARE);
+        let _ = tokio::time::timeout(ends.min(SESSION_ENDS_MAX), hub.emptied()).await;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let tasks = life.stop(left.mul_f64(0.9)).await;
         if tasks > 0 {
@@ -263,24 +268,31 @@ fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
 
 /// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. `prepare` sees it before it serves.
 pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
-    // From here on the signals are ours, so that none that comes during the start is lost.
+    // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut server = Server::bind(config, Clock::system()).await?;
-    prepare(&mut server);
-    let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tokio::spawn(async move {
+    let stop = CancellationToken::new();
+    let first = stop.clone();
+    tokio::spawn(async move {
+        for signals in 0.. {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            tracing::warn!("a second signal: ending at once");
-            std::process::exit(EXIT_SECOND_SIGNAL);
-        });
+            if signals > 0 {
+                tracing::warn!("a second signal: ending at once");
+                std::process::exit(EXIT_SECOND_SIGNAL);
+            }
+            first.cancel();
+        }
+    });
+    let mut server = tokio::select! {
+        server = Server::bind(config, Clock::system()) => server?,
+        () = stop.cancelled() => {
+            tracing::info!("stopped while starting");
+            return Ok(Ended::InOrder);
+        }
     };
-    Ok(server.run(stop).await)
+    prepare(&mut server);
+    Ok(server.run(async move { stop.cancelled().await }).await)
 }

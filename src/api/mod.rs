@@ -1,7 +1,7 @@
 //! The admin API, whatever carries it: the proto's types, what may be asked by whom, and one short function an RPC.
 //! Below this floor nothing knows the proto.
 //!
-//! The hub is reachable only through [`Api::authorise`], so that no call can forget to ask for its scope.
+//! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
 
 mod convert;
 mod error;
@@ -152,9 +152,10 @@ impl Api {
         let mut checks = convert::Checks::default();
         let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), false);
         let (notification,) = checks.finish((notification,))?;
-        let sessions = hub.broadcast(&notification).await?;
+        let id = notification.id.clone();
+        let sessions = hub.broadcast(notification).await?;
         let outcome = if sessions == 0 { proto::Outcome::Dropped } else { proto::Outcome::Accepted };
-        Ok(proto::BroadcastResponse { id: notification.id.as_str().to_owned(), outcome: outcome.into(), sessions })
+        Ok(proto::BroadcastResponse { id: id.as_str().to_owned(), outcome: outcome.into(), sessions })
     }
 
     /// `CloseUserSessions`.

@@ -72,6 +72,9 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
     if let Err(error) = telemetry::init(&loaded.config.log) {
         return wrong_config(&error);
     }
+    for key in loaded.without_effect() {
+        tracing::warn!(key, "this key has no effect in this version");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

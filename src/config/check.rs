@@ -117,6 +117,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     auth(config, &mut found);
     spans(config, &mut found);
     sizes_and_counts(config, &mut found);
+    shutdown(config, &mut found);
     store(config, &mut found);
     not_yet(config, &mut found);
     if let Err(error) = config.log.check() {
@@ -341,6 +342,13 @@ fn spans(config: &Config, found: &mut Found) {
     }
 }
 
+fn shutdown(config: &Config, found: &mut Found) {
+    let shutdown = &config.shutdown;
+    found.require(shutdown.lb_delay < shutdown.deadline || shutdown.deadline.0.is_zero(), "shutdown.lb_delay", || {
+        format!("`{}` must be shorter than shutdown.deadline, `{}`", shutdown.lb_delay, shutdown.deadline)
+    });
+}
+
 fn sizes_and_counts(config: &Config, found: &mut Found) {
     let (limits, store) = (&config.limits, &config.store);
     let queue = ByteSize(limits::WRITER_QUEUE_BYTES_MAX as u64);
@@ -352,6 +360,10 @@ fn sizes_and_counts(config: &Config, found: &mut Found) {
         ("store.max_bytes", store.max_bytes, ByteSize::kib(64), end),
         ("store.max_disk", store.max_disk, ByteSize::mib(1), end),
     ] {
+        // Of the store's sizes, zero is no bound.
+        if size.0 == 0 && key.starts_with("store.") {
+            continue;
+        }
         found.require((least..=most).contains(&size), key, || {
             format!("`{size}` is not allowed; allowed: {least} to {most}")
         });
@@ -378,6 +390,21 @@ fn store(config: &Config, found: &mut Found) {
         );
         found.0.push(Problem { other: Some("store.max_ttl"), ..Problem::new("store.ttl", text) });
     }
+}
+
+/// Keys that were changed and on which nothing depends in this version.
+pub fn without_effect(config: &Config) -> Vec<&'static str> {
+    let default = Config::default();
+    [
+        ("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh),
+        ("store.device_ttl", config.store.device_ttl != default.store.device_ttl),
+        ("store.idempotency_window", config.store.idempotency_window != default.store.idempotency_window),
+        ("presence.max_listed", config.presence.max_listed != default.presence.max_listed),
+        ("clients.reply_timeout", config.clients.reply_timeout != default.clients.reply_timeout),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
 }
 
 /// What the configuration knows and this version does not do, where it would be switched on.

@@ -203,6 +203,11 @@ impl Loaded {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }
 
+    /// Keys that were changed and on which nothing depends in this version: worth a warning.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        check::without_effect(&self.config)
+    }
+
     /// The effective configuration as TOML, each value with its origin, secrets masked.
     pub fn to_toml(&self) -> String {
         show::toml(&self.config, &self.origins)

@@ -3,13 +3,14 @@
 
 mod access;
 pub mod config;
+mod listen;
+mod refused;
 mod service;
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 pub use access::{Access, Token};
 pub use config::Config;
-use futures_util::stream;
 use tonic::{
     service::{InterceptorLayer, interceptor::InterceptedService},
     transport::Server,
@@ -22,7 +23,8 @@ use crate::{
         proto::{DESCRIPTORS, gateway_server::GatewayServer},
     },
     lifecycle::Lifecycle,
-    net::{self, Bound},
+    limits,
+    net::Bound,
 };
 
 /// The smallest bound on a request; a notification may need more.
@@ -59,33 +61,31 @@ pub async fn serve<H: Health>(
     let request_bytes = REQUEST_BYTES_MIN.max(notification_bytes.saturating_mul(4));
     let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
     let access = Arc::new(access);
+    let refused = refused::CountRefused(api.metrics().clone());
     let guard = access::ReflectionGuard(api);
     let router = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .layer(refused)
         .layer(InterceptorLayer::new(access::Identify(access)))
         .add_service(health)
         .add_service(gateway)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
     let stop = life.stopping().clone();
-    let signal = async move { stop.cancelled().await };
-    match bound {
-        Bound::Tcp(listener, _) => {
-            let incoming = stream::unfold(listener, |listener| async {
-                let (stream, _) = net::accept_tcp(&listener).await;
-                Some((Ok::<_, io::Error>(stream), listener))
-            });
-            router.serve_with_incoming_shutdown(pin!(incoming), signal).await
-        }
-        Bound::Unix(listener, _file) => {
-            let incoming = stream::unfold(listener, |listener| async {
-                Some((Ok::<_, io::Error>(net::accept_unix(&listener).await), listener))
-            });
-            router.serve_with_incoming_shutdown(pin!(incoming), signal).await
-        }
+    let signal = stop.clone();
+    let incoming = pin!(listen::incoming(bound, life));
+    let serving = router.serve_with_incoming_shutdown(incoming, async move { signal.cancelled().await });
+    let over = async move {
+        // A stream that never ends, or a peer that never answers, must not hold the stop up.
+        stop.cancelled().await;
+        tokio::time::sleep(limits::GRPC_STOP_GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = over => Ok(()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 pub mod config;
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use bytes::Bytes;
 pub use config::Config;
@@ -11,7 +11,10 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 
 use crate::{api::Api, lifecycle::Lifecycle, limits, net};
 
@@ -26,13 +29,23 @@ struct Readiness<'a> {
 
 /// Serves until the stop.
 pub async fn serve(listener: TcpListener, api: Api, life: Lifecycle) -> Result<(), Infallible> {
-    loop {
-        let (stream, _) = tokio::select! {
-            () = life.stopping().cancelled() => return Ok(()),
-            accepted = net::accept_tcp(&listener) => accepted,
-        };
-        life.spawn(serve_connection(stream, api.clone(), life.clone()));
+    let room = Arc::new(Semaphore::new(limits::OPS_CONNECTIONS_MAX));
+    let accept = async {
+        // The semaphore is never closed.
+        while let Ok(counted) = Arc::clone(&room).acquire_owned().await {
+            let (stream, _) = net::accept_tcp(&listener).await;
+            let connection = serve_connection(stream, api.clone(), life.clone());
+            life.spawn(async move {
+                connection.await;
+                drop(counted);
+            });
+        }
+    };
+    tokio::select! {
+        () = life.stopping().cancelled() => {}
+        () = accept => {}
     }
+    Ok(())
 }
 
 async fn serve_connection(stream: TcpStream, api: Api, life: Lifecycle) {

@@ -73,9 +73,7 @@ impl Hub {
                 self.register(&user, &device, &identity, &options, reply_to.as_deref(), &peer, &mut wire)?;
             if let Some(handle) = registered {
                 self.0.sessions.insert(&handle);
-                let now = self.clock().now();
-                let deadline = handle.core().session.next_deadline(self.settings());
-                self.0.wheel.schedule(&handle, deadline, now);
+                self.schedule_look(&handle);
                 handle.flush();
                 if self.is_draining() {
                     handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
@@ -201,6 +199,8 @@ impl Hub {
         known.row.last_seen = unix;
         let cursor = known.row.cursor;
         self.put_cursor(user, known, &state.hold);
+        // So that `pending` counts what can still be delivered.
+        self.expire(user, state);
 
         let settings = self.settings();
         let nonce = Uuid::new_v4().as_u64_pair().0;
@@ -280,10 +280,13 @@ impl Hub {
             Ok(identity) => {
                 let pending = {
                     let mut state = handle.user.state();
+                    self.expire(&handle.user, &mut state);
                     let cursor = state.device(&handle.device).map(|known| known.row.cursor).unwrap_or_default();
                     state.pending_above(cursor)
                 };
                 handle.core().session.set_token_expiry(token_end(&identity, unix), now, unix);
+                // The new end may be nearer than the next look.
+                self.schedule_look(handle);
                 self.auth_success(handle, pending, reply_to)
             }
             Err(error) => {
@@ -302,7 +305,6 @@ impl Hub {
 
     /// Takes a session out of the hub. Only its own id removes it, so a late goodbye never removes a newcomer.
     pub fn detach(&self, handle: &Arc<Handle>) -> Ended {
-        self.0.sessions.remove(handle.id);
         let now = self.clock().now();
         let ended = {
             let mut core = handle.core();
@@ -350,6 +352,10 @@ impl Hub {
             state.left_at = Some(now);
             self.0.leavers.push(now, Arc::clone(user));
         }
+        drop(guard);
+        // Last, so that whoever waits for the last session to leave finds all of its events out.
+        self.0.sessions.remove(handle.id);
+        self.0.left.notify_waiters();
         ended
     }
 

@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -110,6 +110,8 @@ pub struct Handle {
     /// Whether it is Pulling: what [`Flow`] says, readable without the lock. Changes under the user's state lock.
     pulling: AtomicBool,
     task: AtomicWaker,
+    /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
+    pub(super) look_at_tick: AtomicU64,
     wire: Box<dyn Wire>,
     core: Mutex<Core>,
     shared: Arc<Shared>,
@@ -146,6 +148,11 @@ impl Outgoing {
         Self { text: draft.seal(offset), binary, expires_at: notification.expires_at }
     }
 
+    /// Its bytes, in all its forms.
+    pub fn bytes(&self) -> usize {
+        self.text.len() + self.binary.as_ref().map_or(0, Bytes::len)
+    }
+
     fn frame(&self, binary: bool) -> &Bytes {
         self.binary.as_ref().filter(|_| binary).unwrap_or(&self.text)
     }
@@ -177,6 +184,7 @@ impl Handle {
             opened: shared.clock.now(),
             pulling: AtomicBool::new(true),
             task: AtomicWaker::new(),
+            look_at_tick: AtomicU64::new(0),
             wire,
             core: Mutex::new(core),
             shared,
@@ -237,13 +245,14 @@ impl Handle {
         }
     }
 
-    /// Hands over a notification that was read from the store. False: the window has no room for it.
+    /// Hands over a notification that was read from the store. False: the window or the outbox has no room for it.
     pub fn hand_over(&self, notification: &Notification, offset: Offset, outgoing: &Outgoing, now: Instant) -> bool {
         let mut core = self.core.lock();
         let core = &mut *core;
         let bytes = outgoing.frame(core.session.binary).len();
         let window = self.shared.settings.delivery.window as usize;
-        if core.closing.is_some() || !core.session.delivery.admits(bytes, window) {
+        let fits = core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize());
+        if core.closing.is_some() || !fits || !core.session.delivery.admits(bytes, window) {
             return false;
         }
         let sequence = core.session.delivery.hand_over(offset, &notification.id, bytes, now);
@@ -280,7 +289,7 @@ impl Handle {
         if core.closing.is_some() {
             return false;
         }
-        if !core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize()) {
+        if !core.outbox.has_room_unstored(bytes, self.shared.limits.outbox_bytes.as_usize()) {
             self.close_core(core, Verdict::SLOW_CONSUMER.into_closing(self.shared.clock.now()));
             self.shared.metrics.failure(Failure::SlowConsumer);
             return false;

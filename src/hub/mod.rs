@@ -16,6 +16,8 @@ mod receive;
 mod replay;
 mod send;
 mod sessions;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod user;
 mod users;
@@ -28,6 +30,8 @@ use std::{
     },
     time::Duration,
 };
+
+use tokio::sync::Notify;
 
 pub use attach::{AttachError, Ended};
 pub use config::{Clients, Events as EventsConfig, Presence};
@@ -58,6 +62,10 @@ use crate::{
 
 /// How often expired notifications are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// The least time that a drained client is told to stay away.
+const RECONNECT_AFTER_MIN: Duration = Duration::from_millis(500);
+/// The least time that drained clients' returns are spread over.
+const RECONNECT_SPREAD_MIN: Duration = Duration::from_secs(2);
 /// Users looked at in one step of a sweep.
 const SWEEP_USERS_MAX: usize = 256;
 
@@ -119,6 +127,28 @@ struct Inner {
     wheel: Wheel,
     leavers: Leavers,
     draining: AtomicBool,
+    /// Told when a session has left and its events are out.
+    left: Notify,
+}
+
+/// A user whom someone works with.
+struct InUse<'a> {
+    users: &'a Users,
+    user: Arc<User>,
+}
+
+impl std::ops::Deref for InUse<'_> {
+    type Target = Arc<User>;
+
+    fn deref(&self) -> &Arc<User> {
+        &self.user
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        self.users.touch(&self.user);
+    }
 }
 
 impl Hub {
@@ -140,6 +170,7 @@ impl Hub {
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),
             draining: AtomicBool::new(false),
+            left: Notify::new(),
             shared: Arc::new(Shared { limits, settings, clock, metrics }),
         }))
     }
@@ -251,8 +282,10 @@ impl Hub {
         let sessions = self.session_page(None, usize::MAX);
         let total = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
         for (index, handle) in (0..total).zip(&sessions) {
-            // A return spread over as long again as the close itself, so that the fleet does not come back at once.
-            let spread = window.mul_f64(f64::from(handle.id.as_u128() as u16) / 65_536.0) + Duration::from_millis(500);
+            // A return spread over as long again as the close itself, so that the fleet does not come back at once. The
+            // low bits of an id are random.
+            let share = f64::from(handle.id.as_u128() as u16) / 65_536.0;
+            let spread = RECONNECT_AFTER_MIN + window.max(RECONNECT_SPREAD_MIN).mul_f64(share);
             handle.reply(server::draining(spread));
             handle.flush();
             handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
@@ -263,9 +296,21 @@ impl Hub {
         }
     }
 
-    /// The user, his state read from the store where it is not in memory.
-    async fn user(&self, id: &UserId) -> Result<Arc<User>, StoreError> {
-        let user = self.0.users.get_or_insert(id);
+    /// Resolves when there is no session left.
+    pub async fn emptied(&self) {
+        loop {
+            let left = self.0.left.notified();
+            if self.session_count() == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// The user, his state read from the store where it is not in memory. Whoever lets go of him notes that he may be
+    /// idle from then on, however that comes about.
+    async fn user(&self, id: &UserId) -> Result<InUse<'_>, StoreError> {
+        let user = InUse { users: &self.0.users, user: self.0.users.get_or_insert(id) };
         if !user.is_loaded() {
             let _one_at_a_time = user.loading.lock().await;
             if !user.is_loaded() {
@@ -290,10 +335,8 @@ impl Hub {
             let now = self.0.wheel.tick_of(self.clock().now());
             while done < now {
                 done += 1;
-                for (index, handle) in self.0.wheel.take(done).into_iter().enumerate() {
-                    if let Some(handle) = handle.upgrade() {
-                        self.look_at(&handle);
-                    }
+                for (index, handle) in self.0.wheel.take(done).enumerate() {
+                    self.look_at(&handle);
                     if index % limits::FANOUT_SLICE_SESSIONS == limits::FANOUT_SLICE_SESSIONS - 1 {
                         tokio::task::yield_now().await;
                     }
@@ -358,20 +401,19 @@ impl Hub {
                 if !full || failed {
                     break;
                 }
+                // The rows just dealt with go with the next batch; until then the same ones would be found again.
+                tokio::time::sleep(2 * limits::STORE_LAZY_DELAY).await;
             }
         }
     }
 
     fn sweep_user(&self, user: &Arc<User>, rows: Vec<Due>) {
-        {
-            let mut state = user.state();
-            self.expire(user, &mut state);
-            // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
-            for due in rows {
-                self.0.store.stage(Op::ForgetDue { due });
-            }
+        let mut state = user.state();
+        self.expire(user, &mut state);
+        // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
+        for due in rows {
+            self.0.store.stage(Op::ForgetDue { due });
         }
-        self.0.users.touch(user);
     }
 
     /// Deletes what has expired, under the log's lock.

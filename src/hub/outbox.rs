@@ -83,6 +83,13 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// What it counts against the bound on what is not stored.
+    fn unstored_bytes(&self) -> usize {
+        if self.message && self.sequence.is_none() { self.frame.len() } else { 0 }
+    }
+}
+
 /// Frames that one writer has taken out to write them.
 #[derive(Debug)]
 pub struct Batch {
@@ -106,6 +113,8 @@ pub struct Outcome {
     left_out: usize,
     /// The kernel takes no more for now.
     pub blocked: bool,
+    /// Bytes of whole unstored messages that were written or left out.
+    unstored: usize,
     /// The connection is broken.
     pub error: Option<io::ErrorKind>,
 }
@@ -157,6 +166,7 @@ impl Batch {
             index += 1;
             if !keep {
                 outcome.expired.extend(entry.sequence);
+                outcome.unstored += entry.unstored_bytes();
                 outcome.left_out += entry.frame.len();
             }
             keep
@@ -173,6 +183,7 @@ impl Batch {
             }
             written -= len;
             self.outcome.messages += u64::from(head.message);
+            self.outcome.unstored += head.unstored_bytes();
             self.entries.pop_front();
         }
         self.head_written = written;
@@ -185,6 +196,8 @@ pub struct Outbox {
     queue: VecDeque<Entry>,
     /// Bytes not yet written: those of the queue and those a writer has taken out.
     bytes: usize,
+    /// The part of them that are messages which are not stored.
+    unstored: usize,
     /// Bytes of the queue's first entry that were written.
     head_written: usize,
     /// Someone has taken a batch out.
@@ -201,6 +214,12 @@ impl Outbox {
     /// Whether `len` more bytes stay within `limit`. An empty outbox takes one frame of any size.
     pub fn has_room(&self, len: usize, limit: usize) -> bool {
         self.bytes == 0 || self.bytes.saturating_add(len) <= limit
+    }
+
+    /// Whether `len` more bytes that are not stored stay within `limit`, beside others such. What is stored does not
+    /// count: it is bounded by the window, and a client that takes its time over it is not slow.
+    pub fn has_room_unstored(&self, len: usize, limit: usize) -> bool {
+        self.unstored == 0 || self.unstored.saturating_add(len) <= limit
     }
 
     /// Bytes that wait.
@@ -227,6 +246,7 @@ impl Outbox {
     pub fn push(&mut self, entry: Entry) {
         if !self.closed {
             self.bytes += entry.frame.len();
+            self.unstored += entry.unstored_bytes();
             self.queue.push_back(entry);
         }
     }
@@ -248,6 +268,7 @@ impl Outbox {
         let keep = usize::from(self.head_written > 0);
         for dropped in self.queue.drain(keep.min(self.queue.len())..) {
             self.bytes -= dropped.frame.len();
+            self.unstored -= dropped.unstored_bytes();
         }
         self.bytes -= self.pong.take().map_or(0, |pong| pong.len());
         self.push(Entry::control(frame));
@@ -275,6 +296,7 @@ impl Outbox {
         self.writing = false;
         self.bytes -= usize::try_from(outcome.bytes).unwrap_or(usize::MAX).min(self.bytes);
         self.bytes -= outcome.left_out.min(self.bytes);
+        self.unstored -= outcome.unstored.min(self.unstored);
         if self.closed {
             // The close came while this was being written: what was not started is dropped now. The close frame is in
             // `entries` where it was taken out with the batch, else in the queue.
@@ -283,6 +305,7 @@ impl Outbox {
             let end = entries.len() - usize::from(taken_close && entries.len() > keep);
             for dropped in entries.drain(keep.min(end)..end) {
                 self.bytes -= dropped.frame.len().min(self.bytes);
+                self.unstored -= dropped.unstored_bytes().min(self.unstored);
             }
         }
         self.head_written = head_written;
@@ -465,6 +488,21 @@ mod tests {
         write(&mut outbox, &wire, true).unwrap();
         assert_eq!(wire.text(), "one pong two");
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn only_what_is_not_stored_counts_against_its_bound() {
+        let wire = Script::new(&[]);
+        let mut outbox = Outbox::default();
+        outbox.push(Entry { sequence: Some(0), ..message("a stored one, and a long one") });
+        assert!(outbox.has_room_unstored(8, 10), "the stored one does not count");
+        outbox.push(message("reply 1 "));
+        assert!(!outbox.has_room_unstored(8, 10) && outbox.has_room_unstored(2, 10));
+        write(&mut outbox, &wire, false);
+        assert!(!outbox.has_room_unstored(8, 10));
+        wire.takes.lock().push_back(100);
+        write(&mut outbox, &wire, true);
+        assert!(outbox.has_room_unstored(8, 10) && outbox.is_empty());
     }
 
     #[test]

@@ -48,6 +48,8 @@ impl Hub {
             }
             Incoming::Close(close) => {
                 let (code, reason) = close.map_or((None, ""), |(code, reason)| (Some(code), reason));
+                // Answers to what came before the close go out before it drops what was not started.
+                handle.flush();
                 handle.closed_by_peer(code, reason);
             }
         }
@@ -140,10 +142,17 @@ impl Hub {
                 }
             }
         }
-        let mut deadline = handle.core().session.next_deadline(self.settings());
-        if let Some(since) = handle.core().outbox.stalled_since() {
-            deadline = deadline.min(since + write_timeout);
-        }
-        self.0.wheel.schedule(handle, deadline, now);
+        self.schedule_look(handle);
+    }
+
+    /// Has the wheel look at the session when something of its may be due next.
+    pub(super) fn schedule_look(&self, handle: &Arc<Handle>) {
+        let deadline = {
+            let core = handle.core();
+            let stalled = core.outbox.stalled_since().map(|since| since + self.limits().write_timeout.0);
+            let deadline = core.session.next_deadline(self.settings());
+            stalled.map_or(deadline, |stalled| stalled.min(deadline))
+        };
+        self.0.wheel.schedule(handle, deadline, self.clock().now());
     }
 }

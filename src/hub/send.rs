@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::{
     Hub,
     handle::{Handle, Outgoing},
-    user::User,
+    user::{User, UserState},
 };
 use crate::{
     limits,
@@ -108,8 +108,7 @@ impl Hub {
         if self.is_draining() {
             return Err(SendError::Draining);
         }
-        let now_or_never = notification.expires_at.is_some_and(|end| end <= notification.accepted_at);
-        if now_or_never {
+        if notification.is_now_or_never() {
             return self.send_unstored(to, notification).await;
         }
         let draft = self.draft(&notification, true)?;
@@ -124,7 +123,6 @@ impl Hub {
             self.stage(&user, Arc::new(notification), draft, permit, (wait == Wait::Stored).then_some(done))?;
         let sessions = u32::try_from(unflushed.0.len()).unwrap_or(u32::MAX);
         unflushed.flush().await;
-        self.0.users.touch(&user);
         if wait == Wait::Stored {
             // The writer answers every append; its end without an answer is a failure like any other.
             stored.await.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
@@ -148,6 +146,7 @@ impl Hub {
         let mut state = user.state();
         if state.index.len() >= self.0.quotas.pending_per_user {
             self.expire(user, &mut state);
+            self.make_mailbox_room(user, &mut state);
             if state.index.len() >= self.0.quotas.pending_per_user {
                 return Err(SendError::MailboxFull { pending: state.index.len() });
             }
@@ -188,6 +187,13 @@ impl Hub {
         Ok((offset, Unflushed(taken)))
     }
 
+    /// In a full mailbox, what some device has confirmed and only laggards lack makes room, oldest first.
+    fn make_mailbox_room(&self, user: &Arc<User>, state: &mut UserState) {
+        let over = (state.index.len() + 1).saturating_sub(self.0.quotas.pending_per_user);
+        let entries = state.take_oldest_confirmed(over);
+        self.delete(user, state, entries);
+    }
+
     /// To the sessions that are there now, and to nobody later.
     async fn send_unstored(&self, to: &UserId, mut notification: Notification) -> Result<Sent, SendError> {
         // "Now or never" is about the store: what a live session's outbox took is written as soon as the socket takes it.
@@ -209,12 +215,15 @@ impl Hub {
     }
 
     /// Hands a notification to every session that is connected now. Returns to how many.
-    pub async fn broadcast(&self, notification: &Notification) -> Result<u32, SendError> {
+    pub async fn broadcast(&self, mut notification: Notification) -> Result<u32, SendError> {
         if self.is_draining() {
             return Err(SendError::Draining);
         }
-        let draft = self.draft(notification, false)?;
-        let outgoing = Outgoing::new(draft, notification, None, false, true);
+        if notification.is_now_or_never() {
+            notification.expires_at = None;
+        }
+        let draft = self.draft(&notification, false)?;
+        let outgoing = Outgoing::new(draft, &notification, None, false, true);
         Ok(self.0.sessions.broadcast(outgoing, &self.0.life).await)
     }
 

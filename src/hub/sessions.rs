@@ -14,7 +14,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::handle::{Handle, Outgoing};
 use crate::{lifecycle::Lifecycle, limits, types::SessionId};
@@ -26,6 +26,8 @@ const SHARDS: usize = 16;
 pub struct Sessions {
     shards: Box<[Arc<Shard>]>,
     order: Mutex<()>,
+    /// Room for queued broadcasts, in bytes; further ones wait for it, in their order.
+    room: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,8 @@ struct Job {
     sessions: AtomicU32,
     shards_left: AtomicUsize,
     done: Mutex<Option<oneshot::Sender<u32>>>,
+    /// Its share of what may be queued.
+    _room: OwnedSemaphorePermit,
 }
 
 impl Job {
@@ -63,7 +67,11 @@ impl Job {
 impl Sessions {
     /// None yet.
     pub fn new() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Arc::default()).collect(), order: Mutex::default() }
+        Self {
+            shards: (0..SHARDS).map(|_| Arc::default()).collect(),
+            order: Mutex::default(),
+            room: Arc::new(Semaphore::new(limits::BROADCAST_QUEUE_BYTES_MAX)),
+        }
     }
 
     fn shard(&self, id: SessionId) -> &Shard {
@@ -107,12 +115,17 @@ impl Sessions {
 
     /// Hands `outgoing` to every session. Returns to how many, once it is in all their outboxes.
     pub async fn broadcast(&self, outgoing: Outgoing, life: &Lifecycle) -> u32 {
+        let bytes = outgoing.bytes().min(limits::BROADCAST_QUEUE_BYTES_MAX);
+        let share = u32::try_from(bytes).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(share).await else { return 0 };
         let (done, handed) = oneshot::channel();
         let job = Arc::new(Job {
             outgoing,
             sessions: AtomicU32::new(0),
             shards_left: AtomicUsize::new(SHARDS),
             done: Mutex::new(Some(done)),
+            _room: room,
         });
         {
             let _order = self.order.lock();
@@ -129,8 +142,20 @@ impl Sessions {
     }
 }
 
+/// Lets the next broadcast start the shard again, should serving this one panic.
+struct Running<'a>(&'a Shard);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue.lock().running = false;
+        }
+    }
+}
+
 impl Shard {
     async fn run(&self) {
+        let _running = Running(self);
         loop {
             let jobs = {
                 let mut queue = self.queue.lock();
@@ -162,6 +187,7 @@ impl Shard {
             for job in jobs {
                 job.shard_done();
             }
+            tokio::task::yield_now().await;
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use crate::clock::Instant;
 pub const TICK: Duration = Duration::from_millis(50);
 const SLOTS: usize = 512;
 
-/// Sessions by when to look at them next. Each is in at most one slot.
+/// Sessions by when to look at them next. Only the entry that was made last for a session counts.
 #[derive(Debug)]
 pub struct Wheel {
     start: Instant,
@@ -37,6 +37,7 @@ impl Wheel {
     pub fn schedule(&self, handle: &Arc<Handle>, deadline: Instant, now: Instant) {
         let at = deadline.min(now + self.longest).max(now);
         let tick = self.tick_of(at) + 1;
+        handle.look_at_tick.store(tick as u64, Ordering::Relaxed);
         self.slots[tick % SLOTS].lock().push(Arc::downgrade(handle));
     }
 
@@ -46,8 +47,11 @@ impl Wheel {
     }
 
     /// Takes out the sessions of a tick.
-    pub fn take(&self, tick: usize) -> Vec<Weak<Handle>> {
-        std::mem::take(&mut *self.slots[tick % SLOTS].lock())
+    pub fn take(&self, tick: usize) -> impl Iterator<Item = Arc<Handle>> + use<> {
+        let due = std::mem::take(&mut *self.slots[tick % SLOTS].lock());
+        // An entry that a later call of `schedule` has replaced is left out; no look is more than a turn away.
+        let due = due.into_iter().filter_map(|handle| handle.upgrade());
+        due.filter(move |handle| handle.look_at_tick.load(Ordering::Relaxed) == tick as u64)
     }
 }
 

@@ -147,6 +147,13 @@ impl UserState {
         self.take(0..count)
     }
 
+    /// Takes out at most `count` of the oldest that at least one device has confirmed.
+    pub fn take_oldest_confirmed(&mut self, count: usize) -> Vec<IndexEntry> {
+        let Some(most) = self.devices.iter().map(|device| device.row.cursor).max() else { return Vec::new() };
+        let confirmed = self.index.partition_point(|entry| entry.offset <= most);
+        self.take(0..confirmed.min(count))
+    }
+
     /// Takes out what has expired.
     pub fn take_expired(&mut self, now: UnixMillis) -> Vec<IndexEntry> {
         self.take_if(|entry| entry.expires_at <= now)
@@ -155,6 +162,18 @@ impl UserState {
     /// Takes out these; `offsets` ascend.
     pub fn take_offsets(&mut self, offsets: &[Offset]) -> Vec<IndexEntry> {
         self.take_if(|entry| offsets.binary_search(&entry.offset).is_ok())
+    }
+
+    /// Wakes the tasks of sessions that pull.
+    fn wake_pulling(&mut self) {
+        if !self.maybe_pulling {
+            return;
+        }
+        self.maybe_pulling = false;
+        for session in self.sessions.iter().filter(|session| session.is_pulling()) {
+            self.maybe_pulling = true;
+            session.wake();
+        }
     }
 
     fn take_if(&mut self, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<IndexEntry> {
@@ -185,20 +204,10 @@ impl LogObserver for User {
     fn applied(&self, upto: Offset) {
         let mut state = self.state.lock();
         state.applied = state.applied.max(upto);
-        if !state.maybe_pulling {
-            return;
-        }
-        let mut pulling = false;
-        for session in &state.sessions {
-            if session.is_pulling() {
-                pulling = true;
-                session.wake();
-            }
-        }
-        state.maybe_pulling = pulling;
+        state.wake_pulling();
     }
 
-    /// What was staged is not on disk and never will be.
+    /// What was staged is not on disk and never will be: sessions that wait for it look again.
     fn failed(&self, _: &StoreError) {
         let mut state = self.state.lock();
         let applied = state.applied;
@@ -208,5 +217,6 @@ impl LogObserver for User {
                 state.bytes -= u64::from(entry.bytes);
             }
         }
+        state.wake_pulling();
     }
 }

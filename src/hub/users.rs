@@ -16,6 +16,9 @@ const SHARDS: usize = 64;
 /// What the idle users of a shard may weigh together; an index entry weighs one, a user sixteen.
 const IDLE_WEIGHT_MAX: usize = limits::IDLE_USERS_MAX * 16 / SHARDS;
 
+/// Candidates looked at in one go.
+const LOOKS_MAX: usize = 16;
+
 /// All users in memory.
 #[derive(Debug)]
 pub struct Users {
@@ -67,18 +70,20 @@ impl Users {
         let shard = &mut *shard;
         shard.idle.push_back((user.id.clone(), weight));
         shard.idle_weight += weight;
-        // As many looks as there are candidates: those in use come back when they are touched again.
-        for _ in 0..shard.idle.len() {
+        for _ in 0..LOOKS_MAX {
             if shard.idle_weight <= IDLE_WEIGHT_MAX {
                 break;
             }
             let Some((id, weight)) = shard.idle.pop_front() else { break };
             shard.idle_weight -= weight;
             let Some(candidate) = shard.users.get(&id) else { continue };
-            candidate.idle.store(false, Ordering::Relaxed);
             // Nobody can take a new reference while the shard is locked, so the count cannot rise from 1.
             if Arc::strong_count(candidate) == 1 && candidate.is_forgettable() {
                 shard.users.remove(&id);
+            } else {
+                // In use, or with writes under way: he stays in the queue, behind the others.
+                shard.idle.push_back((id, weight));
+                shard.idle_weight += weight;
             }
         }
     }

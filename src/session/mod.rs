@@ -1,7 +1,7 @@
 //! One session without its socket: inputs go in, what is to be done comes out. It never awaits, never locks, never
 //! writes; the hub calls it under the session's lock and carries out what it says.
 //!
-//! [`handshake`] is how a connection becomes a session, [`delivery`] what it has been handed and what it confirmed;
+//! `handshake.rs` is how a connection becomes a session, `delivery.rs` what it has been handed and what it confirmed;
 //! here are heartbeat, confirmation pings, the token's time and the client's messages.
 
 pub mod config;
@@ -96,7 +96,7 @@ pub enum Reaction {
     Reply(Bytes, Option<Failure>),
     /// These were confirmed.
     Confirmed(Vec<Confirmed>),
-    /// Verify this token, then call [`Session::reauthenticated`]. The text is the client's own id.
+    /// Verify this token, then call [`Session::set_token_expiry`] where it is good. The text is the client's own id.
     Reauthenticate(AuthRequest, Option<String>),
     /// Close the session.
     Close(Verdict),

@@ -9,6 +9,8 @@
 //! staged then and later is answered with the failure, and only a restart tells what was kept.
 
 mod config;
+#[cfg(test)]
+pub(crate) mod double;
 mod embedded;
 mod error;
 mod model;
@@ -83,6 +85,14 @@ impl Store {
         let opened = Opened::over(Arc::new(MemoryEngine::default()), clock, true);
         let opened = opened.unwrap_or_else(|error| panic!("an empty engine in memory did not open: {error}"));
         Self::start(opened, config).unwrap_or_else(|error| panic!("no threads for a store in memory: {error}"))
+    }
+
+    /// A store over an engine that the test holds up, makes fail, and opens again.
+    #[cfg(test)]
+    pub(crate) fn open_double(double: &Arc<double::Double>, clock: Clock) -> Store {
+        let opened = Opened::over(Arc::new(Arc::clone(double)), clock, true).unwrap();
+        double.forget();
+        Self::start(opened, &Config::default()).unwrap()
     }
 
     fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
@@ -244,12 +254,13 @@ impl Mailbox {
         index: Vec<IndexEntry>,
         unreadable: usize,
     ) -> Self {
-        let cursors = devices.iter().map(|(_, row)| row.cursor);
         let found = Counters {
             count: u32::try_from(index.len()).unwrap_or(u32::MAX),
             bytes: index.iter().map(|entry| u64::from(entry.bytes)).sum(),
-            last: index.last().map(|entry| entry.offset).into_iter().chain(cursors).max().unwrap_or_default(),
+            last: index.last().map(|entry| entry.offset).unwrap_or_default(),
         };
+        // A cursor may be written before the record that it confirms: it raises `last` and is no evidence.
+        let cursor = devices.iter().map(|(_, row)| row.cursor).max().unwrap_or_default();
         let written = written.unwrap_or_default();
         let damaged = if unreadable > 0 {
             Some(format!("{unreadable} rows cannot be read"))
@@ -261,7 +272,7 @@ impl Mailbox {
         } else {
             None
         };
-        let counters = Counters { last: found.last.max(written.last), ..found };
+        let counters = Counters { last: found.last.max(written.last).max(cursor), ..found };
         Self { counters, devices, index, damaged }
     }
 }

@@ -3,22 +3,18 @@
 use std::{
     fs,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
 use bytes::Bytes;
-use parking_lot::Condvar;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use super::{
+    double::Double,
     embedded::{
-        engine::{Engine, EngineError, Visit, Write},
+        engine::{Engine, Visit},
         keys::Key,
         sequencer::Sequencer,
     },
@@ -170,76 +166,8 @@ async fn over_every_engine(test: impl AsyncFn(Store)) {
     test(open_sled(&folder)).await;
 }
 
-/// An engine in memory that can be held up, made to fail, and asked what was committed.
-#[derive(Default)]
-struct Double {
-    rows: MemoryEngine,
-    commits: Mutex<Vec<Vec<Write>>>,
-    /// A commit waits as long as this is set.
-    is_held: Mutex<bool>,
-    let_go: Condvar,
-    begun: AtomicUsize,
-    fails: AtomicBool,
-    panics: AtomicBool,
-}
-
-/// Holds a double's commits up until it is dropped, also by a test that fails.
-struct Held(Arc<Double>);
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        *self.0.is_held.lock() = false;
-        self.0.let_go.notify_all();
-    }
-}
-
-impl Double {
-    fn hold(self: &Arc<Self>) -> Held {
-        *self.is_held.lock() = true;
-        Held(Arc::clone(self))
-    }
-
-    async fn begun(&self, commits: usize) {
-        while self.begun.load(Ordering::SeqCst) < commits {
-            tokio::task::yield_now().await;
-        }
-    }
-}
-
-impl Engine for Arc<Double> {
-    fn name(&self) -> &'static str {
-        "double"
-    }
-
-    fn commit(&self, writes: Vec<Write>) -> Result<(), EngineError> {
-        self.begun.fetch_add(1, Ordering::SeqCst);
-        self.let_go.wait_while(&mut self.is_held.lock(), |held| *held);
-        assert!(!self.panics.load(Ordering::SeqCst), "on purpose");
-        if self.fails.load(Ordering::SeqCst) {
-            return Err(EngineError::Io(std::io::Error::other("on purpose")));
-        }
-        self.commits.lock().push(writes.clone());
-        self.rows.commit(writes)
-    }
-
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
-        self.rows.get(key)
-    }
-
-    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
-        self.rows.range(from, to, visit)
-    }
-
-    fn disk_bytes(&self) -> Result<u64, EngineError> {
-        self.rows.disk_bytes()
-    }
-}
-
 fn over(double: &Arc<Double>) -> Store {
-    let opened = Opened::over(Arc::new(Arc::clone(double)), Clock::system(), true).unwrap();
-    double.begun.store(0, Ordering::SeqCst);
-    double.commits.lock().clear();
-    Store::start(opened, &Config::default()).unwrap()
+    Store::open_double(double, Clock::system())
 }
 
 #[tokio::test]
@@ -400,7 +328,7 @@ async fn a_failed_commit_fails_its_whole_batch_and_the_store_for_good() {
         assert!(matches!(store.permit(1).await, Err(StoreError::Failed(_))));
         assert!(matches!(bob.put_device(&store, "late", Offset::ZERO).await, Err(StoreError::Failed(_))));
         assert!(matches!(store.load(&ann.user).await, Err(StoreError::Failed(_))));
-        assert_eq!(double.begun.load(Ordering::SeqCst), 1, "nothing is committed after a failure");
+        assert_eq!(double.commits_begun(), 1, "nothing is committed after a failure");
         assert!(matches!(store.close(), Err(StoreError::Failed(_))));
     }
 }
@@ -462,7 +390,7 @@ async fn a_permit_waits_for_the_mark_to_be_raised_on_disk() {
     let mut opened = Opened::over(Arc::new(Arc::clone(&double)), Clock::system(), true).unwrap();
     opened.sequencer = Sequencer::new(Clock::system(), 4);
     opened.sequencer.raised(6);
-    double.begun.store(0, Ordering::SeqCst);
+    double.forget();
     double.commits.lock().clear();
     let store = Store::start(opened, &Config::default()).unwrap();
     let (mut first, mut second) = (store.permit(1).await.unwrap(), store.permit(1).await.unwrap());
@@ -487,7 +415,7 @@ async fn a_permit_that_waits_for_the_mark_ends_with_the_store() {
         let mut opened = Opened::over(Arc::new(Arc::clone(&double)), Clock::system(), true).unwrap();
         opened.sequencer = Sequencer::new(Clock::system(), 1);
         double.fails.store(fails, Ordering::SeqCst);
-        double.begun.store(0, Ordering::SeqCst);
+        double.forget();
         let store = Store::start(opened, &Config::default()).unwrap();
         let held = double.hold();
         let mut waiting = Box::pin(store.permit(1));

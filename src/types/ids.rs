@@ -265,13 +265,6 @@ impl fmt::Display for Offset {
     }
 }
 
-/// Which log a position belongs to, as seen from one session. Order holds within a log, not between logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LogId {
-    /// The session's user's own.
-    User,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -66,6 +66,11 @@ impl Notification {
         self.expires_at.is_some_and(|end| end <= now)
     }
 
+    /// Whether it was accepted with a TTL of zero: for those who are there now, and never stored.
+    pub fn is_now_or_never(&self) -> bool {
+        self.is_expired(self.accepted_at)
+    }
+
     /// What it counts against the quotas, in bytes: payload, id, type and sender, and 64 for the row itself.
     pub fn accounted_bytes(&self) -> u64 {
         let from = self.from_user.as_ref().map_or(0, |user| user.as_str().len());

@@ -1,14 +1,12 @@
-//! A connection's life: the first message where the handshake brought no token, then one loop, then the close.
+//! A session's connection: one loop, then the close.
 //!
 //! The loop waits for one of: the session is being closed, a page from the store is there, the kernel takes bytes
 //! again, something arrived. Writing is whoever's who has something to say (see the outbox); this task only goes on
 //! where the kernel stopped.
 
 use std::{
-    cell::RefCell,
     future::poll_fn,
-    io::{self, IoSlice},
-    net::Shutdown,
+    io,
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
@@ -19,31 +17,23 @@ use hyper::upgrade::{Parts, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::{Context, socket::Socket};
+use super::{
+    Context,
+    opening::{self, Opened},
+    socket::{self, Socket},
+};
 use crate::{
-    hub::{AttachError, Handle, Hub, PageRequest, Peer, Pull, Wire as _},
+    hub::{Closing, Handle, Hub, PageRequest, Peer, Pull},
     limits,
     metrics::Failure,
-    protocol::{
-        auth_code::AuthCode,
-        close::CloseCode,
-        frame::{ControlFrame, FrameReader, Incoming, ReadError},
-        server,
-    },
-    session::{Granted, Opening, Refused, Unauthenticated, Verdict},
+    protocol::{close::CloseCode, frame::FrameReader},
+    session::{Opening, Verdict},
     store::{Page, StoreError},
     types::ClosedBy,
 };
 
-/// What a worker reads at once.
-const READ_BYTES: usize = 64 * 1024;
 /// Reads of one connection before others have their turn.
 const READS_MAX: usize = 4;
-
-thread_local! {
-    /// One read buffer a worker thread: a connection keeps only what is unfinished.
-    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
-}
 
 /// Runs a connection from the finished handshake to its end.
 pub async fn run(upgraded: Upgraded, opening: Opening, peer: Peer, context: &Context) {
@@ -53,220 +43,13 @@ pub async fn run(upgraded: Upgraded, opening: Opening, peer: Peer, context: &Con
         return;
     };
     let socket = Socket::new(io.into_inner());
-    let mut opener = Opener {
-        socket: &socket,
-        reader: FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX),
-        early: read_buf.to_vec(),
-        later: Vec::new(),
+    let Some(Opened { handle, reader, early }) =
+        opening::open(&socket, opening, read_buf.to_vec(), &peer, context).await
+    else {
+        return;
     };
-    let authenticator = Arc::clone(context.hub.authenticator());
-    let granted = match opening.authenticate(authenticator) {
-        Ok(granted) => Ok(granted),
-        Err(Err(refused)) => Err(End::Refused(refused)),
-        Err(Ok(unauthenticated)) => {
-            let first = opener.first_message(unauthenticated);
-            tokio::select! {
-                () = context.accepting.cancelled() => Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
-                first = tokio::time::timeout(context.auth_timeout, first) => first.unwrap_or_else(|_| {
-                    Err(End::Refused(Refused::new(AuthCode::AuthTimeout, "no `auth` message came in time")))
-                }),
-            }
-        }
-    };
-    let Opener { reader, early, later, .. } = opener;
-    let attached = match granted {
-        Ok(granted) => attach(granted, &peer, &socket, context).await,
-        Err(end) => Err(end),
-    };
-    match attached {
-        Ok(handle) => {
-            Connection { hub: &context.hub, socket: &socket, handle, reader, pull: None, paused: false }
-                .run(early, later)
-                .await
-        }
-        Err(end) => turn_away(&socket, end, &peer, context).await,
-    }
-}
-
-/// How a connection ends before it is a session.
-enum End {
-    Refused(Refused),
-    Close(CloseCode, String),
-    Violation(ReadError),
-    Gone,
-}
-
-async fn attach(granted: Granted, peer: &Peer, socket: &Socket, context: &Context) -> Result<Arc<Handle>, End> {
-    let (user, reply_to) = (granted.identity.user().clone(), granted.reply_to.clone());
-    context.hub.attach(granted, peer.clone(), Box::new(socket.clone())).await.map_err(|error| match error {
-        AttachError::DeviceLimit => End::Refused(Refused {
-            code: AuthCode::DeviceLimit,
-            message: error.to_string(),
-            user: Some(user),
-            reply_to,
-        }),
-        AttachError::UserConnections => {
-            context.hub.metrics().failure(Failure::UserConnectionLimit);
-            End::Close(CloseCode::TRY_LATER, error.to_string())
-        }
-        AttachError::Draining => End::Close(CloseCode::RESTART, error.to_string()),
-        AttachError::Store(ref cause) => {
-            tracing::error!(%user, error = %cause, "a session could not be opened");
-            End::Close(CloseCode::INTERNAL, error.to_string())
-        }
-    })
-}
-
-/// Tells the peer why, and closes.
-async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
-    let mut bytes = Vec::new();
-    match end {
-        End::Gone => return,
-        End::Refused(refused) => {
-            context.hub.auth_failed(&refused, peer);
-            tracing::info!(remote = %peer.remote, code = refused.code.as_str(), message = %refused.message, "not let in");
-            let now = context.hub.clock().unix_millis();
-            bytes.extend_from_slice(&server::auth_failure(
-                refused.code,
-                &refused.message,
-                refused.reply_to.as_deref(),
-                now,
-            ));
-            bytes.extend_from_slice(ControlFrame::close(CloseCode::UNAUTHORIZED, refused.code.as_str()).as_bytes());
-        }
-        End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
-        End::Violation(error) => {
-            context.hub.metrics().failure(failure_of(&error));
-            bytes.extend_from_slice(ControlFrame::close(error.close_code(), &error.to_string()).as_bytes());
-        }
-    }
-    let _ = tokio::time::timeout(limits::CLOSE_LINGER, write_all(socket, &bytes)).await;
-    linger(socket).await;
-}
-
-fn failure_of(error: &ReadError) -> Failure {
-    match error.close_code() {
-        CloseCode::INVALID_UTF8 => Failure::InvalidUtf8,
-        CloseCode::TOO_BIG => Failure::MessageTooBig,
-        _ => Failure::ProtocolError,
-    }
-}
-
-async fn write_all(socket: &Socket, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match socket.try_write(&[IoSlice::new(bytes)]) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// After the close frame: nothing more is written, what still comes is thrown away for a moment, so that the frames
-/// before the close are not destroyed by a reset.
-async fn linger(socket: &Socket) {
-    socket.shutdown(Shutdown::Write);
-    let until_gone = async {
-        loop {
-            let read = BUFFER.with_borrow_mut(|buffer| socket.try_read(buffer));
-            match read {
-                Ok(0) => return,
-                Ok(_) => tokio::task::yield_now().await,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if socket.readable().await.is_err() {
-                        return;
-                    }
-                }
-                Err(_) => return,
-            }
-        }
-    };
-    let _ = tokio::time::timeout(limits::CLOSE_LINGER, until_gone).await;
-    socket.shutdown(Shutdown::Both);
-}
-
-/// A connection that waits for its first message.
-struct Opener<'a> {
-    socket: &'a Socket,
-    reader: FrameReader,
-    /// Bytes that came behind the handshake and were not looked at yet.
-    early: Vec<u8>,
-    /// What came behind the first message, in the same read.
-    later: Vec<Owned>,
-}
-
-/// A message or control frame that is kept until the session stands.
-enum Owned {
-    Text(String),
-    Binary,
-    Ping(Vec<u8>),
-    Close(Option<(CloseCode, String)>),
-}
-
-impl Opener<'_> {
-    async fn first_message(&mut self, unauthenticated: Unauthenticated) -> Result<Granted, End> {
-        let mut input = std::mem::take(&mut self.early);
-        loop {
-            let mut came = Vec::new();
-            let fed = self.reader.feed(&mut input, &mut |incoming| {
-                match incoming {
-                    Incoming::Text(text) => came.push(Owned::Text(text.to_owned())),
-                    Incoming::Binary(_) => came.push(Owned::Binary),
-                    Incoming::Ping(payload) => came.push(Owned::Ping(payload.to_vec())),
-                    Incoming::Pong(_) => {}
-                    Incoming::Close(close) => {
-                        came.push(Owned::Close(close.map(|(code, reason)| (code, reason.to_owned()))));
-                    }
-                }
-                ControlFlow::Continue(())
-            });
-            let mut came = came.into_iter();
-            while let Some(first) = came.next() {
-                match first {
-                    Owned::Text(text) => {
-                        let granted = unauthenticated.on_text(&text).map_err(End::Refused)?;
-                        self.later = came.collect();
-                        let _ = fed.map_err(End::Violation)?;
-                        return Ok(granted);
-                    }
-                    Owned::Binary => {
-                        let text = "the first message must be `auth` with a `token`";
-                        return Err(End::Refused(Refused::new(AuthCode::TokenMissing, text)));
-                    }
-                    Owned::Ping(payload) => {
-                        let pong = ControlFrame::pong(&payload);
-                        write_all(self.socket, pong.as_bytes()).await.map_err(|_| End::Gone)?;
-                    }
-                    Owned::Close(close) => {
-                        let code = close.map_or(CloseCode::NO_STATUS, |(code, _)| code);
-                        return Err(End::Close(code, String::new()));
-                    }
-                }
-            }
-            let _ = fed.map_err(End::Violation)?;
-            input = self.read().await.map_err(|_| End::Gone)?;
-        }
-    }
-
-    async fn read(&self) -> io::Result<Vec<u8>> {
-        loop {
-            let mut buffer = vec![0; limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX];
-            match self.socket.try_read(&mut buffer) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    buffer.truncate(count);
-                    return Ok(buffer);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // Nothing is held while nothing comes.
-                    drop(buffer);
-                    self.socket.readable().await?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
+    let connection = Connection { hub: &context.hub, socket: &socket, handle, reader, pull: None, paused_at: None };
+    connection.run(early).await;
 }
 
 type PageRead = Pin<Box<dyn Future<Output = (PageRequest, Result<Page, StoreError>)> + Send>>;
@@ -279,8 +62,8 @@ struct Connection<'a> {
     reader: FrameReader,
     /// The page that is being read.
     pull: Option<PageRead>,
-    /// The last page did not fit: nothing is pulled before something arrives.
-    paused: bool,
+    /// The last page did not fit into the window with so many in flight: nothing is pulled before there are fewer.
+    paused_at: Option<usize>,
 }
 
 /// Why the loop goes on.
@@ -293,6 +76,11 @@ enum Woken {
 
 /// Takes the session out of the hub and says how it went, however its task ends.
 struct Attached<'a>(&'a Hub, &'a Arc<Handle>);
+
+/// What is logged as reason: the gateway's or the caller's. A client's is whatever he likes.
+fn own_reason(closing: &Closing) -> &str {
+    if closing.by == ClosedBy::Client && !closing.broken { "" } else { &closing.reason }
+}
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
@@ -307,8 +95,7 @@ impl Drop for Attached<'_> {
             device = %handle.device,
             remote = %handle.peer.remote,
             code = ended.closing.code.0,
-            // A client's reason is its own text: whatever is in it stays on its line.
-            reason = %ended.closing.reason.escape_debug(),
+            reason = own_reason(&ended.closing),
             closed_by = ended.closing.by.as_str(),
             duration_ms = u64::try_from(ended.duration.as_millis()).unwrap_or(u64::MAX),
             messages_received = ended.counts.messages_received,
@@ -322,40 +109,30 @@ impl Drop for Attached<'_> {
 }
 
 impl Connection<'_> {
-    async fn run(mut self, mut early: Vec<u8>, later: Vec<Owned>) {
+    async fn run(mut self, mut early: Vec<u8>) {
         let handle = Arc::clone(&self.handle);
         {
             let _attached = Attached(self.hub, &handle);
             self.reader.set_max_message_bytes(self.hub.limits().message_bytes.as_usize());
-            self.catch_up(&mut early, later);
+            if !early.is_empty() {
+                let _ = self.feed(&mut early);
+                handle.flush();
+            }
+            drop(early);
             self.serve().await;
             self.write_close().await;
         }
-        linger(self.socket).await;
-    }
-
-    /// What came before the session stood.
-    fn catch_up(&mut self, early: &mut [u8], later: Vec<Owned>) {
-        for owned in later {
-            let incoming = match &owned {
-                Owned::Text(text) => Incoming::Text(text),
-                Owned::Binary => Incoming::Binary(&[]),
-                Owned::Ping(payload) => Incoming::Ping(payload),
-                Owned::Close(close) => Incoming::Close(close.as_ref().map(|(code, reason)| (*code, reason.as_str()))),
-            };
-            self.hub.incoming(&self.handle, incoming);
-        }
-        if !early.is_empty() {
-            let _ = self.feed(early);
-        }
-        self.handle.flush();
+        socket::linger(self.socket).await;
     }
 
     async fn serve(&mut self) {
         loop {
             match poll_fn(|cx| self.poll_next(cx)).await {
                 Woken::Closing => return,
-                Woken::Page(request, Ok(page)) => self.paused = !self.hub.finish_pull(&self.handle, &request, page),
+                Woken::Page(request, Ok(page)) => {
+                    let progress = self.hub.finish_pull(&self.handle, &request, page);
+                    self.paused_at = (!progress).then(|| self.handle.core().session.delivery.unconfirmed());
+                }
                 Woken::Page(_, Err(_)) => self.handle.close_by_rule(Verdict {
                     code: CloseCode::INTERNAL,
                     reason: "internal error",
@@ -371,15 +148,17 @@ impl Connection<'_> {
     fn poll_next(&mut self, cx: &mut TaskContext<'_>) -> Poll<Woken> {
         // Registered before anything is looked at, so that no wake-up falls between the look and the wait.
         self.handle.register_task(cx.waker());
-        let (closing, stalled) = {
+        let (closing, stalled, unconfirmed) = {
             let core = self.handle.core();
-            (core.closing.is_some(), core.outbox.stalled_since().is_some())
+            let unconfirmed = core.session.delivery.unconfirmed();
+            (core.closing.is_some(), core.outbox.stalled_since().is_some(), unconfirmed)
         };
         if closing {
             return Poll::Ready(Woken::Closing);
         }
+        self.paused_at = self.paused_at.filter(|paused| unconfirmed > 0 && unconfirmed >= *paused);
         if self.pull.is_none()
-            && !self.paused
+            && self.paused_at.is_none()
             && self.handle.is_pulling()
             && let Pull::Read(request) = self.hub.plan_pull(&self.handle)
         {
@@ -403,8 +182,7 @@ impl Connection<'_> {
     }
 
     fn read(&mut self) {
-        self.paused = false;
-        BUFFER.with_borrow_mut(|buffer| {
+        socket::with_buffer(|buffer| {
             for _ in 0..READS_MAX {
                 match self.socket.try_read(buffer) {
                     Ok(0) => return self.handle.broke(),
@@ -412,7 +190,7 @@ impl Connection<'_> {
                         if self.feed(&mut buffer[..count]).is_break() {
                             return;
                         }
-                        if count < READ_BYTES {
+                        if count < buffer.len() {
                             break;
                         }
                     }
@@ -436,7 +214,7 @@ impl Connection<'_> {
             Ok(flow) => flow,
             Err(error) => {
                 if self.handle.close(error.close_code(), &error.to_string(), ClosedBy::Gateway) {
-                    hub.metrics().failure(failure_of(&error));
+                    hub.metrics().failure(opening::failure_of(&error));
                 }
                 ControlFlow::Break(())
             }

@@ -1,12 +1,14 @@
 //! The public listener: HTTP/1.1 up to the WebSocket handshake, then one task a connection.
 //!
 //! * `upgrade.rs`: what a request asks for, and the answer.
-//! * `connection.rs`: a connection's life, from its first message to its close.
+//! * `opening.rs`: from the finished handshake to a session.
+//! * `connection.rs`: a session's connection, to its close.
 //! * `page.rs`: the page of `serve --dev`; no other run has one.
 //! * `socket.rs`: the socket as the outbox and the connection see it.
 
 pub mod config;
 mod connection;
+mod opening;
 mod page;
 mod socket;
 mod upgrade;
@@ -63,7 +65,12 @@ impl Drop for OpenSocket {
 pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), Infallible> {
     loop {
         let (stream, remote) = tokio::select! {
-            () = context.accepting.cancelled() => return stopped(&context).await,
+            () = context.accepting.cancelled() => {
+                // Closed from here on; as an essential task this one lives until the stop.
+                drop(listener);
+                context.life.stopping().cancelled().await;
+                return Ok(());
+            }
             accepted = net::accept_tcp(&listener) => accepted,
         };
         let open = context.open.enter();
@@ -74,12 +81,6 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
         }
         context.life.spawn(serve_http(stream, remote, Arc::clone(&context), socket));
     }
-}
-
-/// The listener is closed; as an essential task this one lives until the stop.
-async fn stopped(context: &Context) -> Result<(), Infallible> {
-    context.life.stopping().cancelled().await;
-    Ok(())
 }
 
 async fn serve_http(stream: TcpStream, remote: SocketAddr, context: Arc<Context>, socket: OpenSocket) {

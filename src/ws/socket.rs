@@ -1,6 +1,7 @@
 //! The socket as the outbox and the connection's task see it: both hold it, the outbox writes, the task reads.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice},
     net::Shutdown,
     sync::Arc,
@@ -10,7 +11,20 @@ use std::{
 use rustix::net::{Shutdown as How, shutdown};
 use tokio::net::TcpStream;
 
-use crate::hub::Wire;
+use crate::{hub::Wire, limits};
+
+/// What a worker reads at once.
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// One read buffer a worker thread: a connection keeps only what is unfinished.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+/// Lends the worker's read buffer. Not to be called within itself.
+pub fn with_buffer<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| read(buffer))
+}
 
 /// A plain TCP connection.
 #[derive(Clone, Debug)]
@@ -66,4 +80,38 @@ impl Wire for Socket {
             many => self.0.try_write_vectored(many),
         }
     }
+}
+
+/// Writes all of it, for a connection that has no outbox yet.
+pub async fn write_all(socket: &Socket, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.try_write(&[IoSlice::new(bytes)]) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// After the close frame: nothing more is written, what still comes is thrown away for a moment, so that the frames
+/// before the close are not destroyed by a reset.
+pub async fn linger(socket: &Socket) {
+    socket.shutdown(Shutdown::Write);
+    let until_gone = async {
+        loop {
+            match with_buffer(|buffer| socket.try_read(buffer)) {
+                Ok(0) => return,
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if socket.readable().await.is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(limits::CLOSE_LINGER, until_gone).await;
+    socket.shutdown(Shutdown::Both);
 }

@@ -109,8 +109,28 @@ impl FrameReader {
         input: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
-        let result = self.read_frames(input, sink);
-        if !matches!(result, Ok(ControlFlow::Continue(()))) {
+        self.read(input, sink, false).map(|(flow, _)| flow)
+    }
+
+    /// As [`FrameReader::feed`], but stops behind the first whole data message (control frames before it are handed out
+    /// too). Also answers how many bytes of `input`, at its end, were left untouched: the next to be fed. So the limit
+    /// can be changed between two messages that arrive together.
+    pub fn feed_first(
+        &mut self,
+        input: &mut [u8],
+        sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+    ) -> Result<(ControlFlow<()>, usize), ReadError> {
+        self.read(input, sink, true)
+    }
+
+    fn read(
+        &mut self,
+        input: &mut [u8],
+        sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+        only_first: bool,
+    ) -> Result<(ControlFlow<()>, usize), ReadError> {
+        let result = self.read_frames(input, sink, only_first);
+        if !matches!(result, Ok((ControlFlow::Continue(()), _))) {
             self.state = State::Ended;
             self.end_message();
         }
@@ -121,7 +141,8 @@ impl FrameReader {
         &mut self,
         mut input: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, ReadError> {
+        only_first: bool,
+    ) -> Result<(ControlFlow<()>, usize), ReadError> {
         loop {
             let mut frame = match self.state {
                 State::Payload(frame) => frame,
@@ -130,9 +151,9 @@ impl FrameReader {
                         input = &mut input[used..];
                         frame
                     }
-                    None => return Ok(ControlFlow::Continue(())),
+                    None => return Ok((ControlFlow::Continue(()), 0)),
                 },
-                State::Ended => return Ok(ControlFlow::Break(())),
+                State::Ended => return Ok((ControlFlow::Break(()), 0)),
             };
 
             let taken = input.len().min(frame.remaining_bytes as usize);
@@ -147,8 +168,9 @@ impl FrameReader {
                 FrameKind::Data { fin, .. } => self.data(&frame, fin, payload, sink)?,
                 FrameKind::Control(kind) => self.control(&frame, kind, payload, sink)?,
             };
-            if flow.is_break() || frame.remaining_bytes > 0 {
-                return Ok(flow);
+            let first_done = only_first && matches!(frame.kind, FrameKind::Data { fin: true, .. });
+            if flow.is_break() || frame.remaining_bytes > 0 || first_done {
+                return Ok((flow, input.len()));
             }
         }
     }

@@ -1,0 +1,391 @@
+//! A hub without sockets: a store whose commits the test holds up, and clients that do what a connection's task and
+//! its peer do, one step at a time.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use super::super::*;
+use crate::{
+    auth::{self, Identity, KeyConfig},
+    protocol::{ack_mode::AckMode, frame::Incoming},
+    session::{DeliveryConfig, Granted, HeartbeatConfig, Options},
+    store::double::Double,
+    types::{ByteSize, Count, Device, Notification, NotificationId, Offset, Payload, Secret, TypeName},
+};
+
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// The bounds that a test plays with.
+#[derive(Clone, Copy)]
+pub struct Bounds {
+    pub window: u32,
+    pub outbox_bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { window: 256, outbox_bytes: 1 << 20 }
+    }
+}
+
+/// A hub over a store over an engine at the test's command.
+pub struct World {
+    pub hub: Hub,
+    pub double: Arc<Double>,
+}
+
+pub fn user(name: &str) -> UserId {
+    UserId::parse(name).unwrap()
+}
+
+pub fn device(name: &str) -> Device {
+    Device::parse(name).unwrap()
+}
+
+pub fn notification(bytes: usize) -> Notification {
+    let now = Clock::system().unix_millis();
+    Notification {
+        id: NotificationId::generate(),
+        type_name: TypeName::NOTIFICATION,
+        payload: Payload::Json(Bytes::from(format!("\"{}\"", "x".repeat(bytes)))),
+        from_user: None,
+        accepted_at: now,
+        expires_at: Some(now.saturating_add(HOUR)),
+    }
+}
+
+/// Yields to the store's threads until `holds`.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain until {what}");
+        // `holds` may take the very lock that the store's thread needs.
+        std::thread::yield_now();
+        tokio::task::yield_now().await;
+    }
+}
+
+thread_local! {
+    /// Verifying keys are made once a test: it takes longer than the tests do.
+    static AUTHENTICATOR: Arc<Authenticator> = {
+        let key = KeyConfig { secret: Secret::new("secret"), ..KeyConfig::new(auth::Algorithm::HS256) };
+        let config = auth::Config { keys: vec![key], require_exp: false, ..auth::Config::default() };
+        Arc::new(Authenticator::new(&config, Clock::system()).unwrap())
+    };
+}
+
+fn identity(user: &UserId) -> Identity {
+    let key = jsonwebtoken::EncodingKey::from_secret(b"secret");
+    let claims = serde_json::json!({ "sub": user.as_str() });
+    let token = jsonwebtoken::encode(&Default::default(), &claims, &key).unwrap();
+    AUTHENTICATOR.with(|authenticator| authenticator.verify(&token)).unwrap()
+}
+
+impl World {
+    pub fn new(bounds: Bounds) -> World {
+        Self::over(Arc::default(), bounds)
+    }
+
+    pub fn over(double: Arc<Double>, bounds: Bounds) -> World {
+        let clock = Clock::system();
+        let hub = Hub::new(Parts {
+            store: Store::open_double(&double, clock.clone()),
+            authenticator: AUTHENTICATOR.with(Arc::clone),
+            clock,
+            metrics: Metrics::default(),
+            life: Lifecycle::new(),
+            limits: Limits { outbox_bytes: ByteSize(bounds.outbox_bytes), ..Limits::default() },
+            settings: Settings {
+                delivery: DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() },
+                heartbeat: HeartbeatConfig::default(),
+                bad_messages: Count(20),
+            },
+            presence: Presence::default(),
+            events: EventsConfig { buffer: 16 },
+            quotas: Quotas { ttl: HOUR, max_ttl: HOUR, max_bytes: 0, pending_per_user: 10_000, devices_per_user: 16 },
+        });
+        World { hub, double }
+    }
+
+    pub async fn attach(&self, user: &UserId, device: &Device) -> Client {
+        self.attaching(user, device, AckMode::Transport).await.unwrap()
+    }
+
+    /// Attaches a session whose socket takes everything, until told otherwise.
+    pub fn attaching(
+        &self,
+        user: &UserId,
+        device: &Device,
+        mode: AckMode,
+    ) -> impl Future<Output = Result<Client, AttachError>> + Send + 'static {
+        let options = Options { device: Some(device.clone()), ack_mode: Some(mode), ..Options::default() };
+        let granted = Granted { identity: identity(user), options, reply_to: None };
+        let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
+        let (hub, line) = (self.hub.clone(), Line::default());
+        async move {
+            let handle = hub.attach(granted, peer, Box::new(line.clone())).await?;
+            Ok(Client::new(hub, handle, line))
+        }
+    }
+
+    /// Makes a device known, and leaves.
+    pub async fn known(&self, user: &UserId, device: &Device) {
+        self.attach(user, device).await.detach();
+        self.barrier().await;
+    }
+
+    /// Comes back when everything staged before is on disk, lazy writes included.
+    pub async fn barrier(&self) {
+        let (done, written) = tokio::sync::oneshot::channel();
+        self.hub.store().stage(Op::PutDevice {
+            user: user("barrier"),
+            device: Device::UNNAMED,
+            row: crate::store::DeviceRow {
+                cursor: Offset::ZERO,
+                created_at: crate::types::UnixMillis(0),
+                last_seen: crate::types::UnixMillis(0),
+            },
+            counters: Default::default(),
+            hold: Arc::default(),
+            done,
+        });
+        written.await.unwrap().unwrap();
+    }
+
+    pub async fn send(&self, user: &UserId, bytes: usize) -> Sent {
+        self.hub.send(user, notification(bytes), Wait::Accepted).await.unwrap()
+    }
+
+    /// Sends and returns the offset.
+    pub async fn offset(&self, user: &UserId, bytes: usize) -> u64 {
+        self.send(user, bytes).await.offset.unwrap().get()
+    }
+
+    /// Comes back when the user's log is readable up to `offset`.
+    pub async fn applied(&self, user: &UserId, offset: u64) {
+        let user = self.user(user);
+        until("the log is readable", || user.state().applied.get() >= offset).await;
+    }
+
+    /// Comes back when all of the user's log is readable.
+    pub async fn all_applied(&self, user: &UserId) {
+        let last = self.user(user).state().last.get();
+        self.applied(user, last).await;
+    }
+
+    pub fn user(&self, user: &UserId) -> Arc<User> {
+        self.hub.0.users.get(user).unwrap()
+    }
+}
+
+/// A socket that takes as many bytes as it is told, and keeps them.
+#[derive(Clone, Default)]
+pub struct Line(Arc<Mutex<Taken>>);
+
+#[derive(Default)]
+struct Taken {
+    bytes: Vec<u8>,
+    /// How many more it takes; `None`: any number.
+    room: Option<usize>,
+}
+
+impl Wire for Line {
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut taken = self.0.lock();
+        let before = taken.bytes.len();
+        for slice in slices {
+            let count = taken.room.unwrap_or(usize::MAX).min(slice.len());
+            taken.bytes.extend_from_slice(&slice[..count]);
+            if let Some(room) = &mut taken.room {
+                *room -= count;
+            }
+        }
+        match taken.bytes.len() - before {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            count => Ok(count),
+        }
+    }
+}
+
+/// A whole frame of the server's (RFC 6455 section 5.2): opcode, payload, and the bytes it takes.
+fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+    let (start, length) = match *bytes {
+        [_, length @ ..=125, ..] => (2, usize::from(length)),
+        [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
+        [] | [_] | [_, 126, ..] => return None,
+        _ => panic!("no frame of these tests is so long"),
+    };
+    let payload = bytes.get(start..start + length)?;
+    Some((bytes[0] & 0x0F, payload, start + length))
+}
+
+/// A notification as a client saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// 0: it has none.
+    pub offset: u64,
+    pub replayed: bool,
+}
+
+/// A session, its task and its peer, which move when the test says so.
+pub struct Client {
+    hub: Hub,
+    pub handle: Arc<Handle>,
+    line: Line,
+    /// The bytes that were looked at.
+    read: usize,
+    /// What `auth_success` said.
+    pub pending: u64,
+    pub seen: Vec<Seen>,
+    /// Where the session started.
+    pub start: u64,
+    ping: Option<Vec<u8>>,
+    /// The code of the close frame.
+    pub closed: Option<u16>,
+    /// As the connection's task has it: nothing is pulled before something arrives.
+    paused: bool,
+    page: Option<(PageRequest, crate::store::Page)>,
+}
+
+impl Client {
+    fn new(hub: Hub, handle: Arc<Handle>, line: Line) -> Client {
+        let start = handle.core().session.delivery.position().get();
+        let mut client = Client {
+            hub,
+            handle,
+            line,
+            read: 0,
+            pending: 0,
+            seen: Vec::new(),
+            start,
+            ping: None,
+            closed: None,
+            paused: false,
+            page: None,
+        };
+        client.read();
+        client
+    }
+
+    /// Looks at what has come. Whatever is wrong with it on its own is found here.
+    pub fn read(&mut self) {
+        let taken = self.line.0.lock();
+        while let Some((opcode, payload, length)) = frame(&taken.bytes[self.read..]) {
+            assert_eq!(self.closed, None, "something came after the close frame");
+            self.read += length;
+            match opcode {
+                1 => {
+                    let message: Value = serde_json::from_slice(payload).unwrap();
+                    match message["type"].as_str().unwrap() {
+                        "auth_success" => self.pending = message["pending"].as_u64().unwrap(),
+                        "notification" => self.seen.push(Seen {
+                            offset: message["offset"].as_u64().unwrap_or(0),
+                            replayed: message["replayed"] == true,
+                        }),
+                        other => panic!("a message of type {other}"),
+                    }
+                }
+                8 => self.closed = Some(u16::from_be_bytes([payload[0], payload[1]])),
+                9 => assert_eq!(self.ping.replace(payload.to_vec()), None, "one ping at a time"),
+                other => panic!("a frame of opcode {other}"),
+            }
+        }
+    }
+
+    /// The offsets that it saw.
+    pub fn offsets(&mut self) -> Vec<u64> {
+        self.read();
+        self.seen.iter().map(|seen| seen.offset).collect()
+    }
+
+    /// The socket takes `room` more bytes; `None`: any number.
+    pub fn takes(&mut self, room: Option<usize>) {
+        self.line.0.lock().room = room;
+        if room != Some(0) && self.handle.core().outbox.stalled_since().is_some() {
+            self.handle.resume();
+        }
+        self.read();
+    }
+
+    /// The first half of a pull: a page is asked for and read. True: there is one.
+    pub async fn begin_pull(&mut self) -> bool {
+        if self.page.is_none()
+            && !self.paused
+            && self.handle.is_pulling()
+            && let Pull::Read(request) = self.hub.plan_pull(&self.handle)
+        {
+            let page = self.hub.read_page(&request).await.unwrap();
+            self.page = Some((request, page));
+        }
+        self.page.is_some()
+    }
+
+    /// The second half: the page is handed over.
+    pub fn end_pull(&mut self) -> bool {
+        let Some((request, page)) = self.page.take() else { return false };
+        self.paused = !self.hub.finish_pull(&self.handle, &request, page);
+        self.read();
+        true
+    }
+
+    /// Answers the ping that came, if one did.
+    pub fn pong(&mut self) -> bool {
+        self.read();
+        let Some(payload) = self.ping.take() else { return false };
+        self.arrived(Incoming::Pong(&payload));
+        true
+    }
+
+    /// Acks everything that it saw.
+    pub fn ack(&mut self) -> bool {
+        let last = self.offsets().last().copied();
+        let unconfirmed = self.handle.core().session.delivery.unconfirmed();
+        let Some(offset) = last else { return false };
+        self.arrived(Incoming::Text(&format!(r#"{{"type":"ack","offset":{offset}}}"#)));
+        self.handle.core().session.delivery.unconfirmed() < unconfirmed
+    }
+
+    fn arrived(&mut self, incoming: Incoming<'_>) {
+        self.hub.received(&self.handle, 1);
+        self.hub.incoming(&self.handle, incoming);
+        self.handle.flush();
+        self.paused = false;
+        self.read();
+    }
+
+    /// Confirms what it can, by the session's way. True: something was confirmed, or may have been.
+    pub fn confirm(&mut self) -> bool {
+        let mode = self.handle.core().session.ack_mode;
+        let ponged = self.pong();
+        match mode {
+            AckMode::Transport => ponged,
+            AckMode::Client => self.ack(),
+        }
+    }
+
+    /// Pulls and confirms for as long as that leads anywhere.
+    pub async fn settle(&mut self) {
+        loop {
+            let pulled = self.begin_pull().await && self.end_pull();
+            if !self.confirm() && !pulled {
+                return;
+            }
+        }
+    }
+
+    pub fn is_live(&self) -> bool {
+        !self.handle.is_pulling()
+    }
+
+    pub fn detach(&self) -> Ended {
+        self.hub.detach(&self.handle)
+    }
+}

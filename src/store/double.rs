@@ -1,0 +1,120 @@
+//! An engine for tests: in memory, and at the test's command. Its commits can be held up and let through one by one,
+//! and be made to fail; its rows outlive the store, which can be opened over it again.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::embedded::engine::{Engine, EngineError, MemoryEngine, Visit, Write};
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(crate) struct Double {
+    pub(super) rows: MemoryEngine,
+    pub(super) commits: Mutex<Vec<Vec<Write>>>,
+    gate: Mutex<Gate>,
+    opened: Condvar,
+    begun: AtomicUsize,
+    pub(crate) fails: AtomicBool,
+    pub(super) panics: AtomicBool,
+}
+
+#[derive(Default)]
+struct Gate {
+    is_shut: bool,
+    /// Commits that may pass although it is shut.
+    passes: usize,
+    /// A commit has come to it and may not pass.
+    is_waiting: bool,
+}
+
+/// Holds a double's commits up until it is dropped, also by a test that fails.
+pub(crate) struct Held(Arc<Double>);
+
+impl Held {
+    /// Lets one commit through: the one that waits, or else the next.
+    pub(crate) fn let_one_through(&self) {
+        let mut gate = self.0.gate.lock();
+        gate.passes += 1;
+        gate.is_waiting = false;
+        drop(gate);
+        self.0.opened.notify_all();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *self.0.gate.lock() = Gate::default();
+        self.0.opened.notify_all();
+    }
+}
+
+impl Double {
+    /// Holds up every commit from now on.
+    pub(crate) fn hold(self: &Arc<Self>) -> Held {
+        self.gate.lock().is_shut = true;
+        Held(Arc::clone(self))
+    }
+
+    /// Comes back when so many commits have begun since the store was opened.
+    pub(crate) async fn begun(&self, commits: usize) {
+        while self.commits_begun() < commits {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Whether a commit is held up.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.gate.lock().is_waiting
+    }
+
+    /// The commits that have begun since the store was opened.
+    pub(crate) fn commits_begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Begins to count anew.
+    pub(super) fn forget(&self) {
+        self.begun.store(0, Ordering::SeqCst);
+        self.commits.lock().clear();
+    }
+}
+
+impl Engine for Arc<Double> {
+    fn name(&self) -> &'static str {
+        "double"
+    }
+
+    fn commit(&self, writes: Vec<Write>) -> Result<(), EngineError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut gate = self.gate.lock();
+            self.opened.wait_while(&mut gate, |gate| {
+                gate.is_waiting = gate.is_shut && gate.passes == 0;
+                gate.is_waiting
+            });
+            gate.passes = gate.passes.saturating_sub(1);
+        }
+        assert!(!self.panics.load(Ordering::SeqCst), "on purpose");
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(EngineError::Io(std::io::Error::other("on purpose")));
+        }
+        self.commits.lock().push(writes.clone());
+        self.rows.commit(writes)
+    }
+
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        self.rows.get(key)
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        self.rows.range(from, to, visit)
+    }
+
+    fn disk_bytes(&self) -> Result<u64, EngineError> {
+        self.rows.disk_bytes()
+    }
+}

@@ -1,0 +1,189 @@
+//! From the finished handshake to a session: the first message where the handshake brought no token, or the answer why
+//! not.
+
+use std::{io, ops::ControlFlow, sync::Arc};
+
+use super::{
+    Context,
+    socket::{self, Socket},
+};
+use crate::{
+    hub::{AttachError, Handle, Peer},
+    limits,
+    metrics::Failure,
+    protocol::{
+        auth_code::AuthCode,
+        close::CloseCode,
+        frame::{ControlFrame, FrameReader, Incoming, ReadError},
+        server,
+    },
+    session::{Granted, Opening, Refused, Unauthenticated},
+};
+
+/// What a first message must be.
+const FIRST_MESSAGE: &str = "the first message must be `auth` with a `token`";
+
+/// A connection that became a session.
+pub struct Opened {
+    /// The session.
+    pub handle: Arc<Handle>,
+    /// Its frames, so far as they were read.
+    pub reader: FrameReader,
+    /// Bytes that came behind what let it in, not looked at yet.
+    pub early: Vec<u8>,
+}
+
+/// How a connection ends before it is a session.
+enum End {
+    Refused(Refused),
+    Close(CloseCode, String),
+    Violation(ReadError),
+    Gone,
+}
+
+/// Lets the peer in, or tells him why not and closes. `early` is what came behind the handshake.
+pub async fn open(socket: &Socket, opening: Opening, early: Vec<u8>, peer: &Peer, context: &Context) -> Option<Opened> {
+    let reader = FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX);
+    let mut opener = Opener { socket, reader, early };
+    let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
+        Ok(granted) => Ok(granted),
+        Err(Err(refused)) => Err(End::Refused(refused)),
+        Err(Ok(unauthenticated)) => {
+            let first = tokio::time::timeout(context.auth_timeout, opener.first_message(unauthenticated));
+            tokio::select! {
+                () = context.accepting.cancelled() => Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
+                first = first => first.unwrap_or_else(|_| {
+                    Err(End::Refused(Refused::new(AuthCode::AuthTimeout, "no `auth` message came in time")))
+                }),
+            }
+        }
+    };
+    let attached = match granted {
+        Ok(granted) => attach(granted, peer, socket, context).await,
+        Err(end) => Err(end),
+    };
+    match attached {
+        Ok(handle) => Some(Opened { handle, reader: opener.reader, early: opener.early }),
+        Err(end) => {
+            turn_away(socket, end, peer, context).await;
+            None
+        }
+    }
+}
+
+async fn attach(granted: Granted, peer: &Peer, socket: &Socket, context: &Context) -> Result<Arc<Handle>, End> {
+    let (user, reply_to) = (granted.identity.user().clone(), granted.reply_to.clone());
+    context.hub.attach(granted, peer.clone(), Box::new(socket.clone())).await.map_err(|error| match error {
+        AttachError::DeviceLimit => End::Refused(Refused {
+            code: AuthCode::DeviceLimit,
+            message: error.to_string(),
+            user: Some(user),
+            reply_to,
+        }),
+        AttachError::UserConnections => {
+            context.hub.metrics().failure(Failure::UserConnectionLimit);
+            End::Close(CloseCode::TRY_LATER, error.to_string())
+        }
+        AttachError::Draining => End::Close(CloseCode::RESTART, error.to_string()),
+        AttachError::Store(ref cause) => {
+            tracing::error!(%user, error = %cause, "a session could not be opened");
+            End::Close(CloseCode::INTERNAL, error.to_string())
+        }
+    })
+}
+
+/// Tells the peer why, and closes.
+async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
+    let mut bytes = Vec::new();
+    match end {
+        End::Gone => return,
+        End::Refused(Refused { code, message, user, reply_to }) => {
+            let now = context.hub.clock().unix_millis();
+            bytes.extend_from_slice(&server::auth_failure(code, &message, reply_to.as_deref(), now));
+            bytes.extend_from_slice(ControlFrame::close(CloseCode::UNAUTHORIZED, code.as_str()).as_bytes());
+            tracing::info!(remote = %peer.remote, code = code.as_str(), why = %message, "not let in");
+            context.hub.auth_failed(&Refused { code, message, user, reply_to }, peer);
+        }
+        End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
+        End::Violation(error) => {
+            context.hub.metrics().failure(failure_of(&error));
+            bytes.extend_from_slice(ControlFrame::close(error.close_code(), &error.to_string()).as_bytes());
+        }
+    }
+    let _ = tokio::time::timeout(limits::CLOSE_LINGER, socket::write_all(socket, &bytes)).await;
+    socket::linger(socket).await;
+}
+
+/// What a violation of RFC 6455 is counted as.
+pub fn failure_of(error: &ReadError) -> Failure {
+    match error.close_code() {
+        CloseCode::INVALID_UTF8 => Failure::InvalidUtf8,
+        CloseCode::TOO_BIG => Failure::MessageTooBig,
+        _ => Failure::ProtocolError,
+    }
+}
+
+/// A connection that waits for its first message.
+struct Opener<'a> {
+    socket: &'a Socket,
+    reader: FrameReader,
+    /// Bytes that were read and not looked at yet.
+    early: Vec<u8>,
+}
+
+/// What came first.
+enum First {
+    Text(String),
+    Binary,
+    Close(Option<CloseCode>),
+}
+
+impl Opener<'_> {
+    async fn first_message(&mut self, unauthenticated: Unauthenticated) -> Result<Granted, End> {
+        loop {
+            let mut first = None;
+            let mut pong = None;
+            let fed = self.reader.feed_first(&mut self.early, &mut |incoming| {
+                match incoming {
+                    Incoming::Text(text) => first = Some(First::Text(text.to_owned())),
+                    Incoming::Binary(_) => first = Some(First::Binary),
+                    Incoming::Close(close) => first = Some(First::Close(close.map(|(code, _)| code))),
+                    // Only the latest needs an answer (RFC 6455 section 5.5.3).
+                    Incoming::Ping(payload) => pong = Some(ControlFrame::pong(payload)),
+                    Incoming::Pong(_) => {}
+                }
+                ControlFlow::Continue(())
+            });
+            let (_, left) = fed.map_err(End::Violation)?;
+            self.early.drain(..self.early.len() - left);
+            if let Some(pong) = pong {
+                socket::write_all(self.socket, pong.as_bytes()).await.map_err(|_| End::Gone)?;
+            }
+            match first {
+                Some(First::Text(text)) => return unauthenticated.on_text(&text).map_err(End::Refused),
+                Some(First::Binary) => return Err(End::Refused(Refused::new(AuthCode::TokenMissing, FIRST_MESSAGE))),
+                Some(First::Close(code)) => {
+                    return Err(End::Close(code.unwrap_or(CloseCode::NO_STATUS), String::new()));
+                }
+                None => self.early = self.read().await.map_err(|_| End::Gone)?,
+            }
+        }
+    }
+
+    /// Reads what is there; nothing is held while nothing comes.
+    async fn read(&self) -> io::Result<Vec<u8>> {
+        loop {
+            self.socket.readable().await?;
+            let mut buffer = vec![0; limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX];
+            match self.socket.try_read(&mut buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    buffer.truncate(count);
+                    return Ok(buffer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
