@@ -11,7 +11,7 @@ EXPOSURE_MAX=1.5
 if ! command -v systemd-analyze >/dev/null; then
     install_packages systemd
 fi
-require systemd-analyze systemd-sysusers systemd-tmpfiles curl pgrep
+require systemd-analyze systemd-sysusers systemd-tmpfiles curl
 find_binary
 
 say "systemd-analyze verify"
@@ -73,14 +73,13 @@ if strace -qq -o "$WORK/probe" true 2>/dev/null; then
     { unfold @privileged && unfold @resources; } | sort -u >"$WORK/out"
     comm -23 "$WORK/in" "$WORK/out" >"$WORK/let"
     grep -qx accept4 "$WORK/let" || fail "the filter could not be read"
-    TRACE=(strace -f -qq -o "$WORK/trace")
+    # -D: the daemon stays the child of this script, which stops it.
+    TRACE=(strace -D -f -qq -o "$WORK/trace")
     start traced serve --dev --http-listen 127.0.0.1:0 --grpc-listen 127.0.0.1:0 --ops-listen 127.0.0.1:0 \
         --store-path "$WORK/data"
     curl -sf "http://$OPS/readyz" "http://$HTTP/livez" >/dev/null || fail "the daemon does not answer"
-    # strace hands the signal on to nobody, so the daemon itself is told.
-    kill -TERM "$(pgrep -P "$PID")"
-    wait "$PID" || fail "the traced daemon does not end well"
-    forget "$PID"
+    stop "$PID"
+    within 10 grep -q 'exit_group(' "$WORK/trace" || fail "strace has not seen the end"
     sed -n 's/^[0-9]* *\([a-z_0-9]*\)(.*/\1/p' "$WORK/trace" | sort -u >"$WORK/asked"
     grep -qx accept4 "$WORK/asked" || fail "strace saw no listener"
     unknown=$(comm -23 "$WORK/asked" "$WORK/let")
