@@ -58,6 +58,8 @@ struct Known {
     seen: u64,
 }
 
+type Attaching = JoinHandle<Result<Client, AttachError>>;
+
 struct Play {
     world: World,
     dice: Dice,
@@ -67,7 +69,7 @@ struct Play {
     sent: [Vec<u64>; 2],
     known: BTreeMap<(usize, usize), Known>,
     sessions: Vec<Attached>,
-    attaching: Vec<(usize, usize, JoinHandle<Result<Client, AttachError>>)>,
+    attaching: Vec<(usize, usize, Attaching)>,
     held: Option<Held>,
 }
 
