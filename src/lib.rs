@@ -57,5 +57,7 @@ pub mod ws;
 // Floor 7: the application.
 pub mod cli;
 pub mod config;
+pub mod dev;
 pub mod server;
+pub mod systemd;
 pub mod telemetry;

@@ -22,6 +22,7 @@ use crate::{
     net::{self, BindError, Bound},
     session::Settings,
     store::{OpenError, Store},
+    systemd,
     types::Span,
     ws,
 };
@@ -67,12 +68,15 @@ pub struct Server {
     hub: Hub,
     life: Lifecycle,
     shutdown: Shutdown,
-    ws: Arc<ws::Context>,
+    ws: ws::Context,
     accepting: CancellationToken,
     bound: Vec<(&'static str, Bound)>,
     access: Vec<Access>,
     listeners: Vec<Listener>,
+    on_ready: Option<OnReady>,
 }
+
+type OnReady = Box<dyn FnOnce() + Send>;
 
 impl Server {
     /// Reads keys, binds listeners, opens the store.
@@ -129,8 +133,9 @@ impl Server {
         let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
-        let ws = Arc::new(ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone()));
-        Ok(Self { api, hub, life, shutdown: config.shutdown.clone(), ws, accepting, bound, access, listeners })
+        let ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        let shutdown = config.shutdown.clone();
+        Ok(Self { api, hub, life, shutdown, ws, accepting, bound, access, listeners, on_ready: None })
     }
 
     /// Where it listens, as bound.
@@ -143,9 +148,20 @@ impl Server {
         &self.hub
     }
 
+    /// Serves a page at `/` of the public listener.
+    pub fn set_page(&mut self, page: ws::Page) {
+        self.ws.page = Some(page);
+    }
+
+    /// Has `then` called once everything is served.
+    pub fn when_ready(&mut self, then: impl FnOnce() + Send + 'static) {
+        self.on_ready = Some(Box::new(then));
+    }
+
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, shutdown, ws, accepting, bound, access, listeners } = self;
+        let Self { api, hub, life, shutdown, ws, accepting, bound, access, listeners, on_ready } = self;
+        let ws = Arc::new(ws);
         let (reporter, health) = tonic_health::server::health_reporter();
         for name in grpc::HEALTH_NAMES {
             reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
@@ -174,6 +190,10 @@ impl Server {
             tracing::info!(name = listener.name, address = %listener.address, "listening");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
+        systemd::ready(&listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", "));
+        if let Some(then) = on_ready {
+            then();
+        }
 
         let failed = async {
             tokio::select! {
@@ -189,6 +209,7 @@ impl Server {
         let started = tokio::time::Instant::now();
         let deadline = started + shutdown.deadline.0;
         api.set_stopping(shutdown.deadline.0);
+        systemd::stopping();
         for name in grpc::HEALTH_NAMES {
             reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
         }
@@ -245,8 +266,8 @@ fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
     config.tokens.iter().map(token).collect()
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once.
-pub async fn run(config: &Config) -> Result<Ended, StartError> {
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. `prepare` sees it before it serves.
+pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -265,12 +286,13 @@ pub async fn run(config: &Config) -> Result<Ended, StartError> {
             first.cancel();
         }
     });
-    let server = tokio::select! {
+    let mut server = tokio::select! {
         server = Server::bind(config, Clock::system()) => server?,
         () = stop.cancelled() => {
             tracing::info!("stopped while starting");
             return Ok(Ended::InOrder);
         }
     };
+    prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

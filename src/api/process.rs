@@ -18,24 +18,21 @@ pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Reads the figures from /proc (proc(5)).
+/// Reads the figures from /proc (proc(5)) and sysinfo(2).
 pub fn usage() -> Usage {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     // The command's name stands in parentheses and may hold spaces; utime and stime are the 12th and 13th behind it.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
     let ticks: u64 = [11, 12].iter().filter_map(|&i| fields.get(i)?.parse::<u64>().ok()).sum();
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     let pages: u64 = statm.split_ascii_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or_default();
-    let total_kib: u64 = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok())
-        .unwrap_or_default();
+    // Not from /proc/meminfo, which a sandboxed service does not see (ProcSubset=pid).
+    let system = rustix::system::sysinfo();
     Usage {
         cpu: Duration::from_millis(ticks.saturating_mul(1000) / per_second),
         rss_bytes: pages * rustix::param::page_size() as u64,
-        memory_total_bytes: total_kib * 1024,
+        memory_total_bytes: system.totalram.saturating_mul(u64::from(system.mem_unit)),
     }
 }
 

@@ -3,13 +3,14 @@
 //! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 78 the configuration is wrong (`EX_CONFIG` of
 //! sysexits.h).
 
+mod serve;
+
 use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
     config::{Config, ConfigError, Flag, Loaded, Sources},
-    server::{self, Ended, StartError},
     telemetry,
 };
 
@@ -29,7 +30,7 @@ enum Command {
     /// Run the gateway
     ///
     /// SIGTERM and SIGINT stop it in order, a second one at once. Exit code 78: the configuration is wrong.
-    Serve(Options),
+    Serve(serve::Serve),
     /// Look at the configuration without starting
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -102,48 +103,13 @@ impl Options {
 /// Runs what the command line asks for; `args` begins with the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Cli::try_parse_from(args) {
-        Ok(Cli { command: Command::Serve(options) }) => serve(options),
+        Ok(Cli { command: Command::Serve(serve) }) => serve.run(),
         Ok(Cli { command: Command::Config(ConfigCommand::Check(options)) }) => check(options),
         Ok(Cli { command: Command::Config(ConfigCommand::Show(options)) }) => show(options),
         Err(usage) => {
             // Help and version end here, too, with 0; there is nobody to tell that they could not be printed.
             let _ = usage.print();
             ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2))
-        }
-    }
-}
-
-fn serve(options: Options) -> ExitCode {
-    let loaded = match checked(options) {
-        Ok(loaded) => loaded,
-        Err(error) => return wrong_config(&error),
-    };
-    if let Err(error) = telemetry::init(&loaded.config.log) {
-        return wrong_config(&error);
-    }
-    for key in loaded.without_effect() {
-        tracing::warn!(key, "this key has no effect in this version");
-    }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&format!("cannot start: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let ended = runtime.block_on(server::run(&loaded.config));
-    // What is left at the deadline is not waited for.
-    runtime.shutdown_background();
-    match ended {
-        Ok(Ended::InOrder) => ExitCode::SUCCESS,
-        Ok(Ended::Failed(failure)) => {
-            complain(&failure);
-            ExitCode::FAILURE
-        }
-        Err(error @ StartError::Config(_)) => wrong_config(&error),
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::FAILURE
         }
     }
 }
@@ -204,7 +170,7 @@ mod tests {
 
     fn options(args: &[&str]) -> Options {
         match Cli::try_parse_from(["pushgate", "serve"].iter().chain(args)).unwrap().command {
-            Command::Serve(options) => options,
+            Command::Serve(serve) => serve.options,
             other => panic!("{other:?}"),
         }
     }

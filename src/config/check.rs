@@ -128,6 +128,29 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     found.0
 }
 
+/// What `serve --dev` cannot run with: its page hands out a token and its admin API asks for none, so that only this
+/// machine may reach it.
+pub(super) fn dev_problems(config: &Config) -> Vec<Problem> {
+    let mut found = Found(Vec::new());
+    for (section, listen) in [("http", &config.http.listen), ("grpc", &config.grpc.listen), ("ops", &config.ops.listen)]
+    {
+        for (index, text) in listen.iter().enumerate() {
+            // What is no address at all is refused elsewhere.
+            let beyond = ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
+            found.require(!beyond, &format!("{section}.listen[{index}]"), || {
+                format!(
+                    "`{text}` can be reached from other machines, and --dev is for loopback only; listen on 127.0.0.1 \
+                     or [::1], or leave out --dev"
+                )
+            });
+        }
+    }
+    found.require(config.http.path != "/", "http.path", || {
+        "`/` is where --dev has its page; write another path, such as \"/ws\"".to_owned()
+    });
+    found.0
+}
+
 struct Found(Vec<Problem>);
 
 impl Found {

@@ -58,15 +58,22 @@ pub(super) fn gather(sources: Sources) -> Result<(Figment, Option<PathBuf>), Con
         let name = path.display().to_string();
         figment = figment.merge(Layer { label: Some(same(name)), values: values.clone() });
     }
+    for flag in sources.mode {
+        figment = figment.merge(layer_of(flag));
+    }
     for (name, key, value) in environment(sources.environment, &defaults)? {
         let label =
             Label { in_errors: format!("environment variable {name}"), in_comments: format!("environment {name}") };
         figment = figment.merge(Layer { label: Some(label), values: nested(&key, value) });
     }
-    for Flag { name, key, value } in sources.flags {
-        figment = figment.merge(Layer { label: Some(same(format!("flag {name}"))), values: nested(key, value) });
+    for flag in sources.flags {
+        figment = figment.merge(layer_of(flag));
     }
     Ok((figment, file.map(|(path, _)| path)))
+}
+
+fn layer_of(Flag { name, key, value }: Flag) -> Layer {
+    Layer { label: Some(same(format!("flag {name}"))), values: nested(key, value) }
 }
 
 fn same(name: String) -> Label {

@@ -1,6 +1,7 @@
 //! The configuration as a whole: the sections, which live beside their components, and where each value comes from.
 //!
-//! Defaults, then a TOML file, then the environment, then flags; a later one wins key by key (a list is one value).
+//! Defaults, then a TOML file, then what a mode such as `serve --dev` sets, then the environment, then flags; a later one
+//! wins key by key (a list is one value).
 //! Whatever is unknown, of the wrong type or impossible refuses, with one line for each: the source, the full key,
 //! what is wrong, and what is allowed.
 
@@ -66,6 +67,8 @@ pub struct Sources {
     pub file: Option<PathBuf>,
     /// The file that is read where `file` names none, if it exists.
     pub default_file: Option<PathBuf>,
+    /// What a mode sets; each is named by the flag that turns the mode on.
+    pub mode: Vec<Flag>,
     /// The environment; variables that do not begin with `PUSHGATE_` are not looked at.
     pub environment: Vec<(OsString, OsString)>,
     /// The command line.
@@ -75,7 +78,13 @@ pub struct Sources {
 impl Sources {
     /// The sources of this process.
     pub fn of_process(file: Option<PathBuf>, flags: Vec<Flag>) -> Self {
-        Self { file, default_file: Some(DEFAULT_FILE.into()), environment: std::env::vars_os().collect(), flags }
+        Self {
+            file,
+            default_file: Some(DEFAULT_FILE.into()),
+            mode: Vec::new(),
+            environment: std::env::vars_os().collect(),
+            flags,
+        }
     }
 }
 
@@ -132,7 +141,7 @@ impl Config {
     /// Everything that [`Config::read`] refuses, and impossible values and combinations, all at once.
     pub fn load(sources: Sources) -> Result<Loaded, ConfigError> {
         let loaded = Self::read(sources)?;
-        loaded.refuse(check::problems(&loaded.config))?;
+        loaded.check()?;
         Ok(loaded)
     }
 
@@ -158,6 +167,22 @@ impl Loaded {
     /// The file that was read.
     pub fn file(&self) -> Option<&Path> {
         self.origins.file.as_deref()
+    }
+
+    /// Checks that a daemon could run with it. Reads no file.
+    ///
+    /// # Errors
+    /// Impossible values and combinations, all at once.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.refuse(check::problems(&self.config))
+    }
+
+    /// Checks that it is fit for `serve --dev`, which is open to whoever reaches it.
+    ///
+    /// # Errors
+    /// A listener that other machines can reach, a path that the page needs.
+    pub fn check_dev(&self) -> Result<(), ConfigError> {
+        self.refuse(check::dev_problems(&self.config))
     }
 
     /// Reads the files of keys and tokens, and says which of them cannot be used.

@@ -165,6 +165,63 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
 }
 
 #[test]
+fn what_a_mode_sets_stands_between_the_file_and_the_environment() {
+    let mut input = Input::toml("[http]\nlisten = [\"0.0.0.0:1\"]\n[heartbeat]\ninterval = \"1s\"");
+    input.sources.mode = crate::dev::settings();
+    let config = input.load().config;
+    assert_eq!(config.http.listen, ["127.0.0.1:7000"]);
+    assert_eq!(config.heartbeat.interval.to_string(), "1s", "what the mode does not say stays");
+    let shown = input.load().to_toml();
+    assert!(shown.contains("listen = [\"127.0.0.1:7000\"]  # flag --dev"), "{shown}");
+    let input = input.env("PUSHGATE_HTTP__LISTEN", "['[::1]:1']").flag("--store-path", "store.path", "here");
+    let config = input.load().config;
+    assert_eq!(config.http.listen, ["[::1]:1"]);
+    assert_eq!(config.store.path, std::path::Path::new("here"));
+}
+
+#[test]
+fn dev_is_for_loopback_only() {
+    let input = |toml: &str| Input::toml(toml).load();
+    let here = "http.listen = [\"127.0.0.1:1\"]\n";
+    assert!(input(here).check_dev().is_ok());
+    let refusal = |name: &'static str, key: &'static str, address: &str| {
+        let flagged = Input::toml(here).flag(name, key, vec![address.to_owned()]).load();
+        flagged.check_dev().unwrap_err().to_string()
+    };
+    assert_eq!(
+        refusal("--http-listen", "http.listen", "0.0.0.0:7000"),
+        "flag --http-listen: http.listen[0]: `0.0.0.0:7000` can be reached from other machines, and --dev is for \
+         loopback only; listen on 127.0.0.1 or [::1], or leave out --dev"
+    );
+    assert!(refusal("--ops-listen", "ops.listen", "[::]:7002").contains("`[::]:7002` can be reached"));
+    let page = Input::toml(here).env("PUSHGATE_HTTP__PATH", "/").load().check_dev().unwrap_err().to_string();
+    assert_eq!(
+        page,
+        "environment variable PUSHGATE_HTTP__PATH: http.path: `/` is where --dev has its page; write another path, \
+         such as \"/ws\""
+    );
+}
+
+#[test]
+fn the_file_that_is_installed_lacks_a_key_and_nothing_else() {
+    let installed = include_str!("../../systemd/pushgate.toml");
+    let lines = Input::raw(installed).refusal();
+    assert!(lines.len() == 1 && lines[0].starts_with("pushgate.toml: auth.keys: no key is configured, "), "{lines:?}");
+    // A `#` right before a key or a table stands before a default, one with a space before a remark.
+    let uncommented: String = installed
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| rest.starts_with(|c| c != ' ')).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let config = Input::raw(&uncommented).load().config;
+    let mut defaults = Config::default();
+    assert_eq!(config.auth.keys.len(), 1);
+    defaults.auth.keys = config.auth.keys.clone();
+    defaults.store.on_corruption = Some(store::OnCorruption::Quarantine);
+    assert_eq!(config, defaults);
+}
+
+#[test]
 fn the_environment_sets_every_kind_of_value() {
     let config = Input::raw("")
         .env("PUSHGATE_HTTP__LISTEN", "['127.0.0.1:0', \"[::1]:0\"]")

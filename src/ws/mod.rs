@@ -3,11 +3,13 @@
 //! * `upgrade.rs`: what a request asks for, and the answer.
 //! * `opening.rs`: from the finished handshake to a session.
 //! * `connection.rs`: a session's connection, to its close.
+//! * `page.rs`: the page of `serve --dev`; no other run has one.
 //! * `socket.rs`: the socket as the outbox and the connection see it.
 
 pub mod config;
 mod connection;
 mod opening;
+mod page;
 mod socket;
 mod upgrade;
 
@@ -19,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub use self::page::Page;
 use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
@@ -36,6 +39,8 @@ pub struct Context {
     pub auth_timeout: Duration,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
+    /// What stands at `/`.
+    pub page: Option<Page>,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
 }
@@ -43,7 +48,7 @@ pub struct Context {
 impl Context {
     /// A context with no connection yet.
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
-        Self { hub, life, path, auth_timeout, accepting, open: crate::metrics::Gauge::default() }
+        Self { hub, life, path, auth_timeout, accepting, page: None, open: crate::metrics::Gauge::default() }
     }
 }
 

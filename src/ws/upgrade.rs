@@ -27,7 +27,7 @@ const BEARER: &str = "bearer.";
 /// Seconds after which a refused client may try again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
-type Reply = Response<Full<Bytes>>;
+pub(super) type Reply = Response<Full<Bytes>>;
 
 /// Why a request is not upgraded.
 #[derive(Debug)]
@@ -51,6 +51,9 @@ pub fn answer(
     let path = request.uri().path();
     if path == "/livez" && path != context.path {
         return text(StatusCode::OK, "ok\n".to_owned());
+    }
+    if let Some(page) = context.page.as_ref().filter(|_| path == "/" && path != context.path) {
+        return page.answer(&request);
     }
     if path != context.path {
         return text(StatusCode::NOT_FOUND, "not found\n".to_owned());
@@ -236,7 +239,7 @@ fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
     Some(text[..text.len().min(limits::USER_AGENT_BYTES_MAX)].into())
 }
 
-fn text(status: StatusCode, body: String) -> Reply {
+pub(super) fn text(status: StatusCode, body: String) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body)));
     *reply.status_mut() = status;
     reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

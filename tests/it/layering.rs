@@ -31,11 +31,11 @@ const FLOORS: [&[&str]; 8] = [
     // Transports.
     &["ws", "grpc", "http"],
     // The application.
-    &["telemetry", "config", "server", "cli", "main", "lib"],
+    &["telemetry", "systemd", "config", "dev", "server", "cli", "main", "lib"],
 ];
 
 /// What rooms of one floor may use of each other: who, whom, why.
-const WITHIN_A_FLOOR: [(&str, &str, &str); 11] = [
+const WITHIN_A_FLOOR: [(&str, &str, &str); 14] = [
     ("types", "limits", "identifiers are checked against their bounds"),
     ("types", "protocol", "a type's name must not be one of the gateway's own"),
     ("limits", "types", "the section [limits] is made of sizes, counts and spans"),
@@ -46,6 +46,9 @@ const WITHIN_A_FLOOR: [(&str, &str, &str); 11] = [
     ("server", "config", "it is built from the whole configuration"),
     ("cli", "config", "it reads the configuration"),
     ("cli", "server", "it runs the daemon"),
+    ("server", "systemd", "it says when it is ready and when it stops"),
+    ("dev", "config", "it sets keys of the configuration"),
+    ("cli", "dev", "it serves a first look with --dev"),
     ("cli", "telemetry", "it sets up logging before the daemon starts"),
 ];
 

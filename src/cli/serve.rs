@@ -1,0 +1,100 @@
+//! `pushgate serve`: the daemon, and with `--dev` what a newcomer needs to see a message in a minute.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Options, checked, complain, print, wrong_config};
+use crate::{
+    config::{Config, ConfigError, Loaded, Sources},
+    dev::{self, Dev},
+    server::{self, Ended, Server, StartError},
+    telemetry,
+};
+
+#[derive(Args, Debug, Default)]
+pub(super) struct Serve {
+    /// For a first look: on loopback, with a key of its own, and lines to paste
+    ///
+    /// Clients connect to 127.0.0.1:7000, services call 127.0.0.1:7001 without a token, probes are at 127.0.0.1:7002,
+    /// data and a signing key (made at the first start) are in ./pushgate-data, and http://127.0.0.1:7000/ is a page
+    /// that connects as alice. Every process of this machine may do everything.
+    ///
+    /// No configuration is read unless --config names one. Of that file the listeners, store.path and grpc.insecure are
+    /// left aside, so that a file of production is safe to try; flags and the environment set them as ever. Listeners
+    /// that other machines can reach are refused.
+    #[arg(long)]
+    dev: bool,
+    #[command(flatten)]
+    pub(super) options: Options,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> ExitCode {
+        if !self.dev {
+            return match checked(self.options) {
+                Ok(loaded) => serve(&loaded, |_| {}),
+                Err(error) => wrong_config(&error),
+            };
+        }
+        let loaded = match checked_for_dev(self.options) {
+            Ok(loaded) => loaded,
+            Err(error) => return wrong_config(&error),
+        };
+        let dev = match Dev::open(&loaded.config) {
+            Ok(dev) => dev,
+            Err(error) => {
+                complain(&error.to_string());
+                return ExitCode::FAILURE;
+            }
+        };
+        if let Err(error) = loaded.check_files() {
+            return wrong_config(&error);
+        }
+        serve(&loaded, |server| {
+            server.set_page(dev.page(server.listeners()));
+            let lines = dev.lines(server.listeners());
+            server.when_ready(move || print(&lines));
+        })
+    }
+}
+
+fn checked_for_dev(options: Options) -> Result<Loaded, ConfigError> {
+    let sources = Sources { default_file: None, mode: dev::settings(), ..options.sources() };
+    let mut loaded = Config::read(sources)?;
+    dev::add_key(&mut loaded.config);
+    loaded.check_dev()?;
+    loaded.check()?;
+    Ok(loaded)
+}
+
+fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
+    if let Err(error) = telemetry::init(&loaded.config.log) {
+        return wrong_config(&error);
+    }
+    for key in loaded.without_effect() {
+        tracing::warn!(key, "this key has no effect in this version");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(server::run(&loaded.config, prepare));
+    // What is left at the deadline is not waited for.
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ended::InOrder) => ExitCode::SUCCESS,
+        Ok(Ended::Failed(failure)) => {
+            complain(&failure);
+            ExitCode::FAILURE
+        }
+        Err(error @ StartError::Config(_)) => wrong_config(&error),
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,245 @@
+#!/usr/bin/env bash
+# The admin API through the real grpcurl, against the built daemon: reflection, every symbol, every RPC, a stream,
+# refusals with their details; over TCP with and without a token, and over the Unix socket. Installs grpcurl and jq where
+# they are missing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=tests/support/gateway.sh
+. tests/support/gateway.sh
+
+command -v jq >/dev/null || install_packages jq
+command -v openssl >/dev/null || install_packages openssl
+find_grpcurl
+require curl jq openssl
+find_binary
+
+# What grpcurl exits with: 64 and the status code.
+OK=0 INVALID_ARGUMENT=67 PERMISSION_DENIED=71 RESOURCE_EXHAUSTED=72 UNAUTHENTICATED=80
+
+cat >"$WORK/pushgate.toml" <<END
+[http]
+listen = ["127.0.0.1:0"]
+[grpc]
+listen = ["127.0.0.1:0", "unix:$WORK/admin.sock"]
+[[grpc.tokens]]
+name = "everything"
+token = "opens-everything"
+scopes = ["admin"]
+[[grpc.tokens]]
+name = "sender"
+token = "only-sends"
+scopes = ["send"]
+[ops]
+listen = ["127.0.0.1:0"]
+[[auth.keys]]
+algorithm = "HS256"
+secret = "a secret that only tests know"
+[store]
+path = "$WORK/data"
+max_pending_per_user = 3
+END
+start gateway serve --config "$WORK/pushgate.toml"
+
+# `at ADDRESS FLAGS…`: where the calls below go, and with what.
+at() {
+    ADDRESS=$1
+    shift
+    FLAGS=(-plaintext -max-time 20 "$@")
+}
+
+# `grpc EXIT ARGUMENTS…`: grpcurl must exit so; what it says is in $WORK/answer.
+grpc() {
+    local wanted=$1 code=0
+    shift
+    grpcurl "${FLAGS[@]}" "$ADDRESS" "$@" >"$WORK/answer" 2>&1 || code=$?
+    ((code == wanted)) || fail "grpcurl $* at $ADDRESS exits with $code, not $wanted: $(cat "$WORK/answer")"
+}
+
+# `call EXIT METHOD REQUEST`: the same for a method of the gateway.
+declare -A CALLED=()
+call() {
+    local wanted=$1 code=0
+    CALLED[$2]=1
+    grpcurl "${FLAGS[@]}" -d "$3" "$ADDRESS" "pushgate.v1.Gateway/$2" >"$WORK/answer" 2>&1 || code=$?
+    ((code == wanted)) || fail "$2 $3 at $ADDRESS exits with $code, not $wanted: $(cat "$WORK/answer")"
+}
+
+# The answer, as JSON, is so.
+is() { jq -e "$1" "$WORK/answer" >/dev/null || fail "not so: $1: $(cat "$WORK/answer")"; }
+# The answer has this text.
+has() { grep -qF -- "$1" "$WORK/answer" || fail "\`$1\` is missing in: $(cat "$WORK/answer")"; }
+
+base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
+
+# A token for a user, for an hour.
+user_token() {
+    local head body
+    head=$(printf '{"alg":"HS256","typ":"JWT"}' | base64url)
+    body=$(printf '{"sub":"%s","exp":%d}' "$1" $(($(date +%s) + 3600)) | base64url)
+    printf '%s.%s.' "$head" "$body"
+    printf '%s.%s' "$head" "$body" | openssl dgst -sha256 -hmac 'a secret that only tests know' -binary | base64url
+}
+
+# A client that takes what comes and says nothing: the frames' texts are in $WORK/NAME.frames.
+connect() {
+    : >"$WORK/$1.frames"
+    curl -sN --http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
+        -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H "Authorization: Bearer $(user_token "$1")" \
+        "http://$HTTP/ws" >"$WORK/$1.frames" 2>/dev/null &
+    CLIENT=$!
+    STARTED+=("$CLIENT")
+    within 10 grep -qa '"type":"auth_success"' "$WORK/$1.frames" || fail "$1 cannot connect"
+}
+
+reflection() {
+    say "reflection at $ADDRESS: every service and symbol"
+    grpc $OK list
+    local service
+    for service in grpc.health.v1.Health pushgate.v1.Gateway; do has "$service"; done
+    # From the services to whatever they name.
+    local -A known=()
+    local queue symbol found commentless=()
+    mapfile -t queue < <(grep -v '^grpc\.reflection\.' "$WORK/answer")
+    while ((${#queue[@]})); do
+        symbol=${queue[0]}
+        queue=("${queue[@]:1}")
+        if [[ -n ${known[$symbol]:-} ]]; then continue; fi
+        known[$symbol]=1
+        grpc $OK describe "$symbol"
+        if [[ $symbol == pushgate.* ]] && ! grep -q '^ *//' "$WORK/answer"; then commentless+=("$symbol"); fi
+        while read -r found; do queue+=("$found"); done < <(
+            grep -v '^ *//' "$WORK/answer" | grep -oE '(^|[ (<])\.[a-z][a-z0-9]*(\.[A-Za-z0-9_]+)+' | sed 's/^[ (<]*\.//'
+        )
+    done
+    ((${#commentless[@]} == 0)) || fail "nothing is said about ${commentless[*]}"
+    # Nothing of the proto is left out but what nobody uses.
+    while read -r symbol; do
+        [[ -n ${known[pushgate.v1.$symbol]:-} ]] || fail "$symbol was not reached from the services"
+    done < <(sed -n 's/^\(message\|enum\) \([A-Za-z]*\) .*/\2/p' proto/pushgate/v1/gateway.proto)
+    echo "${#known[@]} symbols described"
+    grpc $OK list pushgate.v1.Gateway
+    mapfile -t METHODS < <(sed 's/^pushgate\.v1\.Gateway\.//' "$WORK/answer")
+    local method
+    for method in "${METHODS[@]}"; do grpc $OK describe "pushgate.v1.Gateway.$method"; done
+    grpc $OK describe grpc.reflection.v1.ServerReflection
+}
+
+every_rpc() {
+    local user=$1
+    say "every RPC at $ADDRESS"
+    CALLED=()
+    grpc $OK grpc.health.v1.Health/Check
+    is '.status == "SERVING"'
+
+    call $OK GetStatus '{}'
+    is '.version != "" and .draining != true and (.listeners | length) == 4 and .store.healthy'
+
+    call $OK SendToUser '{"user_id":"'"$user"'","notification":{"data":{"hello":"world","n":1}}}'
+    is '.outcome == "OUTCOME_STORED" and (.offset | tonumber) > 0 and (.id | length) == 36 and (.sessions // 0) == 0'
+    call $OK SendToUser '{"user_id":"'"$user"'","notification":{"id":"mine","type":"order","json":"{\"exact\":1.50}"},"wait":"WAIT_ACCEPTED"}'
+    is '.outcome == "OUTCOME_ACCEPTED" and .id == "mine"'
+    call $OK SendToUser '{"user_id":"'"$user"'","notification":{"data":"gone","ttl":"0s"}}'
+    is '.outcome == "OUTCOME_DROPPED"'
+
+    # A stream, while a client comes and goes.
+    grpcurl "${FLAGS[@]}" -d '{"user_id":"'"$user"'"}' "$ADDRESS" pushgate.v1.Gateway/StreamEvents >"$WORK/$user.events" 2>&1 &
+    local stream=$!
+    STARTED+=("$stream")
+    CALLED[StreamEvents]=1
+    within 10 streams 1 || fail "the stream is not counted: $(cat "$WORK/$user.events")"
+    connect "$user"
+    within 10 grep -qaF '"data":{"exact":1.50}' "$WORK/$user.frames" || fail "what waited does not arrive as it was written"
+    grep -qaF '"data":{"hello":"world","n":1}' "$WORK/$user.frames" || fail "an integral number has changed"
+
+    call $OK ListSessions '{"user_id":"'"$user"'"}'
+    is '(.sessions | length) == 1 and .sessions[0].userId == "'"$user"'" and (.sessions[0].userAgent | startswith("curl"))'
+    call $OK Broadcast '{"notification":{"type":"system_message","data":"to all"}}'
+    is '.outcome == "OUTCOME_ACCEPTED" and .sessions == 1'
+    within 10 grep -qaF '"data":"to all"' "$WORK/$user.frames" || fail "the broadcast does not arrive"
+    call $OK CloseUserSessions '{"user_id":"'"$user"'","code":4001,"reason":"see you"}'
+    is '.closed == 1'
+    wait "$CLIENT" || true
+    forget "$CLIENT"
+    grep -qaF 'see you' "$WORK/$user.frames" || fail "the close reason does not arrive"
+    within 10 grep -q sessionClosed "$WORK/$user.events" || fail "the stream does not tell: $(cat "$WORK/$user.events")"
+    jq -se 'map(keys[]) | contains(["sessionOpened", "userOnline", "sessionClosed"])' "$WORK/$user.events" >/dev/null ||
+        fail "the stream does not tell all: $(cat "$WORK/$user.events")"
+    jq -se 'map(select(.sessionClosed)) | .[0].sessionClosed | .code == 4001 and .closedBy == "CLOSED_BY_CALLER"' \
+        "$WORK/$user.events" >/dev/null || fail "the stream tells otherwise: $(cat "$WORK/$user.events")"
+    kill "$stream"
+    wait "$stream" 2>/dev/null || true
+    forget "$stream"
+
+    local method
+    for method in "${METHODS[@]}"; do
+        [[ -n ${CALLED[$method]:-} ]] || fail "$method is not tried here; add it"
+    done
+}
+
+streams() {
+    call $OK GetStatus '{}'
+    jq -e "(.eventStreams.open // 0) == $1" "$WORK/answer" >/dev/null
+}
+
+refusals() {
+    local user=$1
+    say "refusals with their details at $ADDRESS"
+    call $INVALID_ARGUMENT SendToUser '{"notification":{}}'
+    has 'google.rpc.BadRequest'
+    has '"field": "user_id"'
+    has '"domain": "pushgate"'
+    call $INVALID_ARGUMENT SendToUser '{"user_id":"'"$user"'"}'
+    has '"field": "notification"'
+    call $INVALID_ARGUMENT SendToUser '{"user_id":"'"$user"'","notification":{"json":"{"}}'
+    call $INVALID_ARGUMENT SendToUser '{"user_id":"'"$user"'","notification":{"type":"auth_success"}}'
+    call $INVALID_ARGUMENT CloseUserSessions '{"user_id":"'"$user"'","code":1001}'
+    call $INVALID_ARGUMENT StreamEvents '{"types":["no_such_event"]}'
+    call $INVALID_ARGUMENT ListSessions '{"page_token":"made up"}'
+    local i
+    for i in 1 2 3; do
+        call $OK SendToUser '{"user_id":"full-'"$user"'","notification":{"data":'"$i"'}}'
+    done
+    call $RESOURCE_EXHAUSTED SendToUser '{"user_id":"full-'"$user"'","notification":{"data":4}}'
+    has 'google.rpc.RetryInfo'
+}
+
+at "$GRPC" -H 'authorization: Bearer opens-everything'
+reflection
+every_rpc tom
+refusals tom
+
+at "$WORK/admin.sock" -unix
+reflection
+every_rpc una
+refusals una
+
+say "without a token, with a wrong one, with one that may not"
+for header in '' 'authorization: Bearer wrong' 'authorization: Basic opens-everything'; do
+    at "$GRPC" -H "$header"
+    grpc 1 list
+    has Unauthenticated
+    # Without reflection the proto says what is called.
+    at "$GRPC" -H "$header" -import-path proto -proto pushgate/v1/gateway.proto
+    for method in "${METHODS[@]}"; do
+        call $UNAUTHENTICATED "$method" '{}'
+        has 'google.rpc.ErrorInfo'
+    done
+done
+at "$GRPC" -H 'authorization: Bearer only-sends'
+grpc $OK list
+call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
+for method in GetStatus ListSessions StreamEvents; do
+    call $PERMISSION_DENIED "$method" '{}'
+    has SCOPE_MISSING
+done
+call $PERMISSION_DENIED CloseUserSessions '{"user_id":"sam"}'
+
+say "a daemon that is gone"
+stop "$PID"
+[[ ! -e $WORK/admin.sock ]] || fail "the Unix socket was left behind"
+at "$GRPC" -import-path proto -proto pushgate/v1/gateway.proto -connect-timeout 2
+code=0
+grpcurl "${FLAGS[@]}" -d '{}' "$GRPC" pushgate.v1.Gateway/GetStatus >"$WORK/answer" 2>&1 || code=$?
+((code != 0)) || fail "somebody answers"
+
+say "grpcurl: passed"

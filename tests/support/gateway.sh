@@ -1,0 +1,137 @@
+# What the scripts beside it share: to be sourced. A folder for the run, the built binary, daemons that end with the
+# script, and what is missing installed. Everything listens on loopback, on ports that the kernel chose.
+# shellcheck shell=bash disable=SC2034
+
+# The folder that goes with the script.
+WORK=$(mktemp -d)
+# The ids of processes that this script started.
+STARTED=()
+
+finish() {
+    local code=$?
+    local pid
+    for pid in "${STARTED[@]}"; do
+        kill -9 "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
+    rm -rf "$WORK"
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+say() { printf -- '-- %s\n' "$*"; }
+
+fail() {
+    printf 'FAILED: %s\n' "$*" >&2
+    exit 1
+}
+
+# Runs a command whose output matters only where it fails.
+quiet() {
+    "$@" >"$WORK/quiet" 2>&1 || fail "$*: $(cat "$WORK/quiet")"
+}
+
+require() {
+    local name
+    for name in "$@"; do
+        command -v "$name" >/dev/null || fail "$name is needed and cannot be had"
+    done
+}
+
+# Installs packages of the distribution.
+install_packages() {
+    local as_root=()
+    if ((EUID != 0)); then as_root=(sudo -n); fi
+    command -v apt-get >/dev/null || fail "$* is missing, and there is no apt-get to install it with"
+    say "installing $*"
+    quiet "${as_root[@]}" apt-get update
+    quiet "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+}
+
+# Runs a command again and again until it succeeds: `within SECONDS COMMAND…`.
+within() {
+    local seconds=$1 i
+    shift
+    for ((i = 0; i < seconds * 10; i++)); do
+        if "$@"; then return 0; fi
+        sleep 0.1
+    done
+    return 1
+}
+
+# BIN: PUSHGATE_BIN, else the built one.
+find_binary() {
+    if [[ -z ${PUSHGATE_BIN:-} ]]; then
+        say "building"
+        cargo build --locked --bin pushgate
+        PUSHGATE_BIN=${CARGO_TARGET_DIR:-target}/debug/pushgate
+    fi
+    BIN=$(realpath "$PUSHGATE_BIN")
+    [[ -x $BIN ]] || fail "$BIN is not there"
+}
+
+# The real grpcurl, built where it is missing.
+find_grpcurl() {
+    if ! command -v grpcurl >/dev/null; then
+        say "installing grpcurl"
+        if command -v go >/dev/null; then
+            quiet env GOBIN="$WORK/bin" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest
+        else
+            quiet cargo install --locked --root "$WORK" grpcurl-rs
+        fi
+        export PATH=$WORK/bin:$PATH
+        hash -r
+    fi
+    require grpcurl
+}
+
+# Starts a daemon: `start NAME ARGUMENTS…`. PID, HTTP, GRPC and OPS say where it is; its log is $WORK/NAME.log, what it
+# prints $WORK/NAME.out.
+start() {
+    local name=$1
+    shift
+    : >"$WORK/$name.log"
+    (cd "$WORK" && exec env -u RUST_LOG "${TRACE[@]}" "$BIN" "$@" --log-format json) >"$WORK/$name.out" 2>"$WORK/$name.log" </dev/null &
+    PID=$!
+    STARTED+=("$PID")
+    within 30 is_up "$name" || fail "$name is not ready: $(cat "$WORK/$name.log")"
+    HTTP=$(address "$name" http)
+    GRPC=$(address "$name" grpc)
+    OPS=$(address "$name" ops)
+}
+TRACE=()
+
+is_up() {
+    kill -0 "$PID" 2>/dev/null || fail "$1 ended: $(cat "$WORK/$1.log")"
+    grep -q '"message":"ready"' "$WORK/$1.log"
+}
+
+# The first address of a name on TCP.
+address() {
+    sed -n 's/.*"message":"listening","name":"'"$2"'","address":"\([^"u][^"]*\)".*/\1/p' "$WORK/$1.log" | head -n 1
+}
+
+# SIGTERM, and the exit must be 0.
+stop() {
+    local code=0
+    kill -TERM "$1"
+    wait "$1" || code=$?
+    forget "$1"
+    ((code == 0)) || fail "the daemon exits with $code"
+}
+
+# kill -9.
+crash() {
+    kill -9 "$1"
+    wait "$1" 2>/dev/null || true
+    forget "$1"
+}
+
+forget() {
+    local pid kept=()
+    for pid in "${STARTED[@]}"; do
+        if [[ $pid != "$1" ]]; then kept+=("$pid"); fi
+    done
+    STARTED=("${kept[@]}")
+}
