@@ -1,25 +1,65 @@
-//! The command line: `pushgate serve`, `pushgate config check`, `pushgate config show`.
+//! The command line: the daemon (`pushgate serve`, `pushgate config`) and what operators ask of it from outside, over
+//! gRPC like any other caller.
 //!
-//! Exit codes: 0 done, 1 failed, 2 the command line is wrong, 78 the configuration is wrong (`EX_CONFIG` of
-//! sysexits.h).
+//! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
+//! * `send.rs`, `status.rs`, `sessions.rs`, `events.rs`: one or a few RPCs each; `listen.rs`: a client of the public
+//!   listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once.
+//! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
+//!
+//! Results go to standard output, notes and errors to standard error. Exit codes (those above 2 are of sysexits.h):
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed |
+//! | 2 | the command line is wrong, data that is not JSON included |
+//! | 69 | no gateway answers, or it takes no work (`UNAVAILABLE`) |
+//! | 77 | not allowed: `UNAUTHENTICATED`, `PERMISSION_DENIED`, a socket or file that may not be opened |
+//! | 78 | the configuration is wrong |
+
+mod connect;
+mod doctor;
+mod events;
+mod failure;
+mod init;
+mod json;
+mod jwt;
+mod listen;
+mod operator;
+mod output;
+mod send;
+mod sessions;
+mod status;
+mod table;
+mod token;
 
 mod serve;
 
 use std::{ffi::OsString, io::Write as _, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, builder::PossibleValuesParser};
 
+use self::{failure::EXIT_CONFIG, operator::Operator};
 use crate::{
     config::{Config, ConfigError, Flag, Loaded, Sources},
     telemetry,
 };
 
-/// The configuration is wrong.
-const EXIT_CONFIG: u8 = 78;
+/// What `pushgate --help` ends with.
+const EXIT_CODES: &str = "Exit codes:
+  0   done
+  1   failed
+  2   the command line is wrong, data that is not JSON included
+  69  no gateway answers, or it takes no work
+  77  not allowed: token, scope, or a socket or file that may not be opened
+  78  the configuration is wrong
+
+Commands find the gateway by the Unix socket of grpc.listen in its configuration. --grpc ADDR and
+--token-file FILE, or PUSHGATE_GRPC and PUSHGATE_TOKEN_FILE, name another.";
 
 /// A realtime push gateway: gRPC in, WebSockets out, durable per-user delivery between them.
 #[derive(Parser, Debug)]
-#[command(name = "pushgate", version, arg_required_else_help = true, propagate_version = true)]
+#[command(name = "pushgate", version, arg_required_else_help = true, propagate_version = true, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,6 +74,8 @@ enum Command {
     /// Look at the configuration without starting
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
+    #[command(flatten)]
+    Operator(Operator),
 }
 
 #[derive(Subcommand, Debug)]
@@ -106,6 +148,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Serve(serve) }) => serve.run(),
         Ok(Cli { command: Command::Config(ConfigCommand::Check(options)) }) => check(options),
         Ok(Cli { command: Command::Config(ConfigCommand::Show(options)) }) => show(options),
+        Ok(Cli { command: Command::Operator(operator) }) => match operator::run(operator, Cli::command()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        },
         Err(usage) => {
             // Help and version end here, too, with 0; there is nobody to tell that they could not be printed.
             let _ = usage.print();
@@ -164,8 +210,6 @@ fn complain(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn options(args: &[&str]) -> Options {

@@ -1,0 +1,127 @@
+//! `pushgate events`: what happens on the gateway, a line an event.
+
+use clap::{Args, builder::PossibleValuesParser};
+
+use super::{
+    connect::{Format, Target},
+    failure::{EXIT_UNAVAILABLE, Failure, Outcome},
+    json,
+    output::{self, bytes, clean, count, duration, span},
+};
+use crate::{
+    api::proto::{self, event::Event as Body},
+    types::EventBody,
+};
+
+/// `pushgate events`.
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Only events of this type; may be given several times. events_lost always comes
+    #[arg(long = "type", value_name = "TYPE", value_parser = PossibleValuesParser::new(EventBody::NAMES))]
+    types: Vec<String>,
+    /// Only events of this user
+    #[arg(long)]
+    user: Option<String>,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Runs `pushgate events`.
+pub async fn events(args: Events) -> Outcome {
+    let gateway = args.target.connect().await?;
+    let request = proto::StreamEventsRequest { types: args.types, user_id: args.user.unwrap_or_default() };
+    let following = async {
+        let answered = gateway.calls().stream_events(gateway.endless(request)).await;
+        let mut stream = answered.map_err(|status| gateway.refused(&status))?.into_inner();
+        output::note(&format!("events of {}; interrupt to end", gateway.address()));
+        while let Some(event) = stream.message().await.map_err(|status| gateway.refused(&status))? {
+            match args.format.json {
+                true => output::json_line(&json::document("Event", &event))?,
+                false => output::line(&text(&event))?,
+            }
+        }
+        Err(Failure::new(EXIT_UNAVAILABLE, format!("{} ended the stream", gateway.address())))
+    };
+    super::operator::until_stopped(following).await
+}
+
+/// An event for people: when, what, whose, and the rest.
+fn text(event: &proto::Event) -> String {
+    let time = event.time.map(|time| time.to_string()).unwrap_or_default();
+    let (name, rest) = event.event.as_ref().map_or(("unknown", String::new()), body);
+    let line = format!("{time:<24}  {name:<22}  {rest}");
+    clean(line.trim_end()).into_owned()
+}
+
+fn body(body: &Body) -> (&'static str, String) {
+    match body {
+        Body::SessionOpened(e) => {
+            let agent = if e.user_agent.is_empty() { String::new() } else { format!(", {}", e.user_agent) };
+            let who = who(&e.user_id, &e.device);
+            ("session_opened", format!("{who}, session {}, from {}{agent}", e.session_id, e.remote_address))
+        }
+        Body::SessionClosed(e) => {
+            let by = match e.closed_by() {
+                proto::ClosedBy::Unspecified => "",
+                proto::ClosedBy::Client => " by the client",
+                proto::ClosedBy::Gateway => " by the gateway",
+                proto::ClosedBy::Caller => " by a caller",
+            };
+            let reason = if e.reason.is_empty() { String::new() } else { format!(" ({})", e.reason) };
+            let text = format!(
+                "{}, session {}, {}{reason}{by} after {}, received {} ({}), sent {} ({}), unconfirmed {}",
+                who(&e.user_id, &e.device),
+                e.session_id,
+                e.code,
+                span(duration(e.duration.as_ref())),
+                e.messages_received,
+                bytes(e.bytes_received as f64),
+                e.messages_sent,
+                bytes(e.bytes_sent as f64),
+                e.unconfirmed
+            );
+            ("session_closed", text)
+        }
+        Body::UserOnline(e) => ("user_online", who(&e.user_id, "")),
+        Body::UserOffline(e) => ("user_offline", who(&e.user_id, "")),
+        Body::NotificationConfirmed(e) => {
+            let text = format!("{}, id {}, offset {}", who(&e.user_id, &e.device), e.id, e.offset);
+            ("notification_confirmed", text)
+        }
+        Body::AuthFailed(e) => {
+            let user = if e.user_id.is_empty() { String::new() } else { format!(", {}", who(&e.user_id, "")) };
+            ("auth_failed", format!("{}: {}, from {}{user}", e.code, e.message, e.remote_address))
+        }
+        Body::Draining(e) => {
+            ("draining", format!("until {} at the latest", e.deadline.map(|at| at.to_string()).unwrap_or_default()))
+        }
+        Body::EventsLost(e) => ("events_lost", format!("{}; this reader was too slow", count(e.count, "event"))),
+    }
+}
+
+fn who(user: &str, device: &str) -> String {
+    if device.is_empty() { format!("user {user}") } else { format!("user {user}, device {device}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_clients_put_into_it() {
+        let failed = proto::AuthFailed {
+            code: "token_invalid".to_owned(),
+            message: "no\nsuch key".to_owned(),
+            remote_address: "10.0.0.1:2".to_owned(),
+            user_id: String::new(),
+        };
+        let time = Some(prost_types::Timestamp { seconds: 1_769_852_100, nanos: 123_000_000 });
+        let event = proto::Event { sequence: 1, epoch: "e".to_owned(), time, event: Some(Body::AuthFailed(failed)) };
+        assert_eq!(
+            text(&event),
+            "2026-01-31T09:35:00.123Z  auth_failed             token_invalid: no\\u{a}such key, from 10.0.0.1:2"
+        );
+    }
+}

@@ -1,0 +1,140 @@
+//! The operator's commands: their place in the command line, and how each is run.
+
+use clap::{Args, Subcommand};
+use clap_complete::Shell;
+
+use super::{
+    doctor,
+    events::{self, Events},
+    failure::{Outcome, failed},
+    init, listen, output,
+    send::{self, Broadcast, Close, Send},
+    sessions::{self, Sessions},
+    status::{self, Health, Status},
+    token,
+};
+
+/// What an operator asks of a running gateway, and what he needs around it.
+#[derive(Subcommand, Debug)]
+pub enum Operator {
+    /// Write a first configuration with a fresh signing key and admin token
+    ///
+    /// The file gets mode 0600 and nothing is ever overwritten. At /etc/pushgate/pushgate.toml (the default) it is for
+    /// a service; anywhere else socket and data lie beside the file. The admin token goes to standard output, once; the
+    /// file holds its hash.
+    #[command(after_help = init::EXAMPLES)]
+    Init(init::Init),
+    /// Send a notification to a user
+    ///
+    /// Each device of the user gets it, at once or when it comes back.
+    #[command(after_help = "Examples:
+  pushgate send alice '{\"hello\":\"world\"}'
+  pushgate send alice '\"dinner is ready\"' --type message --from bob --ttl 1h
+  pushgate send alice --data-file order.json --id order-17
+  date | pushgate send alice --binary-file -")]
+    Send(Send),
+    /// Send a notification to every session that is connected now
+    #[command(after_help = "Examples:
+  pushgate broadcast '{\"maintenance\":\"22:00\"}' --type system_message
+  pushgate broadcast --data-file news.json --json")]
+    Broadcast(Broadcast),
+    /// Close sessions of a user
+    #[command(after_help = "Examples:
+  pushgate close alice
+  pushgate close alice --device phone --code 1008 --reason 'account closed'
+  pushgate close alice --session 0197f1c2-8a4e-7d31-9b1c-2f6f0b7e5a11")]
+    Close(Close),
+    /// Show how the gateway does
+    #[command(after_help = "Examples:
+  pushgate status
+  pushgate status --watch
+  pushgate status --json | jq .connections.now")]
+    Status(Status),
+    /// List the sessions that are connected
+    #[command(after_help = "Examples:
+  pushgate sessions
+  pushgate sessions --user alice --device phone
+  pushgate sessions --json | jq -r '.sessions[].userId'")]
+    Sessions(Sessions),
+    /// Follow what happens, a line an event
+    #[command(after_help = "Examples:
+  pushgate events
+  pushgate events --type session_opened --type session_closed --user alice
+  pushgate events --json | jq -c .sessionClosed")]
+    Events(Events),
+    /// Ask whether the gateway serves; exit code 0 where it does, else 69
+    #[command(after_help = "Examples:
+  pushgate health
+  pushgate health --grpc 127.0.0.1:7001 --service pushgate.v1.Gateway")]
+    Health(Health),
+    /// Connect as a client and print what arrives, a line a message
+    ///
+    /// Comes back where the close code says so. Messages go to standard output, all else to standard error.
+    #[command(after_help = listen::EXAMPLES)]
+    Listen(listen::Listen),
+    /// Make tokens: for a user, or for a caller of the admin API
+    #[command(subcommand, arg_required_else_help = true)]
+    Token(token::Token),
+    /// Check everything that a gateway needs, and send a message the whole way
+    ///
+    /// A line a check: ok, warn or FAIL, and what to do. Exit code 1 where one fails. Run it as the user the gateway
+    /// runs as. The message goes to the user `pushgate-doctor`, whose device `doctor` stays known until
+    /// store.device_ttl is over.
+    #[command(after_help = "Examples:
+  pushgate doctor
+  pushgate doctor --config ./pushgate.toml --json")]
+    Doctor(doctor::Doctor),
+    /// Print a script that completes pushgate's command line
+    #[command(after_help = "Examples:
+  pushgate completions bash > /usr/share/bash-completion/completions/pushgate
+  pushgate completions zsh > \"${fpath[1]}/_pushgate\"
+  pushgate completions fish > ~/.config/fish/completions/pushgate.fish")]
+    Completions(Completions),
+}
+
+/// `pushgate completions`.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+/// Runs one of them. `command` is the whole command line, for completions.
+pub fn run(operator: Operator, command: clap::Command) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("cannot start"))?;
+    let outcome = runtime.block_on(async {
+        match operator {
+            Operator::Init(args) => init::init(&args),
+            Operator::Send(args) => send::send(args).await,
+            Operator::Broadcast(args) => send::broadcast(args).await,
+            Operator::Close(args) => send::close(args).await,
+            Operator::Status(args) => status::status(args).await,
+            Operator::Sessions(args) => sessions::sessions(args).await,
+            Operator::Events(args) => events::events(args).await,
+            Operator::Health(args) => status::health(args).await,
+            Operator::Listen(args) => listen::listen(args).await,
+            Operator::Token(args) => token::token(args),
+            Operator::Doctor(args) => doctor::doctor(args).await,
+            Operator::Completions(args) => completions(&args, command),
+        }
+    });
+    // The resolution of a name is not waited for.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn completions(args: &Completions, mut command: clap::Command) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command, "pushgate", &mut script);
+    output::line(String::from_utf8_lossy(&script).trim_end())
+}
+
+/// Runs what has no end of its own until it is interrupted or nobody reads what it prints, which is a good end.
+pub async fn until_stopped(endless: impl Future<Output = Outcome>) -> Outcome {
+    tokio::select! {
+        biased;
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted.map_err(failed("cannot wait for an interrupt"))?),
+        () = output::closed() => Ok(()),
+        outcome = endless => outcome,
+    }
+}

@@ -1,0 +1,210 @@
+//! `pushgate send`, `pushgate broadcast`, `pushgate close`: what changes something for users.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use serde::de::IgnoredAny;
+
+use super::{
+    connect::{Format, Target, span},
+    failure::{Failure, Outcome},
+    json, output,
+};
+use crate::api::proto::{self, notification::Payload};
+
+/// `pushgate send`.
+#[derive(Args, Debug)]
+pub struct Send {
+    /// The user; one that is not known yet is no error, the notification waits for him
+    user: String,
+    #[command(flatten)]
+    notification: Notification,
+    /// What to wait for
+    #[arg(long, value_enum, default_value_t = Wait::Stored)]
+    wait: Wait,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `pushgate broadcast`.
+#[derive(Args, Debug)]
+pub struct Broadcast {
+    #[command(flatten)]
+    notification: Notification,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// `pushgate close`.
+#[derive(Args, Debug)]
+pub struct Close {
+    /// The user; one without sessions is no error
+    user: String,
+    /// Only this session
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// Only sessions of this device; '' is the unnamed one
+    #[arg(long)]
+    device: Option<String>,
+    /// The close code: 1000 and 1008 tell the client to stay away; 3000 to 3999 and 4000 to 4099 are yours
+    #[arg(long, default_value_t = 1000)]
+    code: u32,
+    /// The close reason, at most 123 bytes
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Args, Debug)]
+struct Notification {
+    /// The data: JSON, such as '{"hello":"world"}' or '"text"'
+    #[arg(value_name = "JSON", conflicts_with_all = ["data_file", "binary_file"])]
+    data: Option<String>,
+    /// Read the JSON from a file; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "binary_file")]
+    data_file: Option<PathBuf>,
+    /// Send the bytes of a file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    binary_file: Option<PathBuf>,
+    /// What clients see as type [default: notification]
+    #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
+    kind: String,
+    /// Your own id, by which clients drop repeats [default: a new UUID]
+    #[arg(long, default_value = "", hide_default_value = true)]
+    id: String,
+    /// How long it is worth delivering, such as 1h; 0s: now or never [default: store.ttl]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    ttl: Option<Duration>,
+    /// The user it comes from, which clients see as fromUserId
+    #[arg(long, value_name = "USER", default_value = "", hide_default_value = true)]
+    from: String,
+}
+
+/// What a send waits for.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Wait {
+    /// Durable on disk
+    Stored,
+    /// Handed to the live sessions; may be lost with the process
+    Accepted,
+}
+
+impl Notification {
+    fn into_proto(self) -> Outcome<proto::Notification> {
+        let payload = match (self.data, self.data_file, self.binary_file) {
+            (Some(text), ..) => Some(Payload::Json(checked(text, "JSON")?)),
+            (_, Some(file), _) => {
+                let bytes = read(&file)?;
+                let not_text = |_| Failure::usage(format!("--data-file {}: is not UTF-8", file.display()));
+                let text = String::from_utf8(bytes).map_err(not_text)?;
+                Some(Payload::Json(checked(text, &format!("--data-file {}", file.display()))?))
+            }
+            (.., Some(file)) => Some(Payload::Binary(read(&file)?.into())),
+            _ => None,
+        };
+        // A span of more seconds than the proto holds is refused by the gateway like any that is too long.
+        let ttl = self.ttl.map(|ttl| prost_types::Duration {
+            seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
+            nanos: i32::try_from(ttl.subsec_nanos()).unwrap_or_default(),
+        });
+        Ok(proto::Notification { id: self.id, r#type: self.kind, payload, ttl, from_user_id: self.from })
+    }
+}
+
+/// JSON as it stands, without the white space around it. Text that was meant as a string is the likely mistake.
+fn checked(text: String, place: &str) -> Outcome<String> {
+    match serde_json::from_str::<IgnoredAny>(&text) {
+        Ok(_) => Ok(text.trim().to_owned()),
+        Err(error) => Err(Failure::usage(format!(
+            "{place}: is not JSON: {error}; quote it for the shell as in '{{\"hello\":\"world\"}}', text as in '\"hello\"'"
+        ))),
+    }
+}
+
+fn read(file: &Path) -> Outcome<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let done = if file == Path::new("-") {
+        io::stdin().lock().read_to_end(&mut bytes).map(drop)
+    } else {
+        fs::read(file).map(|read| bytes = read)
+    };
+    done.map(|()| bytes).map_err(|error| Failure::file("cannot read", file, &error))
+}
+
+/// How an outcome reads.
+fn outcome_name(outcome: proto::Outcome) -> &'static str {
+    match outcome {
+        proto::Outcome::Stored => "stored",
+        proto::Outcome::Accepted => "accepted",
+        proto::Outcome::Dropped => "dropped: no session took it, and it is not stored",
+        proto::Outcome::Unspecified => "done",
+    }
+}
+
+/// Runs `pushgate send`.
+pub async fn send(args: Send) -> Outcome {
+    let wait = match args.wait {
+        Wait::Stored => proto::Wait::Stored,
+        Wait::Accepted => proto::Wait::Accepted,
+    };
+    let notification = Some(args.notification.into_proto()?);
+    let request = proto::SendToUserRequest { user_id: args.user, notification, wait: wait.into() };
+    let gateway = args.target.connect().await?;
+    let answered = gateway.calls().send_to_user(gateway.request(request)).await;
+    let answer = answered.map_err(|status| gateway.refused(&status))?.into_inner();
+    if args.format.json {
+        return output::document(&json::document("SendToUserResponse", &answer));
+    }
+    let mut text = format!("{}; id {}", outcome_name(answer.outcome()), output::clean(&answer.id));
+    if answer.offset > 0 {
+        text.push_str(&format!(", offset {}", answer.offset));
+    }
+    output::line(&format!("{text}, handed to {}", output::count(answer.sessions, "live session")))
+}
+
+/// Runs `pushgate broadcast`.
+pub async fn broadcast(args: Broadcast) -> Outcome {
+    let notification = args.notification.into_proto()?;
+    if notification.payload.is_none() {
+        return Err(Failure::usage("a broadcast needs its data: JSON, --data-file FILE or --binary-file FILE"));
+    }
+    let request = proto::BroadcastRequest { notification: Some(notification) };
+    let gateway = args.target.connect().await?;
+    let answered = gateway.calls().broadcast(gateway.request(request)).await;
+    let answer = answered.map_err(|status| gateway.refused(&status))?.into_inner();
+    if args.format.json {
+        return output::document(&json::document("BroadcastResponse", &answer));
+    }
+    let (outcome, id) = (outcome_name(answer.outcome()), output::clean(&answer.id));
+    output::line(&format!("{outcome}; id {id}, handed to {}", output::count(answer.sessions, "session")))
+}
+
+/// Runs `pushgate close`.
+pub async fn close(args: Close) -> Outcome {
+    let request = proto::CloseUserSessionsRequest {
+        user_id: args.user,
+        session_id: args.session.unwrap_or_default(),
+        device: args.device,
+        code: args.code,
+        reason: args.reason,
+    };
+    let gateway = args.target.connect().await?;
+    let answered = gateway.calls().close_user_sessions(gateway.request(request)).await;
+    let answer = answered.map_err(|status| gateway.refused(&status))?.into_inner();
+    if args.format.json {
+        return output::document(&json::document("CloseUserSessionsResponse", &answer));
+    }
+    output::line(&format!("closed {}", output::count(answer.closed, "session")))
+}

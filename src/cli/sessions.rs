@@ -1,0 +1,111 @@
+//! `pushgate sessions`: who is connected, all pages of it.
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+
+use super::{
+    connect::{Format, Gateway, Target},
+    failure::Outcome,
+    json,
+    output::{self, duration, span},
+    table::{self, Column},
+};
+use crate::{api::proto, limits};
+
+/// `pushgate sessions`.
+#[derive(Args, Debug)]
+pub struct Sessions {
+    /// Only sessions of this user
+    #[arg(long)]
+    user: Option<String>,
+    /// Only sessions of this device; '' is the unnamed one
+    #[arg(long)]
+    device: Option<String>,
+    /// Only this session
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// The id comes whole, so that it can be given to `close`; what matters least goes first where the terminal is narrow.
+const COLUMNS: [Column; 11] = [
+    Column::text("SESSION", 36),
+    Column::text("USER", 6),
+    Column::text("DEVICE", 6),
+    Column::number("AGE"),
+    Column::number("IDLE"),
+    Column::text("STATE", 7),
+    Column::number("UNCONFIRMED"),
+    Column::number("OUTBOX"),
+    Column::number("RTT"),
+    Column::text("ADDRESS", 9),
+    Column::text("AGENT", 10),
+];
+
+/// Runs `pushgate sessions`.
+pub async fn sessions(args: Sessions) -> Outcome {
+    let gateway = args.target.connect().await?;
+    let sessions = all(&gateway, &args).await?;
+    if args.format.json {
+        let listed = proto::ListSessionsResponse { sessions, next_page_token: String::new() };
+        return output::document(&json::document("ListSessionsResponse", &listed));
+    }
+    if sessions.is_empty() {
+        return output::line("no sessions");
+    }
+    let now = SystemTime::now();
+    let rows: Vec<_> = sessions.iter().map(|session| row(session, now)).collect();
+    table::lines(&COLUMNS, &rows, output::width()).iter().try_for_each(|line| output::line(line))
+}
+
+async fn all(gateway: &Gateway, args: &Sessions) -> Outcome<Vec<proto::Session>> {
+    let mut sessions = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = proto::ListSessionsRequest {
+            user_id: args.user.clone().unwrap_or_default(),
+            session_id: args.session.clone().unwrap_or_default(),
+            device: args.device.clone(),
+            page_size: limits::PAGE_ROWS_MAX as u32,
+            page_token,
+        };
+        let answered = gateway.calls().list_sessions(gateway.request(request)).await;
+        let page = answered.map_err(|status| gateway.refused(&status))?.into_inner();
+        sessions.extend(page.sessions);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(sessions);
+        }
+    }
+}
+
+fn row(session: &proto::Session, now: SystemTime) -> Vec<String> {
+    let age = |at: Option<prost_types::Timestamp>| {
+        let at = at.and_then(|at| SystemTime::try_from(at).ok());
+        // The clocks of two machines may differ a little.
+        at.map_or_else(String::new, |at| span(now.duration_since(at).unwrap_or(Duration::ZERO)))
+    };
+    let state = match session.state() {
+        proto::SessionState::Unspecified => "",
+        proto::SessionState::Pulling => "pulling",
+        proto::SessionState::Live => "live",
+        proto::SessionState::Closing => "closing",
+    };
+    vec![
+        session.session_id.clone(),
+        session.user_id.clone(),
+        session.device.clone(),
+        age(session.connected_at),
+        age(session.last_activity),
+        state.to_owned(),
+        session.unconfirmed.to_string(),
+        output::bytes(session.outbox_bytes as f64),
+        session.rtt.map_or_else(String::new, |rtt| span(duration(Some(&rtt)))),
+        session.remote_address.clone(),
+        session.user_agent.clone(),
+    ]
+}

@@ -1,0 +1,86 @@
+//! The commands that go on: `events`, `status --watch`.
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::support::{Follower, Gateway, binary, send_signal};
+
+fn events(gateway: &Gateway, further: &[&str]) -> Follower {
+    Follower::start(binary(&gateway.args(&[&["events"], further].concat())), "events of unix:")
+}
+
+#[test]
+fn events_are_a_line_each() {
+    let gateway = Gateway::new();
+    let mut all = events(&gateway, &[]);
+    let mut json =
+        events(&gateway, &["--json", "--user", "alice", "--type", "session_opened", "--type", "session_closed"]);
+    let _bob = gateway.client("bob", &[]);
+    let alice = gateway.client("alice", &["--device", "phone"]);
+    gateway.command(&["close", "alice", "--reason", "bye"]).ok();
+    alice.end();
+
+    let mut lines = Vec::new();
+    while !lines.last().is_some_and(|line: &String| line.contains("session_closed")) {
+        lines.push(all.line());
+    }
+    let find =
+        |name: &str| lines.iter().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}: {lines:#?}"));
+    assert!(find("  session_opened ").contains("user bob, session "), "{lines:#?}");
+    assert!(find("  user_online ").ends_with("  user bob"), "{lines:#?}");
+    let closed = find("  session_closed ");
+    assert!(
+        closed.contains("user alice, device phone, session ") && closed.contains(", 1000 (bye) by a caller after ")
+    );
+    assert!(closed.starts_with("20") && closed.contains("Z  session_closed "), "{closed}");
+
+    let mut next = || serde_json::from_str::<Value>(&json.line()).unwrap();
+    let opened = next();
+    assert_eq!(opened["sessionOpened"]["device"], json!("phone"), "{opened}");
+    assert!(opened["sequence"].is_string(), "{opened}");
+    let closed = next();
+    assert_eq!(closed["sessionClosed"]["closedBy"], json!("CLOSED_BY_CALLER"));
+    assert_eq!(closed["sessionClosed"]["userId"], json!("alice"));
+}
+
+#[test]
+fn an_interrupt_and_a_reader_that_goes_away_are_good_ends() {
+    let gateway = Gateway::new();
+    let interrupted = events(&gateway, &[]);
+    interrupted.signal(Signal::INT);
+    assert_eq!(interrupted.end().code, 0);
+
+    let mut unread = events(&gateway, &[]);
+    drop(unread.stdout.take());
+    // Nothing has happened on the gateway that could not be written.
+    assert_eq!(unread.end().code, 0);
+
+    let mut watching =
+        Follower::start(binary(&gateway.args(&["listen", "--user", "a", "--url", &gateway.url()])), "connected");
+    drop(watching.stdout.take());
+    assert_eq!(watching.end().code, 0);
+}
+
+#[test]
+fn events_end_with_the_gateway() {
+    let gateway = Gateway::new();
+    let follower = events(&gateway, &["--type", "draining"]);
+    gateway.stop();
+    let run = follower.end();
+    assert!(run.stdout.contains("  draining  "), "{run:?}");
+    assert_eq!(run.code, 69, "{run:?}");
+}
+
+#[test]
+fn status_is_watched_until_it_is_interrupted() {
+    let gateway = Gateway::new();
+    let mut command = binary(&gateway.args(&["status", "--watch", "--json"]));
+    let mut child = command.spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    for _ in 0..2 {
+        let page: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        assert_eq!(page["users"], json!(0));
+    }
+    send_signal(&child, Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
