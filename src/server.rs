@@ -23,7 +23,7 @@ use crate::{
     session::Settings,
     store::{OpenError, Store},
     systemd,
-    types::Span,
+    types::{ListenAddress, Span},
     ws,
 };
 
@@ -266,6 +266,37 @@ fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
     config.tokens.iter().map(token).collect()
 }
 
+/// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
+const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
+
+/// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
+/// the configuration allows.
+fn raise_descriptor_limit(config: &Config) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(error) => {
+            tracing::warn!(%error, "the limit on descriptors could not be raised");
+            before.current
+        }
+    };
+    let connections = u64::from(config.limits.connections.0);
+    // A machine's own users do not come in such numbers. Nor is a limit that is not there one to warn of.
+    let public = |text: &String| ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
+    if let Some(limit) = limit
+        && config.http.listen.iter().any(public)
+        && limit < connections.saturating_add(DESCRIPTORS_BESIDE_CLIENTS)
+    {
+        tracing::warn!(
+            limit,
+            connections,
+            "the descriptor limit is too low for limits.connections; raise it (LimitNOFILE=) or lower that"
+        );
+    }
+}
+
 /// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. `prepare` sees it before it serves.
 pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
@@ -286,6 +317,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             first.cancel();
         }
     });
+    raise_descriptor_limit(config);
     let mut server = tokio::select! {
         server = Server::bind(config, Clock::system()) => server?,
         () = stop.cancelled() => {
