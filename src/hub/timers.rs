@@ -37,8 +37,10 @@ impl Wheel {
     pub fn schedule(&self, handle: &Arc<Handle>, deadline: Instant, now: Instant) {
         let at = deadline.min(now + self.longest).max(now);
         let tick = self.tick_of(at) + 1;
-        handle.look_at_tick.store(tick as u64, Ordering::Relaxed);
-        self.slots[tick % SLOTS].lock().push(Arc::downgrade(handle));
+        // One entry a tick is enough; a tick that was looked at lies behind and is never asked for again.
+        if handle.look_at_tick.swap(tick as u64, Ordering::Relaxed) != tick as u64 {
+            self.slots[tick % SLOTS].lock().push(Arc::downgrade(handle));
+        }
     }
 
     /// The tick that `at` lies in.
