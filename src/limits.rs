@@ -70,6 +70,8 @@ pub const GRPC_CONNECTIONS_MAX: usize = 1024;
 pub const OPS_CONNECTIONS_MAX: usize = 256;
 /// How long calls under way may take to end once the daemon stops.
 pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
+/// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
+pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
 pub const WRITE_SLICES_MAX: usize = 64;
 /// The sessions that a fan-out serves before it yields.

@@ -148,6 +148,10 @@ failures! {
     GrpcDeadlineExceeded = "grpc_deadline_exceeded",
     /// A call refused or broken off because the store fails or the node stops.
     Unavailable = "unavailable",
+    /// A stored notification whose TTL ran out before every device had it.
+    Expired = "expired",
+    /// A stored notification that a full mailbox dropped before every device had it; another device had confirmed it.
+    LaggardLost = "laggard_lost",
     /// A read or write of the store that failed.
     StoreError = "store_error",
     /// Stored data that was found damaged.

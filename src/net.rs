@@ -63,7 +63,8 @@ impl fmt::Display for Bound {
 /// Binds `host:port` or `unix:PATH`.
 pub fn bind(address: &str) -> Result<Bound, BindError> {
     let bound = match address.strip_prefix("unix:") {
-        Some(path) => bind_unix(Path::new(path)),
+        // Absolute, so that what is shown as bound can be used from anywhere.
+        Some(path) => std::path::absolute(path).and_then(|path| bind_unix(&path)),
         None => bind_tcp(address),
     };
     bound.map_err(|source| BindError { address: address.to_owned(), source })

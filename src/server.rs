@@ -18,6 +18,7 @@ use crate::{
     http,
     hub::{Hub, Parts, Quotas},
     lifecycle::{Lifecycle, Shutdown},
+    limits,
     metrics::Metrics,
     net::{self, BindError, Bound},
     session::Settings,
@@ -266,9 +267,6 @@ fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
     config.tokens.iter().map(token).collect()
 }
 
-/// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
-const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
-
 /// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
 /// the configuration allows.
 fn raise_descriptor_limit(config: &Config) {
@@ -287,7 +285,7 @@ fn raise_descriptor_limit(config: &Config) {
     let public = |text: &String| ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
     if let Some(limit) = limit
         && config.http.listen.iter().any(public)
-        && limit < connections.saturating_add(DESCRIPTORS_BESIDE_CLIENTS)
+        && limit < connections.saturating_add(limits::DESCRIPTORS_BESIDE_CLIENTS)
     {
         tracing::warn!(
             limit,

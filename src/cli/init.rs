@@ -119,7 +119,7 @@ listen = [{socket}, \"127.0.0.1:7001\"]
 
 {token}
 
-[ops]                           # /livez, /readyz, /metrics
+[ops]                           # /livez, /readyz
 listen = [\"127.0.0.1:7002\"]
 
 [store]

@@ -37,6 +37,12 @@ pub enum Token {
     Admin(Admin),
 }
 
+/// A token's life: one that is over as it begins is a mistake.
+fn life(text: &str) -> Result<Duration, String> {
+    let life = span(text)?;
+    if life < Duration::from_secs(1) { Err("a token must be good for 1s at least".to_owned()) } else { Ok(life) }
+}
+
 /// `pushgate token user`.
 #[derive(Args, Debug)]
 pub struct User {
@@ -44,7 +50,7 @@ pub struct User {
     #[arg(long, value_name = "USER")]
     sub: String,
     /// How long the token is good
-    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = span)]
+    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = life)]
     ttl: Duration,
     /// A further claim; a value that is JSON is taken as such, any other as text; may be given several times
     #[arg(long = "claim", value_name = "NAME=VALUE", value_parser = claim)]

@@ -88,9 +88,7 @@ impl Hub {
     async fn ensure_device(&self, user: &Arc<User>, device: &Device) -> Result<(), AttachError> {
         let written = {
             let mut state = user.state();
-            if state.sessions.len() >= self.limits().connections_per_user.limit() {
-                return Err(AttachError::UserConnections);
-            }
+            self.admit_session(&state)?;
             match state.device(device) {
                 Some(known) if known.durable => return Ok(()),
                 Some(known) => {
@@ -119,6 +117,13 @@ impl Hub {
         }
     }
 
+    /// Sessions that are being closed have given up their place.
+    fn admit_session(&self, state: &UserState) -> Result<(), AttachError> {
+        let limit = self.limits().connections_per_user.limit();
+        let open = || state.sessions.iter().filter(|session| session.core().closing.is_none()).count();
+        if state.sessions.len() >= limit && open() >= limit { Err(AttachError::UserConnections) } else { Ok(()) }
+    }
+
     fn put_device(
         &self,
         user: &Arc<User>,
@@ -144,8 +149,10 @@ impl Hub {
         if state.devices.len() >= self.0.quotas.devices_per_user {
             self.make_room(user, state, now)?;
         }
-        let cursor = if state.devices.is_empty() { Offset::ZERO } else { state.last };
-        let row = DeviceRow { cursor, created_at: now, last_seen: now };
+        // One whose creation is still under way may yet fail, and must not have taken the mailbox with it.
+        let first = !state.devices.iter().any(|known| known.durable);
+        let cursor = if first { Offset::ZERO } else { state.last };
+        let row = DeviceRow { cursor, lost: Offset::ZERO, created_at: now, last_seen: now };
         state.devices.push(DeviceState { name: device.clone(), row, durable: false });
         Ok(row)
     }
@@ -190,15 +197,14 @@ impl Hub {
         let mut guard = user.state();
         let state = &mut *guard;
         // The count is taken again: others may have come while the device was written.
-        if state.sessions.len() >= self.limits().connections_per_user.limit() {
-            return Err(AttachError::UserConnections);
-        }
+        self.admit_session(state)?;
         let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
             return Ok(None);
         };
         let Some(wire) = wire.take() else { return Ok(None) };
         known.row.last_seen = unix;
         let cursor = known.row.cursor;
+        let gap = known.row.lost > cursor;
         self.put_cursor(user, known, &state.hold);
         // So that `pending` counts what can still be delivered.
         self.expire(user, state);
@@ -216,7 +222,7 @@ impl Hub {
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
         let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
-        let hello = self.auth_success(&handle, pending, reply_to);
+        let hello = self.auth_success(&handle, Waiting { pending, gap }, reply_to);
         {
             let mut core = handle.core();
             core.outbox.push(Entry::message(hello));
@@ -243,15 +249,15 @@ impl Hub {
     }
 
     /// `auth_success` for a session, as things stand.
-    pub(super) fn auth_success(&self, handle: &Handle, pending: usize, reply_to: Option<&str>) -> bytes::Bytes {
+    fn auth_success(&self, handle: &Handle, waiting: Waiting, reply_to: Option<&str>) -> bytes::Bytes {
         let core = handle.core();
         let settings = self.settings();
         server::auth_success(&AuthSuccess {
             session_id: &handle.id.to_string(),
             user_id: handle.user.id.as_str(),
             device: handle.device.as_str(),
-            pending,
-            gap: false,
+            pending: waiting.pending,
+            gap: waiting.gap,
             store_epoch: &self.0.store_epoch,
             ack_mode: core.session.ack_mode.as_str(),
             heartbeat_interval_ms: u64::try_from(settings.heartbeat.interval.0.as_millis()).unwrap_or(u64::MAX),
@@ -279,16 +285,17 @@ impl Hub {
         });
         let frame = match verified {
             Ok(identity) => {
-                let pending = {
+                let waiting = {
                     let mut state = handle.user.state();
                     self.expire(&handle.user, &mut state);
-                    let cursor = state.device(&handle.device).map(|known| known.row.cursor).unwrap_or_default();
-                    state.pending_above(cursor)
+                    let row = state.device(&handle.device).map(|known| known.row);
+                    let (cursor, lost) = row.map_or((Offset::ZERO, Offset::ZERO), |row| (row.cursor, row.lost));
+                    Waiting { pending: state.pending_above(cursor), gap: lost > cursor }
                 };
                 handle.core().session.set_token_expiry(token_end(&identity, unix), now, unix);
                 // The new end may be nearer than the next look.
                 self.schedule_look(handle);
-                self.auth_success(handle, pending, reply_to)
+                self.auth_success(handle, waiting, reply_to)
             }
             Err(error) => {
                 self.metrics().failure(Failure::AuthFailed);
@@ -380,6 +387,15 @@ impl Hub {
             hold: Arc::clone(hold),
         });
     }
+}
+
+/// What a session is told of its device's log.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// How many wait.
+    pending: usize,
+    /// Something was deleted before the device had it.
+    gap: bool,
 }
 
 /// When a session has to end: at the token's `exp`; one that was accepted within the leeway ends with that.

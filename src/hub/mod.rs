@@ -419,6 +419,9 @@ impl Hub {
     /// Deletes what has expired, under the log's lock.
     fn expire(&self, user: &Arc<User>, state: &mut user::UserState) {
         let entries = state.take_expired(self.clock().unix_millis());
+        for _ in &entries {
+            self.metrics().failure(Failure::Expired);
+        }
         self.delete(user, state, entries);
     }
 

@@ -191,6 +191,17 @@ impl Hub {
     fn make_mailbox_room(&self, user: &Arc<User>, state: &mut UserState) {
         let over = (state.index.len() + 1).saturating_sub(self.0.quotas.pending_per_user);
         let entries = state.take_oldest_confirmed(over);
+        let Some(last) = entries.last().map(|entry| entry.offset) else { return };
+        for _ in &entries {
+            self.metrics().failure(Failure::LaggardLost);
+        }
+        let mut laggards = 0_usize;
+        for known in state.devices.iter_mut().filter(|known| known.row.cursor < last) {
+            laggards += 1;
+            known.row.lost = last;
+            self.put_cursor(user, known, &state.hold);
+        }
+        tracing::info!(user = %user.id, notifications = entries.len(), laggards, "a full mailbox made room");
         self.delete(user, state, entries);
     }
 

@@ -117,6 +117,7 @@ impl Unauthenticated {
 fn merge(options: Options, auth: &AuthRequest) -> Result<Options, Refused> {
     let device = match auth.device.as_deref() {
         None => options.device,
+        Some("") => return Err(Refused::new(AuthCode::TokenInvalid, "`device` is empty; leave it out, or name one")),
         Some(name) => Some(Device::parse(name).map_err(|error| {
             Refused::new(AuthCode::TokenInvalid, &format!("`device` is not a device name: {error}"))
         })?),

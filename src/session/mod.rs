@@ -187,7 +187,8 @@ impl Session {
         // Far ends are looked at again in a year.
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         self.token_deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
-        // A token that lives shorter than the warning time is not warned of at once.
+        // One that has less than the warning time left is not warned of: where all tokens are so short, a client that
+        // answers each warning by a new token would do nothing else.
         self.token_warned = self.token_deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
     }
 

@@ -52,6 +52,8 @@ pub struct IndexEntry {
 pub struct DeviceRow {
     /// Up to where the device has confirmed the user's log.
     pub cursor: Offset,
+    /// The highest offset that was deleted before the device had it. Above the cursor: it lacks something for good.
+    pub lost: Offset,
     /// When it first came.
     pub created_at: UnixMillis,
     /// When it was last connected.

@@ -49,7 +49,7 @@ fn notification(payload_bytes: usize) -> Notification {
 }
 
 fn row(cursor: Offset) -> DeviceRow {
-    DeviceRow { cursor, created_at: UnixMillis(5), last_seen: UnixMillis(6) }
+    DeviceRow { cursor, lost: Offset::ZERO, created_at: UnixMillis(5), last_seen: UnixMillis(6) }
 }
 
 #[derive(Default)]

@@ -206,6 +206,7 @@ fn opening<B>(request: &Request<B>, bearer: Option<&str>) -> Result<Opening, Ref
     for (name, value) in form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()) {
         match &*name {
             "token" if !value.is_empty() => query_token = Some(value.into_owned()),
+            "device" if value.is_empty() => return Err(bad_request("device: leave it out, or name one")),
             "device" => {
                 let device = Device::parse(&value);
                 options.device = Some(device.map_err(|error| bad_request(format!("device: {error}")))?);

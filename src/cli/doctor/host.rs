@@ -16,12 +16,11 @@ use crate::{
     api::proto::GetStatusResponse,
     cli::output::{bytes, duration, span},
     config::{Config, Loaded},
+    limits::DESCRIPTORS_BESIDE_CLIENTS,
     store,
     types::ListenAddress,
 };
 
-/// Descriptors that are needed beside connections: listeners, the store's files, the calls of services.
-const DESCRIPTORS_SPARE: u64 = 256;
 /// The file whose lock the engine holds.
 const STORE_FILE: &str = "db";
 /// A clock before this, 2026-01-01, was never set.
@@ -111,7 +110,7 @@ fn unix_socket(check: &'static str, text: &str, path: &Path, running: Option<&Ru
 pub fn descriptors(config: &Config, findings: &mut Findings) {
     const CHECK: &str = "descriptors";
     let wanted = u64::from(config.limits.connections.0);
-    let limit = rustix::process::getrlimit(Resource::Nofile).current;
+    let limit = rustix::process::getrlimit(Resource::Nofile).maximum; // the daemon raises the soft limit to it
     let shown = limit.map_or_else(|| "any number".to_owned(), |limit| limit.to_string());
     let fix = "raise it with LimitNOFILE= in the unit or ulimit -n, or lower limits.connections";
     match (wanted, limit) {
@@ -119,11 +118,11 @@ pub fn descriptors(config: &Config, findings: &mut Findings) {
             CHECK,
             format!("this shell gives {shown} open files, and limits.connections has no bound; set one below that"),
         ),
-        (_, Some(limit)) if limit < wanted + DESCRIPTORS_SPARE => findings.warn(
+        (_, Some(limit)) if limit < wanted + DESCRIPTORS_BESIDE_CLIENTS => findings.warn(
             CHECK,
             format!(
                 "this shell gives {shown} open files, limits.connections = {wanted} needs {}; {fix}",
-                wanted + DESCRIPTORS_SPARE
+                wanted + DESCRIPTORS_BESIDE_CLIENTS
             ),
         ),
         _ => findings.ok(CHECK, format!("{shown} open files for limits.connections = {wanted}")),

@@ -150,6 +150,7 @@ impl World {
             device: Device::UNNAMED,
             row: crate::store::DeviceRow {
                 cursor: Offset::ZERO,
+                lost: Offset::ZERO,
                 created_at: crate::types::UnixMillis(0),
                 last_seen: crate::types::UnixMillis(0),
             },

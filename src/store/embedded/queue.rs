@@ -205,7 +205,12 @@ mod tests {
     }
 
     fn cursor(device: &str, to: u64) -> Op {
-        let row = DeviceRow { cursor: Offset::new(to), created_at: UnixMillis(0), last_seen: UnixMillis(0) };
+        let row = DeviceRow {
+            cursor: Offset::new(to),
+            lost: Offset::ZERO,
+            created_at: UnixMillis(0),
+            last_seen: UnixMillis(0),
+        };
         Op::Cursor { user: user(), device: Device::parse(device).unwrap(), row, hold: Hold::default() }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - mailbox: `1 count(4) bytes(8) last(8)`
 //! - device: `1 created_at(8) last_seen(8)`, then `log(1) cursor(8)` for each log it reads; log 0 is the user's own,
-//!   and a log that this version does not know is passed over
+//!   255 stands for what the device has lost, and a log that this version does not know is passed over
 //! - totals: `1 count(8) bytes(8)`; mark: `1 mark(8)`; epoch: `1 uuid(16)`
 //! - format: a `u32` alone, since it is what every other version stands on
 //! - expiry: nothing
@@ -20,6 +20,8 @@ pub const FORMAT: u32 = 1;
 
 const VERSION: u8 = 1;
 const LOG_USER: u8 = 0;
+/// In the place of a log: up to where the device has lost something.
+const LOST: u8 = 255;
 
 fn opened<'a>(row: &'a [u8], what: &'static str) -> Result<Input<'a>, Malformed> {
     let mut input = Input(row);
@@ -74,6 +76,10 @@ pub fn encode_device(device: &DeviceRow) -> Vec<u8> {
     let mut row = row(&[device.created_at.0, device.last_seen.0]);
     row.push(LOG_USER);
     row.extend_from_slice(&device.cursor.get().to_le_bytes());
+    if device.lost > Offset::ZERO {
+        row.push(LOST);
+        row.extend_from_slice(&device.lost.get().to_le_bytes());
+    }
     row
 }
 
@@ -82,12 +88,14 @@ pub fn decode_device(row: &[u8]) -> Result<DeviceRow, Malformed> {
     let mut input = opened(row, "a device of an unknown version")?;
     let created_at = UnixMillis(u64_of(&mut input)?);
     let last_seen = UnixMillis(u64_of(&mut input)?);
-    let mut device = DeviceRow { cursor: Offset::ZERO, created_at, last_seen };
+    let mut device = DeviceRow { cursor: Offset::ZERO, lost: Offset::ZERO, created_at, last_seen };
     while !input.0.is_empty() {
         let log = input.byte()?;
         let cursor = offset_of(&mut input)?;
-        if log == LOG_USER {
-            device.cursor = cursor;
+        match log {
+            LOG_USER => device.cursor = cursor,
+            LOST => device.lost = cursor,
+            _ => {}
         }
     }
     Ok(device)
@@ -151,7 +159,12 @@ mod tests {
 
     #[test]
     fn a_device_row_keeps_room_for_the_cursors_of_further_logs() {
-        let device = DeviceRow { cursor: Offset::new(7), created_at: UnixMillis(1), last_seen: UnixMillis(2) };
+        let device = DeviceRow {
+            cursor: Offset::new(7),
+            lost: Offset::ZERO,
+            created_at: UnixMillis(1),
+            last_seen: UnixMillis(2),
+        };
         let mut row = encode_device(&device);
         assert_eq!(row, [1, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
         row.extend_from_slice(&[9, 3, 0, 0, 0, 0, 0, 0, 0]);
@@ -163,7 +176,12 @@ mod tests {
         fn rows_are_read_back(count in any::<u32>(), bytes in any::<u64>(), last in 0..=Offset::MAX.get(), other in any::<u64>()) {
             let counters = Counters { count, bytes, last: Offset::new(last) };
             prop_assert_eq!(decode_counters(&encode_counters(&counters)), Ok(counters));
-            let device = DeviceRow { cursor: Offset::new(last), created_at: UnixMillis(bytes), last_seen: UnixMillis(other) };
+            let device = DeviceRow {
+                cursor: Offset::new(last),
+                lost: Offset::new(last / 2),
+                created_at: UnixMillis(bytes),
+                last_seen: UnixMillis(other),
+            };
             prop_assert_eq!(decode_device(&encode_device(&device)), Ok(device));
             let totals = Totals { count: other, bytes };
             prop_assert_eq!(decode_totals(&encode_totals(&totals)), Ok(totals));
