@@ -234,6 +234,10 @@ sh_block() {
         whole=
     done <"$1"
     [[ -z $whole ]] || fail "a line of README.md does not end: $whole"
+    if grep -q '^sudo systemctl ' "$1"; then
+        # What follows is about the gateway before.
+        serve 'pushgate serve --config pushgate.toml'
+    fi
 }
 
 json_block() {
