@@ -6,6 +6,8 @@
 # Three things are not as they stand there. Ports 7000, 7001 and 7002 are free ones. /etc, /usr and /root are folders
 # below the script's own. What needs another machine than this one is a program of $SHIMS that does what can be done here:
 # cargo and pip, sudo and systemctl.
+#
+# shellcheck disable=SC2016 # lines of the README are compared as they stand there
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tests/support/gateway.sh
@@ -110,7 +112,7 @@ run() {
     (enter "$1") >"$WORK/said" 2>&1 || fail "$1: $(cat "$WORK/said")"
 }
 
-# `for_a_while LINE`: it does not end by itself; it must say something and not fail.
+# `for_a_while LINE`: it does not end by itself, and must not fail until it is interrupted.
 for_a_while() {
     local code=0
     (enter "timeout -s INT 3 $1") >"$WORK/said" 2>&1 || code=$?
@@ -158,9 +160,7 @@ run_line() {
         # This script is run by the one that runs these; the targets and the steps must be there.
         'cargo test'*) [[ -d tests && -f Cargo.toml ]] || fail "no tests here" ;;
         'cargo build --release'*) cargo metadata --no-deps --offline --format-version 1 >"$WORK/said" 2>&1 || fail "$(cat "$WORK/said")" ;;
-        # shellcheck disable=SC2016
         'export PATH="$PWD/target/release:$PATH"'*) [[ -x $HERE/target/release/pushgate ]] ;;
-        # shellcheck disable=SC2016
         'export PUSHGATE_GRPC="unix:$PWD/admin.sock"') EXPORTS+=("PUSHGATE_GRPC=unix:$HERE/admin.sock") ;;
         'pushgate serve '*) serve "$line" ;;
         'pushgate listen '*--count* | 'pushgate listen '*--for*) run "$line" ;;
