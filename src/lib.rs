@@ -15,7 +15,8 @@
 //!    only order in which store, outboxes and events come.
 //! 5. **[`api`]**: what services may ask, whoever carries the question.
 //! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes.
-//! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, and [`cli`].
+//! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
+//!    [`dev`] for a first look, and [`cli`].
 //!
 //! To follow one notification, read [`api::Api::send_to_user`], [`hub::Hub::send`], [`store::Store::stage`]; then
 //! [`hub::Hub::plan_pull`] for whoever was not there. To see a client come and go, read [`ws`], [`hub::Hub::attach`] and
