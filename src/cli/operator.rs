@@ -78,8 +78,8 @@ pub enum Operator {
     /// Check everything that a gateway needs, and send a message the whole way
     ///
     /// A line a check: ok, warn or FAIL, and what to do. Exit code 1 where one fails. Run it as the user the gateway
-    /// runs as. The message goes to the user `pushgate-doctor`, whose device `doctor` stays known until
-    /// store.device_ttl is over.
+    /// runs as. The message goes to the user `pushgate-doctor`, whose device `doctor` stays known. A
+    /// warning is no failure: where no gateway answers, the message is not tried, and the exit code is 0.
     #[command(after_help = "Examples:
   pushgate doctor
   pushgate doctor --config ./pushgate.toml --json")]

@@ -680,6 +680,31 @@ async fn a_full_mailbox_refuses_until_something_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_mailbox_makes_room_from_what_only_laggards_lack_and_tells_them_of_the_gap() {
+    let gateway = Gateway::with(&[("store.max_pending_per_user", "3")]).await;
+    let mut rpc = gateway.rpc().await;
+    let laggard = gateway.client_with("alice", "device=tablet").await;
+    laggard.close().await;
+    let mut phone = gateway.client_with("alice", "device=phone").await;
+    for n in 0..5 {
+        rpc.send("alice", n).await;
+        assert_eq!(phone.data(1).await, numbers(n..n + 1));
+        phone.settle().await;
+    }
+    assert_eq!(rpc.errors("laggard_lost").await, 2);
+    assert_eq!(rpc.errors("quota_exceeded").await, 0);
+
+    let gateway = gateway.restart().await;
+    let mut laggard = gateway.client_with("alice", "device=tablet").await;
+    assert_eq!((&laggard.hello["pending"], &laggard.hello["gap"]), (&json!(3), &json!(true)));
+    assert_eq!(laggard.data(3).await, numbers(2..5));
+    laggard.settle().await;
+    laggard.close().await;
+    let again = gateway.client_with("alice", "device=tablet").await;
+    assert_eq!((&again.hello["pending"], &again.hello["gap"]), (&json!(0), &json!(false)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_refuses_stored_notifications_and_takes_the_others() {
     use tonic_types::StatusExt as _;
     let gateway = Gateway::with(&[("store.max_bytes", "64KiB")]).await;
