@@ -198,7 +198,7 @@ impl Server {
 
         let failed = async {
             tokio::select! {
-                error = hub.store().failed() => life.fail(format!("the store failed: {error}")),
+                error = hub.store().failed() => life.fail(error.to_string()),
                 _ = life.failed() => {}
             }
         };

@@ -58,10 +58,10 @@ pub enum SendError {
     #[error("the store is full; see store.max_bytes and store.max_disk")]
     StoreFull,
     /// The store failed before the notification was staged.
-    #[error("the store fails: {0}")]
+    #[error("{0}")]
     Store(StoreError),
     /// The store failed with the notification under way; live sessions may have received it.
-    #[error("the store failed while storing: {0}; the notification may have been delivered")]
+    #[error("{0}; the notification may have been delivered")]
     Unknown(StoreError),
     /// The node stops.
     #[error("the node is stopping")]
