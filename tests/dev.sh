@@ -108,6 +108,15 @@ else
     echo "not tried, this binary has no listen: ${listen%% --token*}"
 fi
 
+say "in its folder the commands find it, and listen is alice, without a word more"
+GRPC=$(awk '{ print $(NF - 1) }' <<<"$SEND")
+bare() { (cd "$WORK" && PUSHGATE_GRPC__LISTEN="[\"$GRPC\"]" PUSHGATE_HTTP__LISTEN="[\"$HTTP\"]" "$BIN" "$@"); }
+bare send alice '{"without":"a word"}' >"$WORK/bare" || fail "send finds nobody: $(cat "$WORK/bare")"
+bare listen --for 2s >"$WORK/bare" 2>&1 || fail "listen finds nobody: $(cat "$WORK/bare")"
+grep -q '{"without":"a word"}' "$WORK/bare" || fail "nothing is shown: $(cat "$WORK/bare")"
+bare sessions | grep -q alice || fail "sessions finds nobody"
+(cd /tmp && "$BIN" listen --for 1s) >"$WORK/bare" 2>&1 && fail "listen guesses elsewhere: $(cat "$WORK/bare")"
+
 [[ $(page run "performance.getEntriesByType('resource').length") == 0 ]] || fail "the page has loaded something"
 if grep 'CONSOLE' "$WORK/chromium.log"; then fail "the browser complains"; fi
 if [[ -n ${PUSHGATE_SHOTS:-} ]]; then

@@ -26,6 +26,7 @@ use super::failure::{EXIT_CONFIG, EXIT_FAILURE, EXIT_PERMISSION, EXIT_UNAVAILABL
 use crate::{
     api::proto::gateway_client::GatewayClient,
     config::{Config, DEFAULT_FILE, Loaded, Sources},
+    dev,
     types::{ListenAddress, Span},
 };
 
@@ -82,7 +83,17 @@ impl File {
 
     /// The configuration as far as it can be understood: a command needs an address or a key of it, not all of it.
     pub fn read(&self) -> Outcome<Loaded> {
-        Ok(Config::read(self.sources())?)
+        if !self.is_dev() {
+            return Ok(Config::read(self.sources())?);
+        }
+        let mut loaded = Config::read(Sources { mode: dev::settings(), ..self.sources() })?;
+        dev::add_key(&mut loaded.config);
+        Ok(loaded)
+    }
+
+    /// Whether nothing names a configuration and `serve --dev` was run in this folder: its gateway is meant.
+    pub fn is_dev(&self) -> bool {
+        self.config.is_none() && !Path::new(DEFAULT_FILE).exists() && dev::was_here()
     }
 
     /// The configuration for the sake of an address, and where that came from. The file at the default place holds
@@ -94,7 +105,11 @@ impl File {
             return Ok((loaded, format!("the default, since {DEFAULT_FILE} may not be read")));
         }
         let loaded = self.read()?;
-        let why = address_origin(&loaded);
+        let why = if self.is_dev() {
+            "serve --dev, which was run in this folder".to_owned()
+        } else {
+            address_origin(&loaded)
+        };
         Ok((loaded, why))
     }
 }

@@ -11,7 +11,7 @@ mod key;
 mod lines;
 mod page;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use figment::value::Value;
 
@@ -26,11 +26,13 @@ use crate::{
 };
 
 /// Whom the page and the printed token stand for.
-const USER: &str = "alice";
+pub const USER: &str = "alice";
 /// The key's name, in tokens.
 const KID: &str = "pushgate-dev";
 /// The key's file, in the folder of the data.
 const KEY_FILE: &str = "dev.key";
+/// The data folder, where nothing else is said.
+const STORE_PATH: &str = "./pushgate-data";
 
 /// What `--dev` sets, over the file and under the environment and the flags.
 pub fn settings() -> Vec<Flag> {
@@ -41,8 +43,13 @@ pub fn settings() -> Vec<Flag> {
         set("grpc.listen", one("127.0.0.1:7001")),
         set("grpc.insecure", Value::from(true)),
         set("ops.listen", one("127.0.0.1:7002")),
-        set("store.path", Value::from("./pushgate-data")),
+        set("store.path", Value::from(STORE_PATH)),
     ]
+}
+
+/// Whether a run with `--dev` and its own settings has left its key below the current folder.
+pub fn was_here() -> bool {
+    Path::new(STORE_PATH).join(KEY_FILE).is_file()
 }
 
 /// Adds the key that [`Dev::open`] makes where it is not there yet.

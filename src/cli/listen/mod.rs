@@ -23,7 +23,7 @@ use super::{
     jwt::{KeyArgs, Signer},
     output, token,
 };
-use crate::{config::Loaded, limits, types::ListenAddress};
+use crate::{config::Loaded, dev, limits, types::ListenAddress};
 
 /// The command's examples.
 pub const EXAMPLES: &str = "Examples:
@@ -69,9 +69,10 @@ pub struct Listen {
 }
 
 #[derive(Args, Debug)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Identity {
-    /// Sign a token for this user, with the HMAC key of the configuration or the key that is given
+    /// Sign a token for this user, with the HMAC key of the configuration or the key that is given; in a folder where
+    /// `serve --dev` was run, alice where nothing is said
     #[arg(long)]
     user: Option<String>,
     /// The token itself; other users of this machine can see it in the list of processes
@@ -141,6 +142,7 @@ pub async fn listen(args: Listen) -> Outcome {
         (Some(user), ..) => Tokens::Signed(Box::new(Signer::find(&args.key, &args.file)?), user),
         (_, Some(token), _) => Tokens::Given(token),
         (.., Some(file)) => Tokens::File(file),
+        _ if args.file.is_dev() => Tokens::Signed(Box::new(Signer::find(&args.key, &args.file)?), dev::USER.to_owned()),
         _ => return Err(Failure::usage("whose messages? give --user, --token or --token-file")),
     };
     let connection = Connection { url, device: args.device, client_acks: args.ack_mode == AckMode::Client };
