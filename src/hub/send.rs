@@ -201,7 +201,8 @@ impl Hub {
             known.row.lost = last;
             self.put_cursor(user, known, &state.hold);
         }
-        tracing::info!(user = %user.id, notifications = entries.len(), laggards, "a full mailbox made room");
+        // With a device away for long this is every send: the counter tells operators, not a line each.
+        tracing::debug!(user = %user.id, notifications = entries.len(), laggards, "a full mailbox made room");
         self.delete(user, state, entries);
     }
 
