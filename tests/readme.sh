@@ -155,7 +155,9 @@ run_line() {
         'cargo run --release -- serve --dev'*)
             serve 'pushgate serve --dev'
             grep -qF "http://127.0.0.1:$P0/" "$WORK/daemon.out" || fail "no page is named: $(cat "$WORK/daemon.out")"
-            curl -sf "http://127.0.0.1:$P0/" | grep -q '<html' || fail "there is no page"
+            curl -sf -o "$WORK/page" "http://127.0.0.1:$P0/" || fail "there is no page"
+            # Not through a pipe: a grep that ends early would break curl's.
+            grep -q '<html' "$WORK/page" || fail "that is no page: $(head -c 300 "$WORK/page")"
             ;;
         # This script is run by the one that runs these; the targets and the steps must be there.
         'cargo test'*) [[ -d tests && -f Cargo.toml ]] || fail "no tests here" ;;
