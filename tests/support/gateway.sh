@@ -14,7 +14,8 @@ finish() {
         kill -9 "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
     done
-    rm -rf "$WORK"
+    # A browser's children may write for a moment longer; what the script found is what counts.
+    rm -rf "$WORK" 2>/dev/null || { sleep 1; rm -rf "$WORK" || true; }
     exit "$code"
 }
 trap finish EXIT
