@@ -12,6 +12,16 @@ pub const USER_ID_BYTES_MAX: usize = 255;
 pub const DEVICE_BYTES_MAX: usize = 64;
 /// The longest notification id.
 pub const NOTIFICATION_ID_BYTES_MAX: usize = 128;
+/// The longest collapse key.
+pub const COLLAPSE_KEY_BYTES_MAX: usize = 128;
+/// The users whom one broadcast may leave out.
+pub const EXCLUDED_USERS_MAX: usize = 1000;
+/// Durable broadcasts that wait at once; each is kept until its TTL runs out.
+pub const BROADCASTS_MAX: usize = 65_536;
+/// The names of forgotten devices that are kept for a user, so that one that returns is told of its gap.
+pub const FORGOTTEN_DEVICES_MAX: usize = 32;
+/// How many of a user's latest ends of notifications with a caller's own id are remembered for a repeated call.
+pub const REMEMBERED_ENDS_MAX: usize = 256;
 /// The longest message type, of a notification or of a client's message.
 pub const TYPE_BYTES_MAX: usize = 128;
 /// The longest `id` a client may give a message.
@@ -85,6 +95,8 @@ const _: () = assert!(
     "the largest record that the queue takes has chunks that two bytes can number"
 );
 const _: () = assert!(WRITER_QUEUE_BYTES_MAX < u32::MAX as usize, "a semaphore hands out so many at once");
+const _: () = assert!(NOTIFICATION_ID_BYTES_MAX <= u8::MAX as usize, "rows hold the length of an id in one byte");
+const _: () = assert!(COLLAPSE_KEY_BYTES_MAX <= u8::MAX as usize, "rows hold the length of a collapse key in one byte");
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 
 /// The section `[limits]`.

@@ -110,6 +110,8 @@ impl Checks {
             type_name: type_name?,
             payload: payload?,
             from_user: from_user?,
+            collapse_key: None,
+            not_for: [].into(),
             accepted_at: now,
             expires_at: ttl?.map(|ttl| now.saturating_add(ttl)),
         })

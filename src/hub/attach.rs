@@ -152,7 +152,7 @@ impl Hub {
         // One whose creation is still under way may yet fail, and must not have taken the mailbox with it.
         let first = !state.devices.iter().any(|known| known.durable);
         let cursor = if first { Offset::ZERO } else { state.last };
-        let row = DeviceRow { cursor, lost: Offset::ZERO, created_at: now, last_seen: now };
+        let row = DeviceRow { cursor, created_at: now, last_seen: now, ..DeviceRow::default() };
         state.devices.push(DeviceState { name: device.clone(), row, durable: false });
         Ok(row)
     }
@@ -173,6 +173,8 @@ impl Hub {
         self.0.store.stage(Op::RemoveDevice {
             user: user.id.clone(),
             device: forgotten.name,
+            at: now,
+            unremembered: Vec::new(),
             hold: Arc::clone(&state.hold),
             done: None,
         });

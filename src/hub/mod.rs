@@ -386,7 +386,9 @@ impl Hub {
                 // A user may have several minutes due; one look at him serves them all.
                 let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
                 for row in due {
-                    users.entry(row.user.clone()).or_default().push(row);
+                    if let Some(user) = row.log.user() {
+                        users.entry(user.clone()).or_default().push(row);
+                    }
                 }
                 let mut failed = false;
                 for (id, rows) in users {
@@ -434,7 +436,8 @@ impl Hub {
     fn delete(&self, user: &Arc<User>, state: &mut user::UserState, entries: Vec<crate::store::IndexEntry>) {
         if !entries.is_empty() {
             let (counters, hold) = (state.counters(), Arc::clone(&state.hold));
-            self.0.store.stage(Op::Delete { user: user.id.clone(), entries, counters, hold });
+            let places = entries.iter().map(crate::store::IndexEntry::place).collect();
+            self.0.store.stage(Op::Delete { log: user.log(), places, counters, hold, done: None });
         }
     }
 }

@@ -75,7 +75,7 @@ impl Hub {
     pub async fn read_page(&self, request: &PageRequest) -> Result<Page, StoreError> {
         let PageRequest { user, after, upto, records, bytes } = request;
         let limit = PageLimit { records: *records, bytes: *bytes };
-        self.0.store.page(user, *after, *upto, limit).await.inspect_err(|error| {
+        self.0.store.page(&crate::types::LogId::User(user.clone()), *after, *upto, limit).await.inspect_err(|error| {
             self.metrics().failure(Failure::StoreError);
             tracing::error!(%user, %error, "stored notifications could not be read");
         })

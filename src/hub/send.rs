@@ -159,12 +159,17 @@ impl Hub {
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             chunks: chunks_of(&notification),
             expires_at: notification.expires_at.unwrap_or(crate::types::UnixMillis(u64::MAX)),
+            id: notification.id.clone(),
+            remembered: false,
+            collapse_key: None,
         });
         state.bytes += bytes;
         self.0.store.stage(Op::Append {
-            user: user.id.clone(),
+            log: user.log(),
             offset,
             notification: Arc::clone(&notification),
+            replaces: None,
+            remember: None,
             counters: state.counters(),
             permit,
             observer: Arc::clone(user) as Arc<dyn LogObserver>,

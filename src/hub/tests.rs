@@ -374,9 +374,9 @@ async fn agrees_with_the_store(world: &World, id: &UserId) {
         let mut devices: Vec<(Device, DeviceRow)> =
             state.devices.iter().map(|known| (known.name.clone(), known.row)).collect();
         devices.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
-        let index: Vec<_> = state.index.iter().copied().collect();
+        let index: Vec<_> = state.index.iter().cloned().collect();
         let bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
-        assert_eq!(state.counters(), Counters { count: index.len() as u32, bytes, last: state.last });
+        assert_eq!(state.counters(), Counters { count: index.len() as u32, bytes, last: state.last, lost: state.lost });
         (state.counters(), devices, index)
     };
     let again = World::over(Arc::clone(&world.double), Bounds::default());

@@ -14,7 +14,7 @@ use super::handle::Handle;
 use crate::{
     clock::Instant,
     store::{Counters, DeviceRow, Hold, IndexEntry, LogObserver, Mailbox, StoreError},
-    types::{Device, Offset, UnixMillis, UserId},
+    types::{Device, LogId, Offset, UnixMillis, UserId},
 };
 
 /// A user. Kept in memory while he has sessions or writes under way, and a while longer.
@@ -51,6 +51,8 @@ pub struct DeviceState {
 pub struct UserState {
     /// The last assigned offset.
     pub last: Offset,
+    /// The highest offset that was dropped before every device had it.
+    pub lost: Offset,
     /// Everything up to here is on disk and readable.
     pub applied: Offset,
     /// His devices.
@@ -83,6 +85,11 @@ impl User {
         }
     }
 
+    /// His log.
+    pub fn log(&self) -> LogId {
+        LogId::User(self.id.clone())
+    }
+
     /// His state. Without [`User::is_loaded`] it is empty.
     pub fn state(&self) -> MutexGuard<'_, UserState> {
         self.state.lock()
@@ -98,6 +105,7 @@ impl User {
         let mut state = self.state.lock();
         state.last = mailbox.counters.last;
         state.applied = mailbox.counters.last;
+        state.lost = mailbox.counters.lost;
         state.devices =
             mailbox.devices.into_iter().map(|(name, row)| DeviceState { name, row, durable: true }).collect();
         state.bytes = mailbox.index.iter().map(|entry| u64::from(entry.bytes)).sum();
@@ -121,7 +129,12 @@ impl User {
 impl UserState {
     /// The counters as they are now.
     pub fn counters(&self) -> Counters {
-        Counters { count: u32::try_from(self.index.len()).unwrap_or(u32::MAX), bytes: self.bytes, last: self.last }
+        Counters {
+            count: u32::try_from(self.index.len()).unwrap_or(u32::MAX),
+            bytes: self.bytes,
+            last: self.last,
+            lost: self.lost,
+        }
     }
 
     /// A device, by name.
@@ -181,7 +194,7 @@ impl UserState {
         self.index.retain(|entry| {
             let take = wanted(entry);
             if take {
-                taken.push(*entry);
+                taken.push(entry.clone());
             }
             !take
         });

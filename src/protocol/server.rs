@@ -235,6 +235,8 @@ mod tests {
             type_name: TypeName::NOTIFICATION,
             payload,
             from_user: Some(UserId::parse("bob").unwrap()),
+            collapse_key: None,
+            not_for: [].into(),
             accepted_at: UnixMillis(1_769_852_100_123),
             expires_at: None,
         }

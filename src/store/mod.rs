@@ -1,6 +1,7 @@
 //! The store: what users have not received yet, on disk.
 //!
-//! A user's log holds his pending notifications by offset; each of his devices has a cursor in it. A sender takes a
+//! A log (a user's own, or the one of durable broadcasts) holds pending notifications by offset; each device has a
+//! cursor in each log. A sender takes a
 //! [`Permit`], and then, under the log's lock, an offset and a place in the writer's queue, neither of which can fail.
 //! One thread writes batches and answers when they are durable; reads go through a small pool, a page at a time.
 //!
@@ -28,11 +29,14 @@ use uuid::Uuid;
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
 pub use embedded::{Permit, record::chunks_of};
 pub use error::{OpenError, StoreError};
-pub use model::{Counters, DeviceRow, Done, Due, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Totals};
+pub use model::{
+    Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
+    Remembered, Totals,
+};
 
 use crate::{
     clock::Clock,
-    types::{Offset, UnixMillis, UserId},
+    types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId},
 };
 use embedded::{
     engine::MemoryEngine,
@@ -160,16 +164,9 @@ impl Store {
     /// Never fails, never waits: what becomes of it is told to the op's observer and `done`, from the writer's thread;
     /// only where the store is closed, `done` is answered right here and the observer is not told.
     pub fn stage(&self, op: Op) {
-        if let Some(op) = self.0.shared.queue.push(op) {
-            let done = match op {
-                Op::Append { done, .. } | Op::RemoveDevice { done, .. } => done,
-                Op::PutDevice { done, .. } => Some(done),
-                Op::Delete { .. } | Op::Cursor { .. } | Op::ForgetDue { .. } => None,
-            };
-            if let Some(done) = done {
-                // Whoever asked may have gone.
-                let _ = done.send(Err(self.0.shared.refusal()));
-            }
+        if let Some(done) = self.0.shared.queue.push(op).and_then(Op::into_done) {
+            // Whoever asked may have gone.
+            let _ = done.send(Err(self.0.shared.refusal()));
         }
     }
 
@@ -178,35 +175,92 @@ impl Store {
     /// not be durable.
     pub async fn load(&self, user: &UserId) -> Result<Mailbox, StoreError> {
         self.health()?;
-        let wanted = user.clone();
-        let (profile, mut part) = self
+        let (wanted, log) = (user.clone(), LogId::User(user.clone()));
+        let (profile, first) = self
             .0
             .readers
             .read(move |engine| {
-                Ok((queries::profile(engine, &wanted)?, queries::index(engine, &wanted, Offset::ZERO)?))
+                let first = queries::index(engine, &LogId::User(wanted.clone()), Offset::ZERO)?;
+                Ok((queries::profile(engine, &wanted)?, first))
             })
             .await?;
-        let (mut index, mut unreadable) = (part.entries, profile.unreadable + part.unreadable);
-        while let Some(after) = part.next {
-            let wanted = user.clone();
-            part = self.0.readers.read(move |engine| queries::index(engine, &wanted, after)).await?;
-            index.append(&mut part.entries);
-            unreadable += part.unreadable;
-        }
-        let mailbox = Mailbox::of(profile.counters, profile.devices, index, unreadable);
+        let (index, unreadable) = self.whole_index(&log, first).await?;
+        let (unreadable, forgotten) = (unreadable + profile.unreadable, profile.forgotten);
+        let mailbox = Mailbox::of(profile.counters, profile.devices, forgotten, index, unreadable);
         self.0.shared.admit(mailbox.counters.last).await?;
         Ok(mailbox)
     }
 
-    /// The records of a user's log with offsets in (`after`, `upto`]. `upto` should be at or below what was applied, or
-    /// the page may show what is not durable yet.
-    pub async fn page(&self, user: &UserId, after: Offset, upto: Offset, limit: PageLimit) -> Result<Page, StoreError> {
+    /// What the store has of the broadcast log; its devices stand with their users.
+    pub async fn load_broadcasts(&self) -> Result<Mailbox, StoreError> {
         self.health()?;
-        let user = user.clone();
-        self.0.readers.read(move |engine| queries::page(engine, &user, after, upto, limit)).await
+        let read = |engine: &dyn embedded::engine::Engine| {
+            let log = LogId::Broadcast;
+            Ok((queries::counters(engine, &log)?, queries::index(engine, &log, Offset::ZERO)?))
+        };
+        let (counters, first) = self.0.readers.read(read).await?;
+        let (index, mut unreadable) = self.whole_index(&LogId::Broadcast, first).await?;
+        unreadable += usize::from(matches!(counters, Some(Err(_))));
+        let mailbox = Mailbox::of(counters.and_then(Result::ok), Vec::new(), Vec::new(), index, unreadable);
+        self.0.shared.admit(mailbox.counters.last).await?;
+        Ok(mailbox)
     }
 
-    /// Users of whom something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
+    /// The rest of an index whose first part was read, and how many of its rows cannot be read.
+    async fn whole_index(
+        &self,
+        log: &LogId,
+        first: queries::IndexPage,
+    ) -> Result<(Vec<IndexEntry>, usize), StoreError> {
+        let (mut index, mut unreadable, mut next) = (first.entries, first.unreadable, first.next);
+        while let Some(after) = next {
+            let log = log.clone();
+            let mut part = self.0.readers.read(move |engine| queries::index(engine, &log, after)).await?;
+            index.append(&mut part.entries);
+            unreadable += part.unreadable;
+            next = part.next;
+        }
+        Ok((index, unreadable))
+    }
+
+    /// The records of a log with offsets in (`after`, `upto`]. `upto` should be at or below what was applied, or the
+    /// page may show what is not durable yet.
+    pub async fn page(&self, log: &LogId, after: Offset, upto: Offset, limit: PageLimit) -> Result<Page, StoreError> {
+        self.health()?;
+        let log = log.clone();
+        self.0.readers.read(move |engine| queries::page(engine, &log, after, upto, limit)).await
+    }
+
+    /// What a caller's own id stands for at `now`, as of the last commit.
+    pub async fn remembered(
+        &self,
+        log: &LogId,
+        id: &NotificationId,
+        now: UnixMillis,
+    ) -> Result<Option<Remembered>, StoreError> {
+        self.health()?;
+        let (log, id) = (log.clone(), id.clone());
+        self.0.readers.read(move |engine| queries::remembered(engine, &log, &id, now)).await
+    }
+
+    /// Devices of all users, in a stable order from behind `after` on; at most `max`.
+    pub async fn devices_after(
+        &self,
+        after: Option<(UserId, Device)>,
+        max: usize,
+    ) -> Result<Vec<(UserId, Device, DeviceRow)>, StoreError> {
+        self.health()?;
+        self.0.readers.read(move |engine| queries::devices_after(engine, after.as_ref(), max)).await
+    }
+
+    /// Own ids of callers that may be forgotten at `now`, oldest first, at most `max`. One is shown until
+    /// [`Op::ForgetId`] is committed.
+    pub async fn due_ids(&self, now: UnixMillis, max: usize) -> Result<Vec<DueId>, StoreError> {
+        self.health()?;
+        self.0.readers.read(move |engine| queries::due_ids(engine, now, max)).await
+    }
+
+    /// Logs of which something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
     /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
         self.health()?;
@@ -250,7 +304,8 @@ impl Mailbox {
     /// A mailbox as it was found. What was found is what counts: counters that say otherwise are evidence of damage.
     fn of(
         written: Option<Counters>,
-        devices: Vec<(crate::types::Device, DeviceRow)>,
+        devices: Vec<(Device, DeviceRow)>,
+        forgotten: Vec<(Device, UnixMillis)>,
         index: Vec<IndexEntry>,
         unreadable: usize,
     ) -> Self {
@@ -258,6 +313,7 @@ impl Mailbox {
             count: u32::try_from(index.len()).unwrap_or(u32::MAX),
             bytes: index.iter().map(|entry| u64::from(entry.bytes)).sum(),
             last: index.last().map(|entry| entry.offset).unwrap_or_default(),
+            lost: Offset::ZERO,
         };
         // A cursor may be written before the record that it confirms: it raises `last` and is no evidence.
         let cursor = devices.iter().map(|(_, row)| row.cursor).max().unwrap_or_default();
@@ -272,7 +328,8 @@ impl Mailbox {
         } else {
             None
         };
-        let counters = Counters { last: found.last.max(written.last).max(cursor), ..found };
-        Self { counters, devices, index, damaged }
+        let last = found.last.max(written.last).max(cursor);
+        let counters = Counters { last, lost: written.lost, ..found };
+        Self { counters, devices, forgotten, index, damaged }
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use tokio::sync::oneshot;
 
 use super::{StoreError, embedded::Permit};
-use crate::types::{Device, Notification, Offset, UnixMillis, UserId};
+use crate::types::{CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, UnixMillis, UserId};
 
 /// Kept by an op until it is durable, or has failed: a clone from a user's state, so that its owner sees whether
 /// something of that user is still on its way.
@@ -14,18 +14,20 @@ pub type Hold = Arc<()>;
 /// Answered when the op is durable, or has failed.
 pub type Done = oneshot::Sender<Result<(), StoreError>>;
 
-/// What a user has pending: absolute values, as they are after an op.
+/// What a log has pending: absolute values, as they are after an op.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Pending notifications.
     pub count: u32,
     /// Their accounted bytes.
     pub bytes: u64,
-    /// The last offset given in the user's log.
+    /// The last offset given in the log.
     pub last: Offset,
+    /// The highest offset that was dropped before every device had it. A device whose cursor is below lacks something.
+    pub lost: Offset,
 }
 
-/// What all users have pending.
+/// What all logs have pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Pending notifications.
@@ -34,10 +36,10 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// One pending notification of a user, without its content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One pending notification of a log, without its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexEntry {
-    /// Its place in the user's log.
+    /// Its place in the log.
     pub offset: Offset,
     /// Its accounted bytes.
     pub bytes: u32,
@@ -45,14 +47,51 @@ pub struct IndexEntry {
     pub chunks: u16,
     /// When it expires; the end of time where it does not.
     pub expires_at: UnixMillis,
+    /// Its id.
+    pub id: NotificationId,
+    /// Whether that id is a caller's own, remembered for repeated calls.
+    pub remembered: bool,
+    /// What takes its place has the same key.
+    pub collapse_key: Option<CollapseKey>,
+}
+
+impl IndexEntry {
+    /// Where its rows are.
+    pub fn place(&self) -> Place {
+        Place { offset: self.offset, chunks: self.chunks }
+    }
+}
+
+/// Where the rows of a pending notification are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its offset.
+    pub offset: Offset,
+    /// Its chunk rows; 0: it stands in its head row.
+    pub chunks: u16,
+}
+
+/// What a caller's own id stood for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// The notification's offset.
+    pub offset: Offset,
+    /// Its content.
+    pub digest: Digest,
+    /// Until when the id stands for it.
+    pub until: UnixMillis,
 }
 
 /// A device of a user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceRow {
     /// Up to where the device has confirmed the user's log.
     pub cursor: Offset,
-    /// The highest offset that was deleted before the device had it. Above the cursor: it lacks something for good.
+    /// Up to where the device has confirmed the broadcast log.
+    pub broadcast: Offset,
+    /// Where in the user's log the device began: it never confirmed what is at or below.
+    pub began: Offset,
+    /// The highest offset that this device alone lost. At or above the cursor: it was not told yet.
     pub lost: Offset,
     /// When it first came.
     pub created_at: UnixMillis,
@@ -67,6 +106,8 @@ pub struct Mailbox {
     pub counters: Counters,
     /// His devices, by name.
     pub devices: Vec<(Device, DeviceRow)>,
+    /// Devices that he had, and when each was forgotten.
+    pub forgotten: Vec<(Device, UnixMillis)>,
     /// What is pending, by offset, expired ones included.
     pub index: Vec<IndexEntry>,
     /// What is wrong with it, where something is: rows were lost or cannot be read.
@@ -82,7 +123,7 @@ pub struct PageLimit {
     pub bytes: usize,
 }
 
-/// A piece of a user's log.
+/// A piece of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     /// By offset, expired ones included.
@@ -93,13 +134,24 @@ pub struct Page {
     pub complete: bool,
 }
 
-/// A user of whom something may have expired.
+/// A log of which something may have expired.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Due {
     /// The bucket, in minutes since the Unix epoch: all of it has expired at the start of that minute.
     pub minute: u64,
-    /// Whose.
-    pub user: UserId,
+    /// Which.
+    pub log: LogId,
+}
+
+/// A caller's own id that may be forgotten.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DueId {
+    /// The bucket, in minutes since the Unix epoch.
+    pub minute: u64,
+    /// In which log.
+    pub log: LogId,
+    /// Which.
+    pub id: NotificationId,
 }
 
 /// Hears what becomes of a log. Called from the writer's thread, which waits: it must be quick and must not wait for
@@ -115,15 +167,19 @@ pub trait LogObserver: Send + Sync {
 /// A write. Those with a `done`, and appends and removals, are committed at once; the others within
 /// [`crate::limits::STORE_LAZY_DELAY`]. All are applied in the order in which they were staged.
 pub enum Op {
-    /// A notification joins a user's log.
+    /// A notification joins a log.
     Append {
-        /// Whose log.
-        user: UserId,
+        /// Which log.
+        log: LogId,
         /// As [`super::Store::assign`] gave it for `permit`.
         offset: Offset,
         /// What joins.
         notification: Arc<Notification>,
-        /// The user's counters afterwards.
+        /// The one whose place it takes, which leaves in the same commit.
+        replaces: Option<Place>,
+        /// Where its id is a caller's own: until when it is remembered, and the content it stands for.
+        remember: Option<(UnixMillis, Digest)>,
+        /// The log's counters afterwards.
         counters: Counters,
         /// What it was admitted with.
         permit: Permit,
@@ -132,16 +188,18 @@ pub enum Op {
         /// The answer.
         done: Option<Done>,
     },
-    /// Records leave a user's log: confirmed by every device, or expired. Lazy.
+    /// Records leave a log: confirmed by every device, or ended otherwise. Lazy, where nobody waits for it.
     Delete {
-        /// Whose log.
-        user: UserId,
+        /// Which log.
+        log: LogId,
         /// Which records.
-        entries: Vec<IndexEntry>,
-        /// The user's counters afterwards.
+        places: Vec<Place>,
+        /// The log's counters afterwards.
         counters: Counters,
         /// Kept until then.
         hold: Hold,
+        /// The answer.
+        done: Option<Done>,
     },
     /// A device's row changed. Lazy; the latest of several counts.
     Cursor {
@@ -154,7 +212,7 @@ pub enum Op {
         /// Kept until then.
         hold: Hold,
     },
-    /// A device came.
+    /// A device came; it is no longer one that was forgotten.
     PutDevice {
         /// Whose.
         user: UserId,
@@ -175,27 +233,60 @@ pub enum Op {
         user: UserId,
         /// Which.
         device: Device,
+        /// When, for the day it returns.
+        at: UnixMillis,
+        /// Forgotten devices of which nothing is kept any more.
+        unremembered: Vec<Device>,
         /// Kept until then.
         hold: Hold,
         /// The answer.
         done: Option<Done>,
+    },
+    /// Every row of a user goes, whatever it is about.
+    ForgetUser {
+        /// Who.
+        user: UserId,
+        /// Kept until then.
+        hold: Hold,
+        /// The answer.
+        done: Done,
     },
     /// An expiry bucket was dealt with. Lazy: [`super::Store::due`] may show it once more until then.
     ForgetDue {
         /// Which.
         due: Due,
     },
+    /// An id may be forgotten. Lazy; nothing happens to one that was remembered anew meanwhile.
+    ForgetId {
+        /// Which.
+        due: DueId,
+        /// When.
+        now: UnixMillis,
+    },
 }
 
 impl fmt::Debug for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Op::Append { user, offset, .. } => write!(f, "Append({user:?}, {offset:?})"),
-            Op::Delete { user, entries, .. } => write!(f, "Delete({user:?}, {} entries)", entries.len()),
+            Op::Append { log, offset, .. } => write!(f, "Append({log:?}, {offset:?})"),
+            Op::Delete { log, places, .. } => write!(f, "Delete({log:?}, {} places)", places.len()),
             Op::Cursor { user, device, .. } => write!(f, "Cursor({user:?}, {device:?})"),
             Op::PutDevice { user, device, .. } => write!(f, "PutDevice({user:?}, {device:?})"),
             Op::RemoveDevice { user, device, .. } => write!(f, "RemoveDevice({user:?}, {device:?})"),
+            Op::ForgetUser { user, .. } => write!(f, "ForgetUser({user:?})"),
             Op::ForgetDue { due } => write!(f, "ForgetDue({due:?})"),
+            Op::ForgetId { due, .. } => write!(f, "ForgetId({due:?})"),
+        }
+    }
+}
+
+impl Op {
+    /// Whoever waits for it.
+    pub fn into_done(self) -> Option<Done> {
+        match self {
+            Op::Append { done, .. } | Op::Delete { done, .. } | Op::RemoveDevice { done, .. } => done,
+            Op::PutDevice { done, .. } | Op::ForgetUser { done, .. } => Some(done),
+            Op::Cursor { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => None,
         }
     }
 }

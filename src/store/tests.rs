@@ -43,13 +43,15 @@ fn notification(payload_bytes: usize) -> Notification {
         type_name: TypeName::parse("order.created").unwrap(),
         payload: Payload::Binary(Bytes::from((0..payload_bytes).map(|n| (n / 7) as u8).collect::<Vec<_>>())),
         from_user: Some(user("shop")),
+        collapse_key: None,
+        not_for: [].into(),
         accepted_at: UnixMillis(1),
         expires_at: Some(UnixMillis(NOW.as_millis() as u64 + 90_000)),
     }
 }
 
 fn row(cursor: Offset) -> DeviceRow {
-    DeviceRow { cursor, lost: Offset::ZERO, created_at: UnixMillis(5), last_seen: UnixMillis(6) }
+    DeviceRow { cursor, created_at: UnixMillis(5), last_seen: UnixMillis(6), ..DeviceRow::default() }
 }
 
 #[derive(Default)]
@@ -83,6 +85,10 @@ impl Log {
         Self { user: user(name), counters: Counters::default(), index: Vec::new(), observer: Arc::default() }
     }
 
+    fn id(&self) -> LogId {
+        LogId::User(self.user.clone())
+    }
+
     async fn stage(&mut self, store: &Store, notification: &Notification) -> Result<(Offset, Answer), StoreError> {
         let mut permit = store.permit(notification.accounted_bytes()).await?;
         let offset = store.assign(&mut permit, self.counters.last);
@@ -95,12 +101,17 @@ impl Log {
             bytes: notification.accounted_bytes() as u32,
             chunks: chunks_of(notification),
             expires_at: notification.expires_at.unwrap(),
+            id: notification.id.clone(),
+            remembered: false,
+            collapse_key: None,
         });
         let (done, answer) = oneshot::channel();
         store.stage(Op::Append {
-            user: self.user.clone(),
+            log: self.id(),
             offset,
             notification: Arc::new(notification.clone()),
+            replaces: None,
+            remember: None,
             counters: self.counters,
             permit,
             observer: self.observer.clone(),
@@ -115,12 +126,18 @@ impl Log {
     }
 
     fn delete(&mut self, store: &Store, upto: Offset) -> Hold {
-        let (entries, rest): (Vec<_>, _) = self.index.iter().partition(|entry| entry.offset <= upto);
+        let (entries, rest): (Vec<_>, _) = self.index.drain(..).partition(|entry| entry.offset <= upto);
         self.index = rest;
         self.counters.count -= entries.len() as u32;
         self.counters.bytes -= entries.iter().map(|entry| u64::from(entry.bytes)).sum::<u64>();
         let hold = Hold::default();
-        store.stage(Op::Delete { user: self.user.clone(), entries, counters: self.counters, hold: hold.clone() });
+        store.stage(Op::Delete {
+            log: self.id(),
+            places: entries.iter().map(IndexEntry::place).collect(),
+            counters: self.counters,
+            hold: hold.clone(),
+            done: None,
+        });
         hold
     }
 
@@ -144,7 +161,7 @@ impl Log {
     }
 
     async fn page(&self, store: &Store, after: Offset) -> Page {
-        store.page(&self.user, after, Offset::MAX, EVERYTHING).await.unwrap()
+        store.page(&self.id(), after, Offset::MAX, EVERYTHING).await.unwrap()
     }
 }
 
@@ -185,7 +202,7 @@ async fn what_is_appended_is_paged_until_it_is_deleted() {
         let wanted: Vec<_> = offsets.iter().copied().zip(sent.iter().cloned()).collect();
         assert_eq!(found.records, wanted);
         assert_eq!(ann.page(&store, offsets[6]).await.records, wanted[7..]);
-        let upto = store.page(&ann.user, offsets[1], offsets[3], EVERYTHING).await.unwrap();
+        let upto = store.page(&ann.id(), offsets[1], offsets[3], EVERYTHING).await.unwrap();
         assert_eq!(upto.records, wanted[2..=3]);
         assert_eq!(*ann.observer.applied.lock(), offsets);
 
@@ -212,7 +229,14 @@ async fn everything_survives_closing_and_opening_again() {
     ann.put_device(&store, "gone", Offset::ZERO).await.unwrap();
     let (done, answer) = oneshot::channel();
     let hold = Hold::default();
-    store.stage(Op::RemoveDevice { user: ann.user.clone(), device: device("gone"), hold, done: Some(done) });
+    store.stage(Op::RemoveDevice {
+        user: ann.user.clone(),
+        device: device("gone"),
+        at: UnixMillis(9),
+        unremembered: Vec::new(),
+        hold,
+        done: Some(done),
+    });
     answer.await.unwrap().unwrap();
     ann.cursor(&store, "phone", first);
     ann.delete(&store, first);
@@ -224,8 +248,9 @@ async fn everything_survives_closing_and_opening_again() {
     assert_eq!(store.engine_name(), "sled");
     assert_eq!(store.totals(), Totals { count: 2, bytes: ann.counters.bytes });
     let found = store.load(&ann.user).await.unwrap();
+    let forgotten = vec![(device("gone"), UnixMillis(9))];
     let devices = vec![(Device::UNNAMED, row(ann.counters.last)), (device("phone"), row(first))];
-    assert_eq!(found, Mailbox { counters: ann.counters, devices, index: ann.index.clone(), damaged: None });
+    assert_eq!(found, Mailbox { counters: ann.counters, devices, forgotten, index: ann.index.clone(), damaged: None });
     assert_eq!(store.load(&user("stranger")).await.unwrap(), Mailbox::default());
     assert!(store.disk_bytes() > 0);
 }
@@ -356,7 +381,7 @@ async fn what_gathers_during_a_commit_is_one_batch_with_one_row_for_counters_and
         commits[1].iter().filter(|(key, _)| Key::decode(key).is_some_and(|key| wanted(&key))).count()
     };
     assert_eq!(count(&|key| matches!(key, Key::Head(..))), 100);
-    assert_eq!(count(&|key| matches!(key, Key::Mailbox(_))), 1);
+    assert_eq!(count(&|key| matches!(key, Key::Counters(_))), 1);
     assert_eq!(count(&|key| matches!(key, Key::Device(..))), 1);
     assert_eq!(count(&|key| matches!(key, Key::Totals)), 1);
     assert_eq!(ann.observer.applied.lock().last(), Some(&ann.counters.last));
@@ -509,7 +534,7 @@ async fn a_page_keeps_to_its_limits_but_has_one_record_at_least() {
             ann.append(&store, &notification(n)).await.unwrap();
         }
         let page = async |after: Offset, records, bytes| {
-            let page = store.page(&ann.user, after, Offset::MAX, PageLimit { records, bytes }).await.unwrap();
+            let page = store.page(&ann.id(), after, Offset::MAX, PageLimit { records, bytes }).await.unwrap();
             (page.records.len(), page.complete)
         };
         assert_eq!(page(Offset::ZERO, 10, 1).await, (1, false));
@@ -538,7 +563,7 @@ async fn a_mailbox_of_any_length_is_listed_and_paged_whole() {
     let found = store.load(&ann.user).await.unwrap();
     assert_eq!((found.index, found.damaged), (ann.index.clone(), None));
     let limit = PageLimit { records: 2000, bytes: 1 << 30 };
-    let page = store.page(&ann.user, Offset::ZERO, Offset::MAX, limit).await.unwrap();
+    let page = store.page(&ann.id(), Offset::ZERO, Offset::MAX, limit).await.unwrap();
     assert_eq!((page.records.len(), page.complete), (1024, true));
 }
 
@@ -552,8 +577,8 @@ async fn lost_and_unreadable_rows_are_passed_over_and_reported() {
     }
     let at = |n: usize| ann.index[n].offset;
     assert_eq!(store.load(&ann.user).await.unwrap().damaged, None);
-    let key = Key::Chunk(ann.user.clone(), at(1), 1).encode();
-    double.rows.commit(vec![(key, None), (Key::Head(ann.user.clone(), at(2)).encode(), None)]).unwrap();
+    let key = Key::Chunk(ann.id(), at(1), 1).encode();
+    double.rows.commit(vec![(key, None), (Key::Head(ann.id(), at(2)).encode(), None)]).unwrap();
     let page = ann.page(&store, Offset::ZERO).await;
     assert_eq!(page.records.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), [at(0), at(3)]);
     assert!(page.complete && page.damaged == [at(1)]);
@@ -561,7 +586,7 @@ async fn lost_and_unreadable_rows_are_passed_over_and_reported() {
     assert!(mailbox.damaged.is_some());
     assert_eq!((mailbox.counters.count, mailbox.counters.last), (3, ann.counters.last));
 
-    let row = (Key::Head(ann.user.clone(), at(0)).encode(), Some(vec![9, 9]));
+    let row = (Key::Head(ann.id(), at(0)).encode(), Some(vec![9, 9]));
     double.rows.commit(vec![row]).unwrap();
     assert_eq!(ann.page(&store, Offset::ZERO).await.damaged, [at(0), at(1)]);
     assert!(store.load(&ann.user).await.unwrap().damaged.unwrap().contains("cannot be read"));
@@ -602,7 +627,7 @@ async fn users_are_due_when_something_of_theirs_has_expired() {
         let whole = UnixMillis(minute * 60_000);
         assert_eq!(store.due(UnixMillis(whole.0 - 1), 10).await.unwrap(), []);
         let due = store.due(whole, 10).await.unwrap();
-        assert_eq!(due, [user("ann"), user("bob")].map(|user| Due { minute, user }));
+        assert_eq!(due, ["ann", "bob"].map(|name| Due { minute, log: LogId::User(user(name)) }));
         assert_eq!(store.due(whole, 1).await.unwrap(), due[..1]);
         assert_eq!(store.due(whole, 0).await.unwrap(), []);
         store.stage(Op::ForgetDue { due: due[0].clone() });
@@ -667,12 +692,12 @@ fn a_store_of_a_newer_version_is_refused_and_left_alone() {
     let config = config_at(folder.path());
     drop(open_sled(&folder));
     let tree = sled::open(&config.path).unwrap();
-    tree.insert(Key::Format.encode(), &2u32.to_le_bytes()).unwrap();
+    tree.insert(Key::Format.encode(), &3u32.to_le_bytes()).unwrap();
     tree.flush().unwrap();
     drop(tree);
     match Store::open(&config, Clock::system()).map(drop) {
         Err(OpenError::Format { found, supported, .. }) => {
-            assert_eq!((&*found, &*supported), ("format version 2", "format version 1"));
+            assert_eq!((&*found, &*supported), ("format version 3", "format version 2"));
         }
         other => panic!("{other:?}"),
     }
@@ -761,7 +786,7 @@ async fn a_damaged_store_is_opened_moved_aside_or_refused_but_never_hangs_or_pan
                     for log in &logs {
                         // Lost is possible, a panic or a hang is not.
                         let _ = store.load(&log.user).await;
-                        let _ = store.page(&log.user, Offset::ZERO, Offset::MAX, EVERYTHING).await;
+                        let _ = store.page(&log.id(), Offset::ZERO, Offset::MAX, EVERYTHING).await;
                     }
                     let _ = Log::of("newcomer").append(&store, &notification(10)).await;
                 }

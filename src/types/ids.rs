@@ -199,6 +199,57 @@ impl fmt::Display for NotificationId {
     }
 }
 
+/// What a newer notification replaces an older one by: 1 to 128 bytes, no control characters. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct CollapseKey(Arc<str>);
+
+impl CollapseKey {
+    /// Checks and takes a collapse key.
+    pub fn parse(value: &str) -> Result<Self, InvalidId> {
+        checked("a collapse key", value, 1, limits::COLLAPSE_KEY_BYTES_MAX)?;
+        Ok(Self(value.into()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for CollapseKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// A log: what is stored for one user, or for everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LogId {
+    /// A user's own.
+    User(UserId),
+    /// The one that durable broadcasts join.
+    Broadcast,
+}
+
+impl LogId {
+    /// The user, where it is a user's.
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            LogId::User(user) => Some(user),
+            LogId::Broadcast => None,
+        }
+    }
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogId::User(user) => write!(f, "the log of user {user}"),
+            LogId::Broadcast => f.write_str("the broadcast log"),
+        }
+    }
+}
+
 /// A message type that a sender may choose: 1 to 128 bytes, no control characters, not one of the gateway's own.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TypeName(Option<Arc<str>>);

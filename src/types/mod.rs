@@ -12,8 +12,8 @@ mod units;
 
 pub use address::{InvalidAddress, ListenAddress};
 pub use event::{ClosedBy, Event, EventBody};
-pub use ids::{Device, InvalidId, NotificationId, Offset, SessionId, TypeName, UserId};
-pub use notification::{Notification, Payload, UnixMillis};
+pub use ids::{CollapseKey, Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
+pub use notification::{Digest, Notification, Payload, UnixMillis};
 pub use secret::Secret;
 pub use tls::TlsFiles;
 pub use units::{ByteSize, Count, InvalidUnit, Span};

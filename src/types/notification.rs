@@ -1,8 +1,11 @@
 //! A notification as it travels through the house: validated, its payload untouched.
 
-use bytes::Bytes;
+use std::sync::Arc;
 
-use super::{NotificationId, TypeName, UserId};
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::{CollapseKey, NotificationId, TypeName, UserId};
 
 /// A moment in milliseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -43,6 +46,12 @@ impl Payload {
     }
 }
 
+/// The bytes of a [`Digest`].
+const DIGEST_BYTES: usize = 16;
+
+/// See [`Notification::digest`].
+pub type Digest = [u8; DIGEST_BYTES];
+
 /// What a user should see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notification {
@@ -54,6 +63,10 @@ pub struct Notification {
     pub payload: Payload,
     /// What clients see as `fromUserId`.
     pub from_user: Option<UserId>,
+    /// What it takes the place of: the stored one of the same log with the same key.
+    pub collapse_key: Option<CollapseKey>,
+    /// Whom a broadcast leaves out; empty for what goes to one user.
+    pub not_for: Arc<[UserId]>,
     /// When the gateway accepted it; what clients see as `timestamp`.
     pub accepted_at: UnixMillis,
     /// When it stops being worth delivering. `None`: never by itself (only for what is not stored).
@@ -71,10 +84,34 @@ impl Notification {
         self.is_expired(self.accepted_at)
     }
 
-    /// What it counts against the quotas, in bytes: payload, id, type and sender, and 64 for the row itself.
+    /// What it counts against the quotas, in bytes: payload, id, type, sender, collapse key and whom it leaves out, and
+    /// 64 for the row itself.
     pub fn accounted_bytes(&self) -> u64 {
         let from = self.from_user.as_ref().map_or(0, |user| user.as_str().len());
-        (self.payload.bytes().len() + self.id.as_str().len() + self.type_name.as_str().len() + from + 64) as u64
+        let collapse = self.collapse_key.as_ref().map_or(0, |key| key.as_str().len());
+        let not_for: usize = self.not_for.iter().map(|user| user.as_str().len()).sum();
+        let texts = self.id.as_str().len() + self.type_name.as_str().len() + from + collapse + not_for;
+        (self.payload.bytes().len() + texts + 64) as u64
+    }
+
+    /// A digest of what a user would see of it: the same for a repeated call, whenever it comes.
+    pub fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        let kind = match self.payload {
+            Payload::Json(_) => "json",
+            Payload::Binary(_) => "binary",
+        };
+        let from = self.from_user.as_ref().map_or("", |user| user.as_str());
+        let collapse = self.collapse_key.as_ref().map_or("", |key| key.as_str());
+        let users = self.not_for.iter().map(UserId::as_str);
+        for text in [kind, self.type_name.as_str(), from, collapse].into_iter().chain(users) {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        hash.update(self.payload.bytes());
+        let mut digest = [0; DIGEST_BYTES];
+        digest.copy_from_slice(&hash.finalize()[..DIGEST_BYTES]);
+        digest
     }
 }
 

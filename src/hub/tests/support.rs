@@ -18,7 +18,7 @@ use crate::{
     protocol::{ack_mode::AckMode, frame::Incoming},
     session::{DeliveryConfig, Granted, HeartbeatConfig, Options},
     store::double::Double,
-    types::{ByteSize, Count, Device, Notification, NotificationId, Offset, Payload, Secret, TypeName},
+    types::{ByteSize, Count, Device, Notification, NotificationId, Payload, Secret, TypeName},
 };
 
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -57,6 +57,8 @@ pub fn notification(bytes: usize) -> Notification {
         type_name: TypeName::NOTIFICATION,
         payload: Payload::Json(Bytes::from(format!("\"{}\"", "x".repeat(bytes)))),
         from_user: None,
+        collapse_key: None,
+        not_for: [].into(),
         accepted_at: now,
         expires_at: Some(now.saturating_add(HOUR)),
     }
@@ -148,12 +150,7 @@ impl World {
         self.hub.store().stage(Op::PutDevice {
             user: user("barrier"),
             device: Device::UNNAMED,
-            row: crate::store::DeviceRow {
-                cursor: Offset::ZERO,
-                lost: Offset::ZERO,
-                created_at: crate::types::UnixMillis(0),
-                last_seen: crate::types::UnixMillis(0),
-            },
+            row: crate::store::DeviceRow::default(),
             counters: Default::default(),
             hold: Arc::default(),
             done,

@@ -9,13 +9,22 @@
 //! | `02` | epoch | a UUID, made with the store |
 //! | `03` | mark | offsets from it on were never given |
 //! | `04` | totals | pending notifications of all users |
-//! | `10` | mailbox `u` | a user's counters |
-//! | `11` | device `u` name | a device's cursor and moments |
+//! | `10` | counters `u` | what a user has pending |
+//! | `11` | device `u` name | a device's cursors and moments |
+//! | `12` | counters | what is pending of the broadcast log |
+//! | `13` | forgotten `u` name | when the device was forgotten |
 //! | `20` | head `u` offset | a notification, or what leads to its chunks |
 //! | `21` | chunk `u` offset index(2) | a piece of a large notification |
+//! | `22` | head offset | the same in the broadcast log |
+//! | `23` | chunk offset index(2) | the same in the broadcast log |
 //! | `30` | expiry minute(8) `u` | nothing: something of the user's expires by then |
+//! | `31` | expiry minute(8) | the same for the broadcast log |
+//! | `40` | id `u` id | what a caller's own id stood for |
+//! | `41` | id id | the same in the broadcast log |
+//! | `42` | id's end minute(8) `u` id | nothing: that id may be forgotten then |
+//! | `43` | id's end minute(8) id | the same in the broadcast log |
 
-use crate::types::{Device, Offset, UnixMillis, UserId};
+use crate::types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId};
 
 /// The first byte of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,24 +34,42 @@ enum Kind {
     Epoch = 0x02,
     Mark = 0x03,
     Totals = 0x04,
-    Mailbox = 0x10,
+    Counters = 0x10,
     Device = 0x11,
+    BroadcastCounters = 0x12,
+    Forgotten = 0x13,
     Head = 0x20,
     Chunk = 0x21,
+    BroadcastHead = 0x22,
+    BroadcastChunk = 0x23,
     Expiry = 0x30,
+    BroadcastExpiry = 0x31,
+    Id = 0x40,
+    BroadcastId = 0x41,
+    IdEnd = 0x42,
+    BroadcastIdEnd = 0x43,
 }
 
 impl Kind {
-    const ALL: [Kind; 9] = [
+    const ALL: [Kind; 18] = [
         Kind::Format,
         Kind::Epoch,
         Kind::Mark,
         Kind::Totals,
-        Kind::Mailbox,
+        Kind::Counters,
         Kind::Device,
+        Kind::BroadcastCounters,
+        Kind::Forgotten,
         Kind::Head,
         Kind::Chunk,
+        Kind::BroadcastHead,
+        Kind::BroadcastChunk,
         Kind::Expiry,
+        Kind::BroadcastExpiry,
+        Kind::Id,
+        Kind::BroadcastId,
+        Kind::IdEnd,
+        Kind::BroadcastIdEnd,
     ];
 }
 
@@ -55,18 +82,24 @@ pub enum Key {
     Epoch,
     /// Offsets from here on were never given.
     Mark,
-    /// Pending notifications of all users.
+    /// Pending notifications of all logs.
     Totals,
-    /// A user's counters.
-    Mailbox(UserId),
+    /// A log's counters.
+    Counters(LogId),
     /// A device of a user.
     Device(UserId, Device),
-    /// A notification of a user's log.
-    Head(UserId, Offset),
+    /// A device that a user had.
+    Forgotten(UserId, Device),
+    /// A notification of a log.
+    Head(LogId, Offset),
     /// A piece of a large notification.
-    Chunk(UserId, Offset, u16),
-    /// Something of the user's expires by the start of this minute.
-    Expiry(u64, UserId),
+    Chunk(LogId, Offset, u16),
+    /// Something of the log expires by the start of this minute.
+    Expiry(u64, LogId),
+    /// What a caller's own id stood for.
+    Id(LogId, NotificationId),
+    /// That id may be forgotten at the start of this minute.
+    IdEnd(u64, LogId, NotificationId),
 }
 
 /// Half-open: from the first key up to, not including, the second.
@@ -80,21 +113,24 @@ impl Key {
             Key::Epoch => vec![Kind::Epoch as u8],
             Key::Mark => vec![Kind::Mark as u8],
             Key::Totals => vec![Kind::Totals as u8],
-            Key::Mailbox(user) => of_user(Kind::Mailbox, user, 0),
-            Key::Device(user, device) => {
-                let mut key = of_user(Kind::Device, user, device.as_str().len());
-                key.extend_from_slice(device.as_str().as_bytes());
-                key
-            }
-            Key::Head(user, offset) => at(Kind::Head, user, offset.get()),
-            Key::Chunk(user, offset, index) => {
-                let mut key = at(Kind::Chunk, user, offset.get());
+            Key::Counters(log) => of_log(COUNTERS, log, 0),
+            Key::Device(user, device) => of_device(Kind::Device, user, device),
+            Key::Forgotten(user, device) => of_device(Kind::Forgotten, user, device),
+            Key::Head(log, offset) => at(HEADS, log, offset.get()),
+            Key::Chunk(log, offset, index) => {
+                let mut key = at(CHUNKS, log, offset.get());
                 key.extend_from_slice(&index.to_be_bytes());
                 key
             }
-            Key::Expiry(minute, user) => {
-                let mut key = expiry_from(*minute);
-                push_user(&mut key, user);
+            Key::Expiry(minute, log) => in_minute(EXPIRIES, *minute, log, 0),
+            Key::Id(log, id) => {
+                let mut key = of_log(IDS, log, id.as_str().len());
+                key.extend_from_slice(id.as_str().as_bytes());
+                key
+            }
+            Key::IdEnd(minute, log, id) => {
+                let mut key = in_minute(ID_ENDS, *minute, log, id.as_str().len());
+                key.extend_from_slice(id.as_str().as_bytes());
                 key
             }
         }
@@ -109,63 +145,124 @@ impl Key {
             Kind::Epoch => (Key::Epoch, rest),
             Kind::Mark => (Key::Mark, rest),
             Kind::Totals => (Key::Totals, rest),
-            Kind::Mailbox => {
-                let (user, rest) = take_user(rest)?;
-                (Key::Mailbox(user), rest)
+            Kind::Counters | Kind::BroadcastCounters => {
+                let (log, rest) = take_log(kind, rest)?;
+                (Key::Counters(log), rest)
             }
             Kind::Device => {
-                let (user, name) = take_user(rest)?;
-                (Key::Device(user, Device::parse(std::str::from_utf8(name).ok()?).ok()?), &[][..])
+                let (user, device) = take_device(rest)?;
+                (Key::Device(user, device), &[][..])
             }
-            Kind::Head => {
-                let (user, rest) = take_user(rest)?;
+            Kind::Forgotten => {
+                let (user, device) = take_device(rest)?;
+                (Key::Forgotten(user, device), &[][..])
+            }
+            Kind::Head | Kind::BroadcastHead => {
+                let (log, rest) = take_log(kind, rest)?;
                 let (offset, rest) = take_offset(rest)?;
-                (Key::Head(user, offset), rest)
+                (Key::Head(log, offset), rest)
             }
-            Kind::Chunk => {
-                let (user, rest) = take_user(rest)?;
+            Kind::Chunk | Kind::BroadcastChunk => {
+                let (log, rest) = take_log(kind, rest)?;
                 let (offset, rest) = take_offset(rest)?;
                 let (index, rest) = rest.split_first_chunk()?;
-                (Key::Chunk(user, offset, u16::from_be_bytes(*index)), rest)
+                (Key::Chunk(log, offset, u16::from_be_bytes(*index)), rest)
             }
-            Kind::Expiry => {
+            Kind::Expiry | Kind::BroadcastExpiry => {
                 let (minute, rest) = rest.split_first_chunk()?;
-                let (user, rest) = take_user(rest)?;
-                (Key::Expiry(u64::from_be_bytes(*minute), user), rest)
+                let (log, rest) = take_log(kind, rest)?;
+                (Key::Expiry(u64::from_be_bytes(*minute), log), rest)
+            }
+            Kind::Id | Kind::BroadcastId => {
+                let (log, id) = take_log(kind, rest)?;
+                (Key::Id(log, take_id(id)?), &[][..])
+            }
+            Kind::IdEnd | Kind::BroadcastIdEnd => {
+                let (minute, rest) = rest.split_first_chunk()?;
+                let (log, id) = take_log(kind, rest)?;
+                (Key::IdEnd(u64::from_be_bytes(*minute), log, take_id(id)?), &[][..])
             }
         };
         rest.is_empty().then_some(decoded)
     }
 }
 
-/// The notifications of `user` with offsets in (`after`, `upto`].
-pub fn heads(user: &UserId, after: Offset, upto: Offset) -> KeyRange {
+/// A kind of row that every log has: of a user's log, and of the broadcast log.
+type OfLog = (Kind, Kind);
+
+const COUNTERS: OfLog = (Kind::Counters, Kind::BroadcastCounters);
+const HEADS: OfLog = (Kind::Head, Kind::BroadcastHead);
+const CHUNKS: OfLog = (Kind::Chunk, Kind::BroadcastChunk);
+const EXPIRIES: OfLog = (Kind::Expiry, Kind::BroadcastExpiry);
+const IDS: OfLog = (Kind::Id, Kind::BroadcastId);
+const ID_ENDS: OfLog = (Kind::IdEnd, Kind::BroadcastIdEnd);
+
+/// The notifications of a log with offsets in (`after`, `upto`].
+pub fn heads(log: &LogId, after: Offset, upto: Offset) -> KeyRange {
     // One past the highest offset is 2^53, which a key holds although no offset is.
-    (at(Kind::Head, user, after.get() + 1), at(Kind::Head, user, upto.get() + 1))
+    (at(HEADS, log, after.get() + 1), at(HEADS, log, upto.get() + 1))
+}
+
+/// The notifications of all users.
+pub fn user_heads() -> KeyRange {
+    (vec![Kind::Head as u8], vec![Kind::Head as u8 + 1])
 }
 
 /// The pieces of one notification.
-pub fn chunks(user: &UserId, offset: Offset) -> KeyRange {
-    (at(Kind::Chunk, user, offset.get()), at(Kind::Chunk, user, offset.get() + 1))
+pub fn chunks(log: &LogId, offset: Offset) -> KeyRange {
+    (at(CHUNKS, log, offset.get()), at(CHUNKS, log, offset.get() + 1))
+}
+
+/// The pieces of all notifications of a log.
+pub fn all_chunks(log: &LogId) -> KeyRange {
+    (at(CHUNKS, log, 0), at(CHUNKS, log, Offset::MAX.get() + 1))
 }
 
 /// The counters of all users.
-pub fn mailboxes() -> KeyRange {
-    (vec![Kind::Mailbox as u8], vec![Kind::Mailbox as u8 + 1])
+pub fn user_counters() -> KeyRange {
+    (vec![Kind::Counters as u8], vec![Kind::Counters as u8 + 1])
 }
 
 /// The devices of `user`.
 pub fn devices(user: &UserId) -> KeyRange {
-    let from = of_user(Kind::Device, user, 0);
-    // Names hold ASCII only, so that no device of this user sorts behind this.
+    names(Kind::Device, user)
+}
+
+/// The forgotten devices of `user`.
+pub fn forgotten(user: &UserId) -> KeyRange {
+    names(Kind::Forgotten, user)
+}
+
+/// The devices of all users, from the first one behind `after` on.
+pub fn all_devices(after: Option<&Key>) -> KeyRange {
+    let from = after.map_or_else(
+        || vec![Kind::Device as u8],
+        |key| {
+            let mut next = key.encode();
+            next.push(0);
+            next
+        },
+    );
+    (from, vec![Kind::Device as u8 + 1])
+}
+
+/// The own ids of callers in a log.
+pub fn ids(log: &LogId) -> KeyRange {
+    let from = of_log(IDS, log, 0);
     let mut to = from.clone();
+    // No id, being UTF-8, holds this byte.
     to.push(u8::MAX);
     (from, to)
 }
 
-/// The expiry rows that are due at `now`.
-pub fn due(now: UnixMillis) -> KeyRange {
-    (expiry_from(0), expiry_from((now.0 / MINUTE_MILLIS).saturating_add(1)))
+/// The expiry rows of users and of the broadcast log that are due at `now`.
+pub fn due(now: UnixMillis) -> [KeyRange; 2] {
+    [until_minute(EXPIRIES.0, now), until_minute(EXPIRIES.1, now)]
+}
+
+/// The rows of ids that are due at `now`.
+pub fn due_ids(now: UnixMillis) -> [KeyRange; 2] {
+    [until_minute(ID_ENDS.0, now), until_minute(ID_ENDS.1, now)]
 }
 
 /// The whole map.
@@ -175,10 +272,28 @@ pub fn all() -> KeyRange {
 
 const MINUTE_MILLIS: u64 = 60_000;
 
-/// The bucket of a notification that expires at `moment`: the first minute at whose start it has expired, so that all
-/// of a bucket has expired when it is due.
+/// The bucket of what expires at `moment`: the first minute at whose start it has expired, so that all of a bucket has
+/// expired when it is due.
 pub fn expiry_minute(moment: UnixMillis) -> u64 {
     moment.0.div_ceil(MINUTE_MILLIS)
+}
+
+fn until_minute(kind: Kind, now: UnixMillis) -> KeyRange {
+    let from = |minute: u64| {
+        let mut key = vec![kind as u8];
+        key.extend_from_slice(&minute.to_be_bytes());
+        key
+    };
+    (from(0), from((now.0 / MINUTE_MILLIS).saturating_add(1)))
+}
+
+fn names(kind: Kind, user: &UserId) -> KeyRange {
+    let mut from = vec![kind as u8];
+    push_user(&mut from, user);
+    // Names hold ASCII only, so that no device of this user sorts behind this.
+    let mut to = from.clone();
+    to.push(u8::MAX);
+    (from, to)
 }
 
 fn push_user(key: &mut Vec<u8>, user: &UserId) {
@@ -187,22 +302,43 @@ fn push_user(key: &mut Vec<u8>, user: &UserId) {
     key.extend_from_slice(user.as_str().as_bytes());
 }
 
-fn of_user(kind: Kind, user: &UserId, more: usize) -> Vec<u8> {
-    let mut key = Vec::with_capacity(2 + user.as_str().len() + more);
+fn of_device(kind: Kind, user: &UserId, device: &Device) -> Vec<u8> {
+    let mut key = Vec::with_capacity(2 + user.as_str().len() + device.as_str().len());
     key.push(kind as u8);
     push_user(&mut key, user);
+    key.extend_from_slice(device.as_str().as_bytes());
     key
 }
 
-fn at(kind: Kind, user: &UserId, offset: u64) -> Vec<u8> {
-    let mut key = of_user(kind, user, 10);
+fn of_log(kind: OfLog, log: &LogId, more: usize) -> Vec<u8> {
+    match log {
+        LogId::User(user) => {
+            let mut key = Vec::with_capacity(2 + user.as_str().len() + more);
+            key.push(kind.0 as u8);
+            push_user(&mut key, user);
+            key
+        }
+        LogId::Broadcast => vec![kind.1 as u8],
+    }
+}
+
+fn at(kind: OfLog, log: &LogId, offset: u64) -> Vec<u8> {
+    let mut key = of_log(kind, log, 10);
     key.extend_from_slice(&offset.to_be_bytes());
     key
 }
 
-fn expiry_from(minute: u64) -> Vec<u8> {
-    let mut key = vec![Kind::Expiry as u8];
+fn in_minute(kind: OfLog, minute: u64, log: &LogId, more: usize) -> Vec<u8> {
+    let (kind, user) = match log {
+        LogId::User(user) => (kind.0, Some(user)),
+        LogId::Broadcast => (kind.1, None),
+    };
+    let mut key = Vec::with_capacity(10 + user.map_or(0, |user| user.as_str().len()) + more);
+    key.push(kind as u8);
     key.extend_from_slice(&minute.to_be_bytes());
+    if let Some(user) = user {
+        push_user(&mut key, user);
+    }
     key
 }
 
@@ -210,6 +346,24 @@ fn take_user(bytes: &[u8]) -> Option<(UserId, &[u8])> {
     let (len, rest) = bytes.split_first()?;
     let (user, rest) = rest.split_at_checked(*len as usize)?;
     Some((UserId::parse(std::str::from_utf8(user).ok()?).ok()?, rest))
+}
+
+fn take_log(kind: Kind, bytes: &[u8]) -> Option<(LogId, &[u8])> {
+    let of_broadcasts =
+        [COUNTERS, HEADS, CHUNKS, EXPIRIES, IDS, ID_ENDS].iter().any(|(_, broadcast)| *broadcast == kind);
+    if of_broadcasts {
+        return Some((LogId::Broadcast, bytes));
+    }
+    take_user(bytes).map(|(user, rest)| (LogId::User(user), rest))
+}
+
+fn take_device(bytes: &[u8]) -> Option<(UserId, Device)> {
+    let (user, name) = take_user(bytes)?;
+    Some((user, Device::parse(std::str::from_utf8(name).ok()?).ok()?))
+}
+
+fn take_id(bytes: &[u8]) -> Option<NotificationId> {
+    NotificationId::parse(std::str::from_utf8(bytes).ok()?).ok()
 }
 
 fn take_offset(bytes: &[u8]) -> Option<(Offset, &[u8])> {
@@ -229,6 +383,14 @@ mod tests {
         prop_oneof!["[ab]{1,4}", "[a-zä€]{1,60}"].prop_map(|text| UserId::parse(&text).unwrap())
     }
 
+    fn log() -> impl Strategy<Value = LogId> {
+        prop_oneof![1 => Just(LogId::Broadcast), 4 => user().prop_map(LogId::User)]
+    }
+
+    fn id() -> impl Strategy<Value = NotificationId> {
+        "[a-c\u{10ffff}]{1,30}".prop_map(|text| NotificationId::parse(&text).unwrap())
+    }
+
     fn offset() -> impl Strategy<Value = Offset> {
         prop_oneof![0u64..300, 0..=Offset::MAX.get()].prop_map(Offset::new)
     }
@@ -239,11 +401,15 @@ mod tests {
             Just(Key::Epoch),
             Just(Key::Mark),
             Just(Key::Totals),
-            user().prop_map(Key::Mailbox),
+            log().prop_map(Key::Counters),
             (user(), "[A-Za-z0-9._-]{0,64}").prop_map(|(user, name)| Key::Device(user, Device::parse(&name).unwrap())),
-            (user(), offset()).prop_map(|(user, offset)| Key::Head(user, offset)),
-            (user(), offset(), any::<u16>()).prop_map(|(user, offset, index)| Key::Chunk(user, offset, index)),
-            (any::<u64>(), user()).prop_map(|(minute, user)| Key::Expiry(minute, user)),
+            (user(), "[A-Za-z0-9._-]{0,64}")
+                .prop_map(|(user, name)| Key::Forgotten(user, Device::parse(&name).unwrap())),
+            (log(), offset()).prop_map(|(log, offset)| Key::Head(log, offset)),
+            (log(), offset(), any::<u16>()).prop_map(|(log, offset, index)| Key::Chunk(log, offset, index)),
+            (any::<u64>(), log()).prop_map(|(minute, log)| Key::Expiry(minute, log)),
+            (log(), id()).prop_map(|(log, id)| Key::Id(log, id)),
+            (any::<u64>(), log(), id()).prop_map(|(minute, log, id)| Key::IdEnd(minute, log, id)),
         ]
     }
 
@@ -254,18 +420,29 @@ mod tests {
     #[test]
     fn keys_are_pinned() {
         let ann = UserId::parse("ann").unwrap();
+        let (log, all) = (LogId::User(ann.clone()), LogId::Broadcast);
         let at = Offset::new(0x0102);
+        let id = NotificationId::parse("n").unwrap();
         for (key, bytes) in [
             (Key::Format, &[0x01][..]),
             (Key::Epoch, &[0x02]),
             (Key::Mark, &[0x03]),
             (Key::Totals, &[0x04]),
-            (Key::Mailbox(ann.clone()), &[0x10, 3, b'a', b'n', b'n']),
+            (Key::Counters(log.clone()), &[0x10, 3, b'a', b'n', b'n']),
+            (Key::Counters(all.clone()), &[0x12]),
             (Key::Device(ann.clone(), Device::UNNAMED), &[0x11, 3, b'a', b'n', b'n']),
             (Key::Device(ann.clone(), Device::parse("x1").unwrap()), &[0x11, 3, b'a', b'n', b'n', b'x', b'1']),
-            (Key::Head(ann.clone(), at), &[0x20, 3, b'a', b'n', b'n', 0, 0, 0, 0, 0, 0, 1, 2]),
-            (Key::Chunk(ann.clone(), at, 7), &[0x21, 3, b'a', b'n', b'n', 0, 0, 0, 0, 0, 0, 1, 2, 0, 7]),
-            (Key::Expiry(0x0304, ann), &[0x30, 0, 0, 0, 0, 0, 0, 3, 4, 3, b'a', b'n', b'n']),
+            (Key::Forgotten(ann, Device::parse("x1").unwrap()), &[0x13, 3, b'a', b'n', b'n', b'x', b'1']),
+            (Key::Head(log.clone(), at), &[0x20, 3, b'a', b'n', b'n', 0, 0, 0, 0, 0, 0, 1, 2]),
+            (Key::Head(all.clone(), at), &[0x22, 0, 0, 0, 0, 0, 0, 1, 2]),
+            (Key::Chunk(log.clone(), at, 7), &[0x21, 3, b'a', b'n', b'n', 0, 0, 0, 0, 0, 0, 1, 2, 0, 7]),
+            (Key::Chunk(all.clone(), at, 7), &[0x23, 0, 0, 0, 0, 0, 0, 1, 2, 0, 7]),
+            (Key::Expiry(0x0304, log.clone()), &[0x30, 0, 0, 0, 0, 0, 0, 3, 4, 3, b'a', b'n', b'n']),
+            (Key::Expiry(0x0304, all.clone()), &[0x31, 0, 0, 0, 0, 0, 0, 3, 4]),
+            (Key::Id(log.clone(), id.clone()), &[0x40, 3, b'a', b'n', b'n', b'n']),
+            (Key::Id(all.clone(), id.clone()), &[0x41, b'n']),
+            (Key::IdEnd(0x0304, log, id.clone()), &[0x42, 0, 0, 0, 0, 0, 0, 3, 4, 3, b'a', b'n', b'n', b'n']),
+            (Key::IdEnd(0x0304, all, id), &[0x43, 0, 0, 0, 0, 0, 0, 3, 4, b'n']),
         ] {
             assert_eq!(key.encode(), bytes, "{key:?}");
         }
@@ -279,9 +456,9 @@ mod tests {
         {
             assert_eq!(expiry_minute(UnixMillis(expires_at)), minute);
         }
-        let row = Key::Expiry(2, ann).encode();
-        assert!(!holds(&due(UnixMillis(119_999)), &row));
-        assert!(holds(&due(UnixMillis(120_000)), &row));
+        let row = Key::Expiry(2, LogId::User(ann)).encode();
+        assert!(!holds(&due(UnixMillis(119_999))[0], &row));
+        assert!(holds(&due(UnixMillis(120_000))[0], &row));
     }
 
     proptest! {
@@ -302,29 +479,39 @@ mod tests {
 
         #[test]
         fn offsets_chunks_and_minutes_sort_as_numbers(
-            user in user(), a in offset(), b in offset(), i in any::<u16>(), j in any::<u16>(), m in any::<u64>(), n in any::<u64>(),
+            log in log(), a in offset(), b in offset(), i in any::<u16>(), j in any::<u16>(), m in any::<u64>(), n in any::<u64>(),
         ) {
-            let head = |offset| Key::Head(user.clone(), offset).encode();
+            let head = |offset| Key::Head(log.clone(), offset).encode();
             prop_assert_eq!(head(a).cmp(&head(b)), a.cmp(&b));
-            let chunk = |offset, index| Key::Chunk(user.clone(), offset, index).encode();
+            let chunk = |offset, index| Key::Chunk(log.clone(), offset, index).encode();
             prop_assert_eq!(chunk(a, i).cmp(&chunk(b, j)), (a, i).cmp(&(b, j)));
-            let minute = |minute| Key::Expiry(minute, user.clone()).encode();
+            let minute = |minute| Key::Expiry(minute, log.clone()).encode();
             prop_assert_eq!(minute(m).cmp(&minute(n)), m.cmp(&n));
         }
 
         #[test]
         fn ranges_hold_what_they_name_and_nothing_else(
-            key in key(), user in user(), a in offset(), b in offset(), now in 0u64..u64::MAX,
+            key in key(), user in user(), log in log(), a in offset(), b in offset(), now in 0u64..u64::MAX,
         ) {
             let bytes = key.encode();
-            let wanted = matches!(&key, Key::Head(u, o) if *u == user && *o > a && *o <= b);
-            prop_assert_eq!(holds(&heads(&user, a, b), &bytes), wanted);
-            let wanted = matches!(&key, Key::Chunk(u, o, _) if *u == user && *o == a);
-            prop_assert_eq!(holds(&chunks(&user, a), &bytes), wanted);
+            let wanted = matches!(&key, Key::Head(l, o) if *l == log && *o > a && *o <= b);
+            prop_assert_eq!(holds(&heads(&log, a, b), &bytes), wanted);
+            let wanted = matches!(&key, Key::Chunk(l, o, _) if *l == log && *o == a);
+            prop_assert_eq!(holds(&chunks(&log, a), &bytes), wanted);
             let wanted = matches!(&key, Key::Device(u, _) if *u == user);
             prop_assert_eq!(holds(&devices(&user), &bytes), wanted);
+            let wanted = matches!(&key, Key::Forgotten(u, _) if *u == user);
+            prop_assert_eq!(holds(&forgotten(&user), &bytes), wanted);
+            let wanted = matches!(&key, Key::Id(l, _) if *l == log);
+            prop_assert_eq!(holds(&ids(&log), &bytes), wanted);
+            prop_assert_eq!(holds(&all_devices(None), &bytes), matches!(&key, Key::Device(..)));
+            prop_assert!(!holds(&all_devices(Some(&key)), &bytes));
+            let [of_users, of_broadcasts] = due(UnixMillis(now));
             let wanted = matches!(&key, Key::Expiry(minute, _) if *minute <= now / 60_000);
-            prop_assert_eq!(holds(&due(UnixMillis(now)), &bytes), wanted);
+            prop_assert_eq!(holds(&of_users, &bytes) || holds(&of_broadcasts, &bytes), wanted);
+            let [of_users, of_broadcasts] = due_ids(UnixMillis(now));
+            let wanted = matches!(&key, Key::IdEnd(minute, ..) if *minute <= now / 60_000);
+            prop_assert_eq!(holds(&of_users, &bytes) || holds(&of_broadcasts, &bytes), wanted);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod engine;
 pub mod keys;
+mod migrate;
 pub mod open;
 pub mod queries;
 mod queue;

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     engine::{Engine, EngineError},
     keys::{self, Key},
-    panic_text, rows,
+    migrate, panic_text, rows,
     sequencer::Sequencer,
     sled::{self, SledEngine},
 };
@@ -29,6 +29,7 @@ use crate::{
     clock::Clock,
     limits,
     store::{Config, OnCorruption, OpenError, Totals},
+    types::LogId,
 };
 
 /// Stands in the folder from before the engine first opens it until the store's own rows are in it. So a folder whose
@@ -65,7 +66,9 @@ impl Opened {
         let read = |key: Key| engine.get(&key.encode());
         let format = read(Key::Format)?.and_then(|row| rows::decode_format(&row).ok());
         let format = format.ok_or_else(|| damaged("the format version"))?;
-        if format != rows::FORMAT {
+        if format < rows::FORMAT {
+            migrate::bring_up(&*engine, format)?;
+        } else if format > rows::FORMAT {
             let name = |version: u32| format!("format version {version}");
             return Err(EngineError::Format { found: name(format), supported: name(rows::FORMAT) });
         }
@@ -97,11 +100,11 @@ fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {
     Ok(empty)
 }
 
-/// The totals from every user's counters.
+/// The totals from the counters of every log.
 fn recount(engine: &dyn Engine) -> Result<Totals, EngineError> {
     tracing::error!("the store's totals are missing; they are counted anew");
     let mut totals = Totals::default();
-    let (from, to) = keys::mailboxes();
+    let (from, to) = keys::user_counters();
     engine.range(&from, &to, &mut |_, row| {
         if let Ok(counters) = rows::decode_counters(row) {
             totals.count = totals.count.saturating_add(u64::from(counters.count));
@@ -109,6 +112,11 @@ fn recount(engine: &dyn Engine) -> Result<Totals, EngineError> {
         }
         std::ops::ControlFlow::Continue(())
     })?;
+    let broadcasts = engine.get(&Key::Counters(LogId::Broadcast).encode())?;
+    if let Some(Ok(counters)) = broadcasts.as_deref().map(rows::decode_counters) {
+        totals.count = totals.count.saturating_add(u64::from(counters.count));
+        totals.bytes = totals.bytes.saturating_add(counters.bytes);
+    }
     Ok(totals)
 }
 

@@ -10,12 +10,12 @@ use bytes::Bytes;
 use super::{
     engine::{Engine, EngineError},
     keys::{self, Key, KeyRange},
-    record::{self, Head},
+    record::{self, Head, Malformed},
     rows,
 };
 use crate::{
-    store::{Counters, DeviceRow, Due, IndexEntry, Page, PageLimit},
-    types::{Device, Notification, Offset, UnixMillis, UserId},
+    store::{Counters, DeviceRow, Due, DueId, IndexEntry, Page, PageLimit, Remembered},
+    types::{Device, LogId, Notification, NotificationId, Offset, UnixMillis, UserId},
 };
 
 /// The head rows that are read at once.
@@ -41,6 +41,8 @@ pub struct Profile {
     pub counters: Option<Counters>,
     /// His devices.
     pub devices: Vec<(Device, DeviceRow)>,
+    /// Devices that he had.
+    pub forgotten: Vec<(Device, UnixMillis)>,
     /// Rows that cannot be read.
     pub unreadable: usize,
 }
@@ -49,8 +51,7 @@ pub struct Profile {
 pub fn profile(engine: &dyn Engine, user: &UserId) -> Result<Profile, EngineError> {
     let mut unreadable = 0;
     let mut readable = |ok: bool| unreadable += usize::from(!ok);
-    let row = engine.get(&Key::Mailbox(user.clone()).encode())?;
-    let counters = row.as_deref().map(rows::decode_counters);
+    let counters = counters(engine, &LogId::User(user.clone()))?;
     readable(!matches!(counters, Some(Err(_))));
     let mut devices = Vec::new();
     for (key, value) in rows_of(engine, &keys::devices(user), usize::MAX)? {
@@ -59,10 +60,80 @@ pub fn profile(engine: &dyn Engine, user: &UserId) -> Result<Profile, EngineErro
             _ => readable(false),
         }
     }
-    Ok(Profile { counters: counters.and_then(Result::ok), devices, unreadable })
+    let mut forgotten = Vec::new();
+    for (key, value) in rows_of(engine, &keys::forgotten(user), usize::MAX)? {
+        // One that cannot be read costs a device that returns the word that it lacks something.
+        if let (Some(Key::Forgotten(_, device)), Ok(at)) = (Key::decode(&key), rows::decode_forgotten(&value)) {
+            forgotten.push((device, at));
+        }
+    }
+    Ok(Profile { counters: counters.and_then(Result::ok), devices, forgotten, unreadable })
 }
 
-/// A piece of a mailbox's index.
+/// A log's counters; `None`: there is no row.
+pub fn counters(engine: &dyn Engine, log: &LogId) -> Result<Option<Result<Counters, Malformed>>, EngineError> {
+    let row = engine.get(&Key::Counters(log.clone()).encode())?;
+    Ok(row.as_deref().map(rows::decode_counters))
+}
+
+/// What a caller's own id stands for at `now`.
+pub fn remembered(
+    engine: &dyn Engine,
+    log: &LogId,
+    id: &NotificationId,
+    now: UnixMillis,
+) -> Result<Option<Remembered>, EngineError> {
+    let row = engine.get(&Key::Id(log.clone(), id.clone()).encode())?;
+    // One that cannot be read stands for nothing.
+    Ok(row.and_then(|row| rows::decode_remembered(&row).ok()).filter(|id| id.until > now))
+}
+
+/// The keys of all rows of a user.
+pub fn keys_of(engine: &dyn Engine, user: &UserId) -> Result<Vec<Vec<u8>>, EngineError> {
+    let log = LogId::User(user.clone());
+    let mut keys = vec![Key::Counters(log.clone()).encode()];
+    for range in [keys::devices(user), keys::forgotten(user)] {
+        keys.extend(rows_of(engine, &range, usize::MAX)?.into_iter().map(|(key, _)| key));
+    }
+    let (from, to) = keys::heads(&log, Offset::ZERO, Offset::MAX);
+    engine.range(&from, &to, &mut |key, value| {
+        if let Ok((head, _)) = record::decode_head(value) {
+            keys.push(Key::Expiry(keys::expiry_minute(head.expires_at), log.clone()).encode());
+        }
+        keys.push(key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    let (from, to) = keys::all_chunks(&log);
+    engine.range(&from, &to, &mut |key, _| {
+        keys.push(key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    for (key, value) in rows_of(engine, &keys::ids(&log), usize::MAX)? {
+        if let (Some(Key::Id(_, id)), Ok(remembered)) = (Key::decode(&key), rows::decode_remembered(&value)) {
+            keys.push(Key::IdEnd(keys::expiry_minute(remembered.until), log.clone(), id).encode());
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+/// Devices of all users, from behind `after` on; at most `max`.
+pub fn devices_after(
+    engine: &dyn Engine,
+    after: Option<&(UserId, Device)>,
+    max: usize,
+) -> Result<Vec<(UserId, Device, DeviceRow)>, EngineError> {
+    let after = after.map(|(user, device)| Key::Device(user.clone(), device.clone()));
+    let mut devices = Vec::new();
+    for (key, value) in rows_of(engine, &keys::all_devices(after.as_ref()), max)? {
+        if let (Some(Key::Device(user, device)), Ok(row)) = (Key::decode(&key), rows::decode_device(&value)) {
+            devices.push((user, device, row));
+        }
+    }
+    Ok(devices)
+}
+
+/// A piece of a log's index.
 pub struct IndexPage {
     /// By offset.
     pub entries: Vec<IndexEntry>,
@@ -72,10 +143,10 @@ pub struct IndexPage {
     pub next: Option<Offset>,
 }
 
-/// The index of a user's log after `after`, in part.
-pub fn index(engine: &dyn Engine, user: &UserId, after: Offset) -> Result<IndexPage, EngineError> {
+/// The index of a log after `after`, in part.
+pub fn index(engine: &dyn Engine, log: &LogId, after: Offset) -> Result<IndexPage, EngineError> {
     let mut page = IndexPage { entries: Vec::new(), unreadable: 0, next: None };
-    let (from, to) = keys::heads(user, after, Offset::MAX);
+    let (from, to) = keys::heads(log, after, Offset::MAX);
     let mut seen = 0;
     engine.range(&from, &to, &mut |key, value| {
         seen += 1;
@@ -96,10 +167,10 @@ pub fn index(engine: &dyn Engine, user: &UserId, after: Offset) -> Result<IndexP
     Ok(page)
 }
 
-/// A piece of a user's log: offsets in (`after`, `upto`].
+/// A piece of a log: offsets in (`after`, `upto`].
 pub fn page(
     engine: &dyn Engine,
-    user: &UserId,
+    log: &LogId,
     after: Offset,
     upto: Offset,
     limit: PageLimit,
@@ -107,11 +178,11 @@ pub fn page(
     let (mut page, mut bytes, mut after) = (Page::default(), 0, after);
     while after < upto {
         let wanted = limit.records.saturating_sub(page.records.len()).clamp(1, HEADS_AT_ONCE);
-        let heads = rows_of(engine, &keys::heads(user, after, upto), wanted)?;
+        let heads = rows_of(engine, &keys::heads(log, after, upto), wanted)?;
         let last = heads.len() < wanted;
         for (key, row) in heads {
             let Some(Key::Head(_, offset)) = Key::decode(&key) else {
-                return Err(EngineError::Corrupt("a key in a user's log that is none".into()));
+                return Err(EngineError::Corrupt("a key in a log that is none".into()));
             };
             if !page.records.is_empty() {
                 let length = record::decode_head(&row).map_or(0, |(head, _)| head.length as usize);
@@ -119,7 +190,7 @@ pub fn page(
                     return Ok(page);
                 }
             }
-            match fetch(engine, user, offset, row)? {
+            match fetch(engine, log, offset, row)? {
                 Fetched::Record(length, notification) => {
                     bytes += length;
                     page.records.push((offset, notification));
@@ -147,17 +218,17 @@ enum Fetched {
 }
 
 /// Reads the record that a head row leads to; looks twice before it says that it is damaged.
-fn fetch(engine: &dyn Engine, user: &UserId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
-    match assemble(engine, user, offset, row)? {
-        Fetched::Damaged(_) => match engine.get(&Key::Head(user.clone(), offset).encode())? {
-            Some(row) => assemble(engine, user, offset, row),
+fn fetch(engine: &dyn Engine, log: &LogId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
+    match assemble(engine, log, offset, row)? {
+        Fetched::Damaged(_) => match engine.get(&Key::Head(log.clone(), offset).encode())? {
+            Some(row) => assemble(engine, log, offset, row),
             None => Ok(Fetched::Gone),
         },
         fetched => Ok(fetched),
     }
 }
 
-fn assemble(engine: &dyn Engine, user: &UserId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
+fn assemble(engine: &dyn Engine, log: &LogId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
     let (head, inline) = match record::decode_head(&row) {
         Ok((head, inline)) => (head, inline.map(<[u8]>::len)),
         Err(malformed) => return Ok(Fetched::Damaged(malformed.to_string())),
@@ -167,20 +238,21 @@ fn assemble(engine: &dyn Engine, user: &UserId, offset: Offset, row: Vec<u8>) ->
             let row = Bytes::from(row);
             row.slice(row.len() - length..)
         }
-        None => match chunks(engine, user, offset, &head)? {
+        None => match chunks(engine, log, offset, &head)? {
             Some(record) => record,
             None => return Ok(Fetched::Damaged(format!("its {} chunks are not all there", head.chunks))),
         },
     };
-    Ok(match record::decode_record(&record) {
-        Ok(notification) => Fetched::Record(head.length as usize, notification),
+    let length = head.length as usize;
+    Ok(match record::decode_record(head, &record) {
+        Ok(notification) => Fetched::Record(length, notification),
         Err(malformed) => Fetched::Damaged(malformed.to_string()),
     })
 }
 
 /// Puts a record's chunks together; `None` where one is missing.
-fn chunks(engine: &dyn Engine, user: &UserId, offset: Offset, head: &Head) -> Result<Option<Bytes>, EngineError> {
-    let (from, to) = keys::chunks(user, offset);
+fn chunks(engine: &dyn Engine, log: &LogId, offset: Offset, head: &Head) -> Result<Option<Bytes>, EngineError> {
+    let (from, to) = keys::chunks(log, offset);
     let (mut record, mut found) = (Vec::new(), 0u32);
     engine.range(&from, &to, &mut |key, value| {
         let in_order = key.ends_with(&(found as u16).to_be_bytes());
@@ -192,18 +264,37 @@ fn chunks(engine: &dyn Engine, user: &UserId, offset: Offset, head: &Head) -> Re
     Ok(whole.then(|| Bytes::from(record)))
 }
 
-/// Users of whom something may have expired at `now`, by minute; at most `max`.
+/// Logs of which something may have expired at `now`, by minute; at most `max`.
 pub fn due(engine: &dyn Engine, now: UnixMillis, max: usize) -> Result<Vec<Due>, EngineError> {
+    due_in(engine, &keys::due(now), max, |key| match key {
+        Key::Expiry(minute, log) => Some(Due { minute, log }),
+        _ => None,
+    })
+}
+
+/// Ids that may be forgotten at `now`, by minute; at most `max`.
+pub fn due_ids(engine: &dyn Engine, now: UnixMillis, max: usize) -> Result<Vec<DueId>, EngineError> {
+    due_in(engine, &keys::due_ids(now), max, |key| match key {
+        Key::IdEnd(minute, log, id) => Some(DueId { minute, log, id }),
+        _ => None,
+    })
+}
+
+fn due_in<T>(
+    engine: &dyn Engine,
+    ranges: &[KeyRange],
+    max: usize,
+    wanted: impl Fn(Key) -> Option<T>,
+) -> Result<Vec<T>, EngineError> {
     let mut due = Vec::new();
-    if max == 0 {
-        return Ok(due);
-    }
-    let (from, to) = keys::due(now);
-    engine.range(&from, &to, &mut |key, _| {
-        if let Some(Key::Expiry(minute, user)) = Key::decode(key) {
-            due.push(Due { minute, user });
+    for (from, to) in ranges {
+        if due.len() >= max {
+            break;
         }
-        if due.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+        engine.range(from, to, &mut |key, _| {
+            due.extend(Key::decode(key).and_then(&wanted));
+            if due.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+    }
     Ok(due)
 }

@@ -57,20 +57,27 @@ struct State {
 /// Whether somebody waits for the op.
 fn is_urgent(op: &Op) -> bool {
     match op {
-        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } => true,
-        Op::Delete { .. } | Op::Cursor { .. } | Op::ForgetDue { .. } => false,
+        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => true,
+        Op::Delete { done, .. } => done.is_some(),
+        Op::Cursor { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => false,
     }
 }
 
 /// The rows an op writes, and the bytes of its record.
 fn weight(op: &Op) -> (usize, usize) {
     match op {
-        Op::Append { notification, .. } => {
+        Op::Append { notification, replaces, remember, .. } => {
             let bytes = notification.payload.bytes().len();
-            (3 + bytes / limits::STORE_CHUNK_BYTES_MAX, bytes)
+            let replaced = replaces.map_or(0, |place| 1 + place.chunks as usize);
+            let remembered = if remember.is_some() { 2 } else { 0 };
+            (3 + bytes / limits::STORE_CHUNK_BYTES_MAX + replaced + remembered, bytes)
         }
-        Op::Delete { entries, .. } => (1 + entries.iter().map(|entry| 1 + entry.chunks as usize).sum::<usize>(), 0),
-        Op::Cursor { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetDue { .. } => (1, 0),
+        Op::Delete { places, .. } => (1 + places.iter().map(|place| 1 + place.chunks as usize).sum::<usize>(), 0),
+        Op::Cursor { .. } | Op::ForgetDue { .. } => (1, 0),
+        Op::PutDevice { .. } | Op::ForgetId { .. } => (2, 0),
+        Op::RemoveDevice { unremembered, .. } => (2 + unremembered.len(), 0),
+        // A commit of its own: what it removes is what was there before.
+        Op::ForgetUser { .. } => (limits::STORE_BATCH_ROWS_MAX + 1, 0),
     }
 }
 
@@ -90,7 +97,8 @@ impl State {
             Op::PutDevice { user, device, .. } | Op::RemoveDevice { user, device, .. } => {
                 self.cursors.remove(&(user.clone(), device.clone()));
             }
-            Op::Append { .. } | Op::Delete { .. } | Op::ForgetDue { .. } => {}
+            Op::ForgetUser { user, .. } => self.cursors.retain(|(of, _), _| of != user),
+            Op::Append { .. } | Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => {}
         }
         if is_urgent(&op) {
             self.urgent += 1;
@@ -205,17 +213,19 @@ mod tests {
     }
 
     fn cursor(device: &str, to: u64) -> Op {
-        let row = DeviceRow {
-            cursor: Offset::new(to),
-            lost: Offset::ZERO,
-            created_at: UnixMillis(0),
-            last_seen: UnixMillis(0),
-        };
+        let row = DeviceRow { cursor: Offset::new(to), ..DeviceRow::default() };
         Op::Cursor { user: user(), device: Device::parse(device).unwrap(), row, hold: Hold::default() }
     }
 
     fn remove(device: &str) -> Op {
-        Op::RemoveDevice { user: user(), device: Device::parse(device).unwrap(), hold: Hold::default(), done: None }
+        Op::RemoveDevice {
+            user: user(),
+            device: Device::parse(device).unwrap(),
+            at: UnixMillis(0),
+            unremembered: Vec::new(),
+            hold: Hold::default(),
+            done: None,
+        }
     }
 
     fn taken(queue: &Queue) -> Vec<String> {
@@ -253,10 +263,13 @@ mod tests {
     #[test]
     fn an_op_larger_than_a_batch_is_a_batch_of_its_own() {
         let queue = Queue::default();
-        let entry =
-            crate::store::IndexEntry { offset: Offset::new(1), bytes: 1, chunks: u16::MAX, expires_at: UnixMillis(0) };
-        let delete =
-            || Op::Delete { user: user(), entries: vec![entry], counters: Default::default(), hold: Arc::default() };
+        let delete = || Op::Delete {
+            log: crate::types::LogId::User(user()),
+            places: vec![crate::store::Place { offset: Offset::new(1), chunks: u16::MAX }],
+            counters: Default::default(),
+            hold: Arc::default(),
+            done: None,
+        };
         assert!(queue.push(cursor("a", 1)).is_none());
         assert!(queue.push(delete()).is_none());
         assert!(queue.push(remove("a")).is_none());

@@ -1,42 +1,50 @@
 //! A notification as bytes, and the head row that leads to it.
 //!
-//! Record, version 1: `version(1) flags(1) id [type] [from] accepted_at(8) [expires_at(8)] payload`, where texts stand
+//! Record, version 2: `version(1) flags(1) [type] [from] [count(2) user…] accepted_at(8) payload`, where texts stand
 //! behind a varint (LEB128) of their length, numbers are little-endian, what is bracketed is there if its flag is set,
-//! and the payload is all that is left. Flags: 1 binary payload, 2 type, 4 from, 8 expires_at.
+//! and the payload is all that is left. Flags: 1 binary payload, 2 type, 4 from, 8 users whom it is not for.
 //!
-//! Head row, version 1: `version(1) chunks(2) bytes(4) expires_at(8) length(4)`, and behind it the record, unless
-//! `chunks` says that it lies in so many chunk rows. So a mailbox is listed without reading what is large.
+//! Head row, version 2: `version(1) flags(1) chunks(2) bytes(4) expires_at(8) length(4) id [collapse key]`, and behind it
+//! the record, unless `chunks` says that it lies in so many chunk rows. Flags: 1 collapse key, 2 the id is remembered.
+//! So a mailbox is listed, and a collapse key found, without reading what is large.
 //!
 //! Rule: what comes from disk is checked as if it came from a stranger. No bytes make it panic or allocate more than
-//! they themselves take.
+//! they themselves take. Rows of version 1 are read by [`super::migrate`] alone.
 
 use bytes::Bytes;
 
 use crate::{
     limits,
     store::IndexEntry,
-    types::{Notification, NotificationId, Offset, Payload, TypeName, UnixMillis, UserId},
+    types::{CollapseKey, Notification, NotificationId, Offset, Payload, TypeName, UnixMillis, UserId},
 };
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const BINARY: u8 = 1;
 const TYPE: u8 = 2;
 const FROM: u8 = 4;
-const EXPIRES: u8 = 8;
+const NOT_FOR: u8 = 8;
 
-/// The bytes of a head row before an inline record.
-const HEAD_BYTES: usize = 1 + 2 + 4 + 8 + 4;
-const HEAD_VERSION: u8 = 1;
+const HEAD_VERSION: u8 = 2;
+const COLLAPSE: u8 = 1;
+const REMEMBERED: u8 = 2;
+/// The bytes of a head row before the id.
+const HEAD_BYTES: usize = 1 + 1 + 2 + 4 + 8 + 4;
 
 /// Why stored bytes are not what they should be. Names the place, never the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub &'static str);
 
+fn head_len(notification: &Notification) -> usize {
+    let collapse = notification.collapse_key.as_ref().map_or(0, |key| text_len(key.as_str()));
+    HEAD_BYTES + text_len(notification.id.as_str()) + collapse
+}
+
 /// How many chunk rows a notification takes; 0: it stands in its head row.
 pub fn chunks_of(notification: &Notification) -> u16 {
     let length = record_len(notification);
-    if HEAD_BYTES + length <= limits::STORE_CHUNK_BYTES_MAX {
+    if head_len(notification) + length <= limits::STORE_CHUNK_BYTES_MAX {
         0
     } else {
         u16::try_from(length.div_ceil(limits::STORE_CHUNK_BYTES_MAX)).unwrap_or(u16::MAX)
@@ -54,26 +62,39 @@ pub struct Head {
     pub expires_at: UnixMillis,
     /// The bytes of the record.
     pub length: u32,
+    /// The notification's id.
+    pub id: NotificationId,
+    /// Whether that id is a caller's own, remembered for repeated calls.
+    pub remembered: bool,
+    /// What it took the place of, and what will take its place.
+    pub collapse_key: Option<CollapseKey>,
 }
 
 impl Head {
     /// The entry of the record at `offset`.
-    pub fn entry(&self, offset: Offset) -> IndexEntry {
-        IndexEntry { offset, bytes: self.bytes, chunks: self.chunks, expires_at: self.expires_at }
+    pub fn entry(self, offset: Offset) -> IndexEntry {
+        let Head { chunks, bytes, expires_at, id, remembered, collapse_key, .. } = self;
+        IndexEntry { offset, bytes, chunks, expires_at, id, remembered, collapse_key }
     }
 }
 
 /// The rows of a notification: its head row's value, and the values of its chunk rows.
-pub fn encode(notification: &Notification) -> (Vec<u8>, Vec<Vec<u8>>) {
+pub fn encode(notification: &Notification, remembered: bool) -> (Vec<u8>, Vec<Vec<u8>>) {
     let length = record_len(notification);
     let chunks = chunks_of(notification);
     let inline = if chunks == 0 { length } else { 0 };
-    let mut head = Vec::with_capacity(HEAD_BYTES + inline);
-    head.push(HEAD_VERSION);
+    let mut head = Vec::with_capacity(head_len(notification) + inline);
+    let collapse = notification.collapse_key.as_ref();
+    let flags = if collapse.is_some() { COLLAPSE } else { 0 } | if remembered { REMEMBERED } else { 0 };
+    head.extend_from_slice(&[HEAD_VERSION, flags]);
     head.extend_from_slice(&chunks.to_le_bytes());
     head.extend_from_slice(&saturated(notification.accounted_bytes()).to_le_bytes());
     head.extend_from_slice(&notification.expires_at.unwrap_or(UnixMillis(u64::MAX)).0.to_le_bytes());
     head.extend_from_slice(&saturated(length as u64).to_le_bytes());
+    write_text(&mut head, notification.id.as_str());
+    if let Some(key) = collapse {
+        write_text(&mut head, key.as_str());
+    }
     if chunks == 0 {
         write_record(&mut head, notification);
         (head, Vec::new())
@@ -90,12 +111,22 @@ pub fn decode_head(row: &[u8]) -> Result<(Head, Option<&[u8]>), Malformed> {
     if input.byte()? != HEAD_VERSION {
         return Err(Malformed("a head row of an unknown version"));
     }
-    let head = Head {
-        chunks: u16::from_le_bytes(input.array()?),
-        bytes: u32::from_le_bytes(input.array()?),
-        expires_at: UnixMillis(u64::from_le_bytes(input.array()?)),
-        length: u32::from_le_bytes(input.array()?),
+    let flags = input.byte()?;
+    if flags & !(COLLAPSE | REMEMBERED) != 0 {
+        return Err(Malformed("a head row with unknown flags"));
+    }
+    let chunks = u16::from_le_bytes(input.array()?);
+    let bytes = u32::from_le_bytes(input.array()?);
+    let expires_at = UnixMillis(u64::from_le_bytes(input.array()?));
+    let length = u32::from_le_bytes(input.array()?);
+    let id = NotificationId::parse(input.text()?).map_err(|_| Malformed("a head row with an invalid id"))?;
+    let collapse_key = if flags & COLLAPSE != 0 {
+        let key = CollapseKey::parse(input.text()?);
+        Some(key.map_err(|_| Malformed("a head row with an invalid collapse key"))?)
+    } else {
+        None
     };
+    let head = Head { chunks, bytes, expires_at, length, id, remembered: flags & REMEMBERED != 0, collapse_key };
     let inline = (head.chunks == 0).then_some(input.0);
     if input.0.len() != if inline.is_some() { head.length as usize } else { 0 } {
         return Err(Malformed("a head row of another length than it says"));
@@ -103,30 +134,31 @@ pub fn decode_head(row: &[u8]) -> Result<(Head, Option<&[u8]>), Malformed> {
     Ok((head, inline))
 }
 
-/// Reads a record. The payload is a slice of `bytes`, not a copy.
-pub fn decode_record(bytes: &Bytes) -> Result<Notification, Malformed> {
+/// Reads the record that `head` leads to. The payload is a slice of `bytes`, not a copy.
+pub fn decode_record(head: Head, bytes: &Bytes) -> Result<Notification, Malformed> {
     let mut input = Input(bytes);
     if input.byte()? != VERSION {
         return Err(Malformed("a record of an unknown version"));
     }
     let flags = input.byte()?;
-    if flags & !(BINARY | TYPE | FROM | EXPIRES) != 0 {
+    if flags & !(BINARY | TYPE | FROM | NOT_FOR) != 0 {
         return Err(Malformed("a record with unknown flags"));
     }
     let has = |flag| flags & flag != 0;
-    let id = NotificationId::parse(input.text()?).map_err(|_| Malformed("a record with an invalid id"))?;
     let type_name = if has(TYPE) {
         TypeName::parse(input.text()?).map_err(|_| Malformed("a record with an invalid type"))?
     } else {
         TypeName::NOTIFICATION
     };
-    let from_user = if has(FROM) {
-        Some(UserId::parse(input.text()?).map_err(|_| Malformed("a record with an invalid sender"))?)
-    } else {
-        None
-    };
+    let user = |text| UserId::parse(text).map_err(|_| Malformed("a record with an invalid user"));
+    let from_user = if has(FROM) { Some(user(input.text()?)?) } else { None };
+    let mut not_for = Vec::new();
+    if has(NOT_FOR) {
+        for _ in 0..u16::from_le_bytes(input.array()?) {
+            not_for.push(user(input.text()?)?);
+        }
+    }
     let accepted_at = UnixMillis(u64::from_le_bytes(input.array()?));
-    let expires_at = if has(EXPIRES) { Some(UnixMillis(u64::from_le_bytes(input.array()?))) } else { None };
     let payload = bytes.slice_ref(input.0);
     let payload = if has(BINARY) {
         Payload::Binary(payload)
@@ -136,7 +168,9 @@ pub fn decode_record(bytes: &Bytes) -> Result<Notification, Malformed> {
         // A text frame that is not UTF-8 would close the session.
         return Err(Malformed("a record with JSON that is not UTF-8"));
     };
-    Ok(Notification { id, type_name, payload, from_user, accepted_at, expires_at })
+    let expires_at = Some(head.expires_at).filter(|end| end.0 != u64::MAX);
+    let (id, collapse_key, not_for) = (head.id, head.collapse_key, not_for.into());
+    Ok(Notification { id, type_name, payload, from_user, collapse_key, not_for, accepted_at, expires_at })
 }
 
 /// The type as it is written: nothing for the default.
@@ -145,12 +179,11 @@ fn written_type(notification: &Notification) -> Option<&str> {
 }
 
 fn record_len(notification: &Notification) -> usize {
-    let text = |text: &str| varint_len(text.len()) + text.len();
-    2 + text(notification.id.as_str())
-        + written_type(notification).map_or(0, text)
-        + notification.from_user.as_ref().map_or(0, |user| text(user.as_str()))
+    let users: usize = notification.not_for.iter().map(|user| text_len(user.as_str())).sum();
+    2 + written_type(notification).map_or(0, text_len)
+        + notification.from_user.as_ref().map_or(0, |user| text_len(user.as_str()))
+        + if notification.not_for.is_empty() { 0 } else { 2 + users }
         + 8
-        + notification.expires_at.map_or(0, |_| 8)
         + notification.payload.bytes().len()
 }
 
@@ -161,23 +194,30 @@ fn write_record(out: &mut Vec<u8>, notification: &Notification) {
         (BINARY, matches!(notification.payload, Payload::Binary(_))),
         (TYPE, type_name.is_some()),
         (FROM, notification.from_user.is_some()),
-        (EXPIRES, notification.expires_at.is_some()),
+        (NOT_FOR, !notification.not_for.is_empty()),
     ] {
         flags |= if set { flag } else { 0 };
     }
     out.extend_from_slice(&[VERSION, flags]);
-    write_text(out, notification.id.as_str());
     if let Some(name) = type_name {
         write_text(out, name);
     }
     if let Some(user) = &notification.from_user {
         write_text(out, user.as_str());
     }
-    out.extend_from_slice(&notification.accepted_at.0.to_le_bytes());
-    if let Some(moment) = notification.expires_at {
-        out.extend_from_slice(&moment.0.to_le_bytes());
+    if !notification.not_for.is_empty() {
+        // `limits` keeps it far below 2^16.
+        out.extend_from_slice(&(notification.not_for.len() as u16).to_le_bytes());
+        for user in notification.not_for.iter() {
+            write_text(out, user.as_str());
+        }
     }
+    out.extend_from_slice(&notification.accepted_at.0.to_le_bytes());
     out.extend_from_slice(notification.payload.bytes());
+}
+
+fn text_len(text: &str) -> usize {
+    varint_len(text.len()) + text.len()
 }
 
 fn write_text(out: &mut Vec<u8>, text: &str) {
@@ -219,7 +259,8 @@ impl<'a> Input<'a> {
         Ok(*array)
     }
 
-    fn text(&mut self) -> Result<&'a str, Malformed> {
+    /// The next text.
+    pub fn text(&mut self) -> Result<&'a str, Malformed> {
         let mut len = 0usize;
         // Every text of a record is shorter than 2^14 bytes.
         for shift in [0, 7] {
@@ -245,40 +286,49 @@ mod tests {
         let payload = prop_oneof![
             "[a-z\"{}ä ]{0,80}".prop_map(|text| Payload::Json(Bytes::from(text))),
             vec(any::<u8>(), 0..200).prop_map(|bytes| Payload::Binary(Bytes::from(bytes))),
-            (4000usize..13_000).prop_map(|len| Payload::Json(Bytes::from(vec![b'1'; len]))),
+            (3900usize..13_000).prop_map(|len| Payload::Json(Bytes::from(vec![b'1'; len]))),
         ];
-        let moment = any::<u64>().prop_map(UnixMillis);
-        ("[a-zä]{1,60}", "[a-z.]{0,128}", payload, option::of("[a-z]{1,255}"), moment.clone(), option::of(moment))
-            .prop_map(|(id, name, payload, from, accepted_at, expires_at)| Notification {
+        let moment = (0..u64::MAX).prop_map(UnixMillis);
+        let user = "[a-z]{1,255}".prop_map(|user| UserId::parse(&user).unwrap());
+        let names = ("[a-zä]{1,60}", "[a-z.]{0,128}", option::of("[a-z]{1,128}"));
+        (names, payload, option::of(user.clone()), vec(user, 0..3), moment.clone(), option::of(moment)).prop_map(
+            |((id, name, collapse), payload, from_user, not_for, accepted_at, expires_at)| Notification {
                 id: NotificationId::parse(&id).unwrap(),
                 type_name: TypeName::parse(&name).unwrap_or(TypeName::NOTIFICATION),
                 payload,
-                from_user: from.map(|user| UserId::parse(&user).unwrap()),
+                from_user,
+                collapse_key: collapse.map(|key| CollapseKey::parse(&key).unwrap()),
+                not_for: not_for.into(),
                 accepted_at,
                 expires_at,
-            })
+            },
+        )
     }
 
     #[test]
-    fn the_first_format_is_pinned() {
-        let (head, chunks) = encode(&Notification {
+    fn the_format_is_pinned() {
+        let original = Notification {
             id: NotificationId::parse("n1").unwrap(),
             type_name: TypeName::parse("t").unwrap(),
             payload: Payload::Binary(Bytes::from_static(&[9, 8])),
             from_user: Some(UserId::parse("bob").unwrap()),
+            collapse_key: Some(CollapseKey::parse("k").unwrap()),
+            not_for: [UserId::parse("eve").unwrap()].into(),
             accepted_at: UnixMillis(1),
             expires_at: Some(UnixMillis(2)),
-        });
+        };
+        let (head, chunks) = encode(&original, true);
         assert!(chunks.is_empty());
-        assert_eq!(head[..19], [1, 0, 0, 72, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 29, 0, 0, 0]);
-        assert_eq!(head[19..30], [1, 15, 2, b'n', b'1', 1, b't', 3, b'b', b'o', b'b']);
-        assert_eq!(head[30..], [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9, 8]);
+        assert_eq!(head[..20], [2, 3, 0, 0, 76, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 0]);
+        assert_eq!(head[20..25], [2, b'n', b'1', 1, b'k']);
+        assert_eq!(head[25..33], [2, 15, 1, b't', 3, b'b', b'o', b'b']);
+        assert_eq!(head[33..], [1, 0, 3, b'e', b'v', b'e', 1, 0, 0, 0, 0, 0, 0, 0, 9, 8]);
     }
 
     proptest! {
         #[test]
-        fn a_record_is_read_back(original in notification()) {
-            let (row, chunks) = encode(&original);
+        fn a_record_is_read_back(original in notification(), remembered in any::<bool>()) {
+            let (row, chunks) = encode(&original, remembered);
             prop_assert!(row.len() <= limits::STORE_CHUNK_BYTES_MAX);
             prop_assert!(chunks.iter().all(|chunk| chunk.len() <= limits::STORE_CHUNK_BYTES_MAX && !chunk.is_empty()));
             let (head, inline) = decode_head(&row).unwrap();
@@ -286,28 +336,32 @@ mod tests {
             prop_assert_eq!(head.chunks as usize, chunks.len());
             prop_assert_eq!(u64::from(head.bytes), original.accounted_bytes());
             prop_assert_eq!(head.expires_at, original.expires_at.unwrap_or(UnixMillis(u64::MAX)));
+            prop_assert_eq!((head.remembered, &head.id), (remembered, &original.id));
             let record = inline.map_or_else(|| chunks.concat(), <[u8]>::to_vec);
             prop_assert_eq!(record.len(), head.length as usize);
-            prop_assert_eq!(decode_record(&Bytes::from(record)).unwrap(), original);
+            prop_assert_eq!(decode_record(head, &Bytes::from(record)).unwrap(), original);
         }
 
         #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..300), original in notification()) {
             let _ = decode_head(&bytes);
-            let _ = decode_record(&Bytes::from(bytes));
+            let (row, _) = encode(&original, false);
+            let _ = decode_record(decode_head(&row).unwrap().0, &Bytes::from(bytes));
         }
 
         #[test]
         fn a_damaged_record_is_read_without_a_panic(
             original in notification(), at in any::<proptest::sample::Index>(), flip in 1u8.., cut in any::<proptest::sample::Index>(),
         ) {
+            let (row, _) = encode(&original, false);
+            let (head, _) = decode_head(&row).unwrap();
             let mut record = Vec::new();
             write_record(&mut record, &original);
             let at = at.index(record.len());
             record[at] ^= flip;
-            let _ = decode_record(&Bytes::from(record.clone()));
+            let _ = decode_record(head.clone(), &Bytes::from(record.clone()));
             record.truncate(cut.index(record.len()));
-            let _ = decode_record(&Bytes::from(record));
+            let _ = decode_record(head, &Bytes::from(record));
         }
     }
 }

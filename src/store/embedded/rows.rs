@@ -1,25 +1,32 @@
-//! The small rows: counters, devices, and the store's own. Each begins with its version; numbers are little-endian.
+//! The small rows: counters, devices, ids, and the store's own. Each begins with its version; numbers are little-endian.
 //!
-//! - mailbox: `1 count(4) bytes(8) last(8)`
-//! - device: `1 created_at(8) last_seen(8)`, then `log(1) cursor(8)` for each log it reads; log 0 is the user's own,
-//!   255 stands for what the device has lost, and a log that this version does not know is passed over
+//! - counters: `2 count(4) bytes(8) last(8) lost(8)`; version 1 ended before `lost`
+//! - device: `1 created_at(8) last_seen(8)`, then `log(1) offset(8)` for each log it reads; log 0 is the user's own, 1 the
+//!   broadcast log; 254 stands for where in its user's log it began, 255 for what it alone has lost; what this version
+//!   does not know is passed over
+//! - forgotten: `1 at(8)`
+//! - id: `1 offset(8) until(8) digest(16)`
 //! - totals: `1 count(8) bytes(8)`; mark: `1 mark(8)`; epoch: `1 uuid(16)`
 //! - format: a `u32` alone, since it is what every other version stands on
-//! - expiry: nothing
+//! - expiry, id's end: nothing
 
 use uuid::Uuid;
 
 use super::record::{Input, Malformed};
 use crate::{
-    store::{Counters, DeviceRow, Totals},
+    store::{Counters, DeviceRow, Remembered, Totals},
     types::{Offset, UnixMillis},
 };
 
-/// The version of the schema that this build reads and writes.
-pub const FORMAT: u32 = 1;
+/// The version of the schema that this build reads and writes. An older one is brought up to it by [`super::migrate`].
+pub const FORMAT: u32 = 2;
 
 const VERSION: u8 = 1;
+const COUNTERS_VERSION: u8 = 2;
 const LOG_USER: u8 = 0;
+const LOG_BROADCAST: u8 = 1;
+/// In the place of a log: where in the user's log the device began.
+const BEGAN: u8 = 254;
 /// In the place of a log: up to where the device has lost something.
 const LOST: u8 = 255;
 
@@ -50,23 +57,29 @@ fn row(numbers: &[u64]) -> Vec<u8> {
     row
 }
 
-/// Writes a mailbox row.
+/// Writes a log's counters.
 pub fn encode_counters(counters: &Counters) -> Vec<u8> {
-    let mut row = Vec::with_capacity(21);
-    row.push(VERSION);
+    let mut row = Vec::with_capacity(29);
+    row.push(COUNTERS_VERSION);
     row.extend_from_slice(&counters.count.to_le_bytes());
     row.extend_from_slice(&counters.bytes.to_le_bytes());
     row.extend_from_slice(&counters.last.get().to_le_bytes());
+    row.extend_from_slice(&counters.lost.get().to_le_bytes());
     row
 }
 
-/// Reads a mailbox row.
+/// Reads a log's counters, those of version 1 too.
 pub fn decode_counters(row: &[u8]) -> Result<Counters, Malformed> {
-    let mut input = opened(row, "counters of an unknown version")?;
+    let mut input = Input(row);
+    let version = input.byte()?;
+    if !(VERSION..=COUNTERS_VERSION).contains(&version) {
+        return Err(Malformed("counters of an unknown version"));
+    }
     let counters = Counters {
         count: u32::from_le_bytes(input.array()?),
         bytes: u64_of(&mut input)?,
         last: offset_of(&mut input)?,
+        lost: if version == VERSION { Offset::ZERO } else { offset_of(&mut input)? },
     };
     closed(&input, counters)
 }
@@ -76,9 +89,11 @@ pub fn encode_device(device: &DeviceRow) -> Vec<u8> {
     let mut row = row(&[device.created_at.0, device.last_seen.0]);
     row.push(LOG_USER);
     row.extend_from_slice(&device.cursor.get().to_le_bytes());
-    if device.lost > Offset::ZERO {
-        row.push(LOST);
-        row.extend_from_slice(&device.lost.get().to_le_bytes());
+    for (log, offset) in [(LOG_BROADCAST, device.broadcast), (BEGAN, device.began), (LOST, device.lost)] {
+        if offset > Offset::ZERO {
+            row.push(log);
+            row.extend_from_slice(&offset.get().to_le_bytes());
+        }
     }
     row
 }
@@ -88,17 +103,47 @@ pub fn decode_device(row: &[u8]) -> Result<DeviceRow, Malformed> {
     let mut input = opened(row, "a device of an unknown version")?;
     let created_at = UnixMillis(u64_of(&mut input)?);
     let last_seen = UnixMillis(u64_of(&mut input)?);
-    let mut device = DeviceRow { cursor: Offset::ZERO, lost: Offset::ZERO, created_at, last_seen };
+    let mut device = DeviceRow { created_at, last_seen, ..DeviceRow::default() };
     while !input.0.is_empty() {
         let log = input.byte()?;
-        let cursor = offset_of(&mut input)?;
+        let offset = offset_of(&mut input)?;
         match log {
-            LOG_USER => device.cursor = cursor,
-            LOST => device.lost = cursor,
+            LOG_USER => device.cursor = offset,
+            LOG_BROADCAST => device.broadcast = offset,
+            BEGAN => device.began = offset,
+            LOST => device.lost = offset,
             _ => {}
         }
     }
     Ok(device)
+}
+
+/// Writes the row of a forgotten device.
+pub fn encode_forgotten(at: UnixMillis) -> Vec<u8> {
+    row(&[at.0])
+}
+
+/// Reads the row of a forgotten device.
+pub fn decode_forgotten(row: &[u8]) -> Result<UnixMillis, Malformed> {
+    let mut input = opened(row, "a forgotten device of an unknown version")?;
+    let at = UnixMillis(u64_of(&mut input)?);
+    closed(&input, at)
+}
+
+/// Writes the row of a remembered id.
+pub fn encode_remembered(remembered: &Remembered) -> Vec<u8> {
+    let mut row = row(&[remembered.offset.get(), remembered.until.0]);
+    row.extend_from_slice(&remembered.digest);
+    row
+}
+
+/// Reads the row of a remembered id.
+pub fn decode_remembered(row: &[u8]) -> Result<Remembered, Malformed> {
+    let mut input = opened(row, "a remembered id of an unknown version")?;
+    let offset = offset_of(&mut input)?;
+    let until = UnixMillis(u64_of(&mut input)?);
+    let digest = input.array()?;
+    closed(&input, Remembered { offset, digest, until })
 }
 
 /// Writes the totals row.
@@ -161,9 +206,9 @@ mod tests {
     fn a_device_row_keeps_room_for_the_cursors_of_further_logs() {
         let device = DeviceRow {
             cursor: Offset::new(7),
-            lost: Offset::ZERO,
             created_at: UnixMillis(1),
             last_seen: UnixMillis(2),
+            ..DeviceRow::default()
         };
         let mut row = encode_device(&device);
         assert_eq!(row, [1, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
@@ -174,15 +219,21 @@ mod tests {
     proptest! {
         #[test]
         fn rows_are_read_back(count in any::<u32>(), bytes in any::<u64>(), last in 0..=Offset::MAX.get(), other in any::<u64>()) {
-            let counters = Counters { count, bytes, last: Offset::new(last) };
+            let counters = Counters { count, bytes, last: Offset::new(last), lost: Offset::new(last / 3) };
             prop_assert_eq!(decode_counters(&encode_counters(&counters)), Ok(counters));
             let device = DeviceRow {
                 cursor: Offset::new(last),
+                broadcast: Offset::new(last / 5),
+                began: Offset::new(last / 3),
                 lost: Offset::new(last / 2),
                 created_at: UnixMillis(bytes),
                 last_seen: UnixMillis(other),
             };
             prop_assert_eq!(decode_device(&encode_device(&device)), Ok(device));
+            let at = UnixMillis(other);
+            prop_assert_eq!(decode_forgotten(&encode_forgotten(at)), Ok(at));
+            let remembered = Remembered { offset: Offset::new(last), until: at, digest: [count as u8; 16] };
+            prop_assert_eq!(decode_remembered(&encode_remembered(&remembered)), Ok(remembered));
             let totals = Totals { count: other, bytes };
             prop_assert_eq!(decode_totals(&encode_totals(&totals)), Ok(totals));
             prop_assert_eq!(decode_mark(&encode_mark(other)), Ok(other));
@@ -195,6 +246,8 @@ mod tests {
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let _ = decode_counters(&bytes);
             let _ = decode_device(&bytes);
+            let _ = decode_forgotten(&bytes);
+            let _ = decode_remembered(&bytes);
             let _ = decode_totals(&bytes);
             let _ = decode_mark(&bytes);
             let _ = decode_epoch(&bytes);

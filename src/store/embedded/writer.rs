@@ -8,7 +8,7 @@
 //! thread stays, to answer whatever is still staged with the failure, until the store is closed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -17,24 +17,24 @@ use std::{
 use super::{
     engine::{Engine, EngineError, Write},
     keys::{self, Key},
-    panic_text,
+    panic_text, queries,
     queue::Next,
     record, rows,
     shared::{Permit, Shared},
 };
 use crate::{
     limits,
-    store::{Counters, Done, Hold, LogObserver, Op, StoreError, Totals},
-    types::{Offset, UserId},
+    store::{Counters, Done, DueId, Hold, LogObserver, Op, Place, Remembered, StoreError, Totals},
+    types::{LogId, NotificationId, Offset, UnixMillis, UserId},
 };
 
 /// The writer: owned by its thread.
 pub struct Writer {
     shared: Arc<Shared>,
     engine: Arc<dyn Engine>,
-    /// What the mailbox rows of users hold that were written lately, so that the totals move by the difference without
-    /// a read. Emptied when it grows too large.
-    written: HashMap<UserId, Counters>,
+    /// What the counters of logs hold that were written lately, so that the totals move by the difference without a
+    /// read. Emptied when it grows too large.
+    written: HashMap<LogId, Counters>,
     disk_read: Instant,
     disk_stale: bool,
 }
@@ -43,14 +43,20 @@ pub struct Writer {
 #[derive(Default)]
 struct Batch {
     writes: Vec<Write>,
-    counters: HashMap<UserId, Counters>,
+    counters: HashMap<LogId, Counters>,
+    /// Ids that this batch remembers.
+    remembered: HashSet<(LogId, NotificationId)>,
+    /// Ids that may be forgotten.
+    due_ids: Vec<(DueId, UnixMillis)>,
+    /// Users of whom nothing is to be left.
+    gone: Vec<UserId>,
     after: After,
 }
 
 /// What is to be told and let go of, once a batch's fate is known.
 #[derive(Default)]
 struct After {
-    logs: HashMap<UserId, (Arc<dyn LogObserver>, Offset)>,
+    logs: HashMap<LogId, (Arc<dyn LogObserver>, Offset)>,
     done: Vec<Done>,
     permits: Vec<Permit>,
     holds: Vec<Hold>,
@@ -91,50 +97,104 @@ impl Batch {
         self.writes.push((key.encode(), None));
     }
 
+    fn remove_record(&mut self, log: &LogId, place: Place) {
+        self.remove(&Key::Head(log.clone(), place.offset));
+        for index in 0..place.chunks {
+            self.remove(&Key::Chunk(log.clone(), place.offset, index));
+        }
+    }
+
     fn add(&mut self, op: Op) {
         match op {
-            Op::Append { user, offset, notification, counters, permit, observer, done } => {
-                let (head, chunks) = record::encode(&notification);
+            Op::Append { log, offset, notification, replaces, remember, counters, permit, observer, done } => {
+                if let Some(place) = replaces {
+                    self.remove_record(&log, place);
+                }
+                let (head, chunks) = record::encode(&notification, remember.is_some());
                 for (index, chunk) in (0..=u16::MAX).zip(chunks) {
-                    self.put(&Key::Chunk(user.clone(), offset, index), chunk);
+                    self.put(&Key::Chunk(log.clone(), offset, index), chunk);
                 }
-                self.put(&Key::Head(user.clone(), offset), head);
+                self.put(&Key::Head(log.clone(), offset), head);
                 if let Some(moment) = notification.expires_at {
-                    self.put(&Key::Expiry(keys::expiry_minute(moment), user.clone()), Vec::new());
+                    self.put(&Key::Expiry(keys::expiry_minute(moment), log.clone()), Vec::new());
                 }
-                self.counters.insert(user.clone(), counters);
-                let log = self.after.logs.entry(user).or_insert_with(|| (Arc::clone(&observer), offset));
+                if let Some((until, digest)) = remember {
+                    let id = notification.id.clone();
+                    let row = rows::encode_remembered(&Remembered { offset, digest, until });
+                    self.put(&Key::Id(log.clone(), id.clone()), row);
+                    self.put(&Key::IdEnd(keys::expiry_minute(until), log.clone(), id.clone()), Vec::new());
+                    self.remembered.insert((log.clone(), id));
+                }
+                self.counters.insert(log.clone(), counters);
+                let log = self.after.logs.entry(log).or_insert_with(|| (Arc::clone(&observer), offset));
                 *log = (observer, log.1.max(offset));
                 self.after.permits.push(permit);
                 self.after.done.extend(done);
             }
-            Op::Delete { user, entries, counters, hold } => {
-                for entry in entries {
-                    self.remove(&Key::Head(user.clone(), entry.offset));
-                    for index in 0..entry.chunks {
-                        self.remove(&Key::Chunk(user.clone(), entry.offset, index));
-                    }
+            Op::Delete { log, places, counters, hold, done } => {
+                for place in places {
+                    self.remove_record(&log, place);
                 }
-                self.counters.insert(user, counters);
+                self.counters.insert(log, counters);
                 self.after.holds.push(hold);
+                self.after.done.extend(done);
             }
             Op::Cursor { user, device, row, hold } => {
                 self.put(&Key::Device(user, device), rows::encode_device(&row));
                 self.after.holds.push(hold);
             }
             Op::PutDevice { user, device, row, counters, hold, done } => {
+                self.remove(&Key::Forgotten(user.clone(), device.clone()));
                 self.put(&Key::Device(user.clone(), device), rows::encode_device(&row));
-                self.counters.insert(user, counters);
+                self.counters.insert(LogId::User(user), counters);
                 self.after.holds.push(hold);
                 self.after.done.push(done);
             }
-            Op::RemoveDevice { user, device, hold, done } => {
+            Op::RemoveDevice { user, device, at, unremembered, hold, done } => {
+                for device in unremembered {
+                    self.remove(&Key::Forgotten(user.clone(), device));
+                }
+                self.put(&Key::Forgotten(user.clone(), device.clone()), rows::encode_forgotten(at));
                 self.remove(&Key::Device(user, device));
                 self.after.holds.push(hold);
                 self.after.done.extend(done);
             }
-            Op::ForgetDue { due } => self.remove(&Key::Expiry(due.minute, due.user)),
+            Op::ForgetUser { user, hold, done } => {
+                self.gone.push(user);
+                self.after.holds.push(hold);
+                self.after.done.push(done);
+            }
+            Op::ForgetDue { due } => self.remove(&Key::Expiry(due.minute, due.log)),
+            Op::ForgetId { due, now } => self.due_ids.push((due, now)),
         }
+    }
+
+    /// Removes the rows of ids that may be forgotten, and were not remembered anew.
+    fn forget_ids(&mut self, engine: &dyn Engine) -> Result<(), EngineError> {
+        for (DueId { minute, log, id }, now) in std::mem::take(&mut self.due_ids) {
+            let pair = (log, id);
+            if !self.remembered.contains(&pair) {
+                let key = Key::Id(pair.0.clone(), pair.1.clone());
+                let row = engine.get(&key.encode())?;
+                // One that cannot be read stands for nothing.
+                let stands = |row: &[u8]| rows::decode_remembered(row).is_ok_and(|id| id.until > now);
+                if row.is_some_and(|row| !stands(&row)) {
+                    self.remove(&key);
+                }
+            }
+            self.remove(&Key::IdEnd(minute, pair.0, pair.1));
+        }
+        Ok(())
+    }
+
+    /// Removes all that is written of those who are to be forgotten. Such a batch holds nothing else.
+    fn forget_users(&mut self, engine: &dyn Engine) -> Result<(), EngineError> {
+        for user in std::mem::take(&mut self.gone) {
+            let keys = queries::keys_of(engine, &user)?;
+            self.writes.extend(keys.into_iter().map(|key| (key, None)));
+            self.counters.insert(LogId::User(user), Counters::default());
+        }
+        Ok(())
     }
 }
 
@@ -197,6 +257,8 @@ impl Writer {
             batch.put(&Key::Mark, rows::encode_mark(mark));
         }
         let committed = catch_unwind(AssertUnwindSafe(|| {
+            batch.forget_ids(&*self.engine)?;
+            batch.forget_users(&*self.engine)?;
             let totals = self.count(&mut batch)?;
             if !batch.writes.is_empty() {
                 self.engine.commit(std::mem::take(&mut batch.writes))?;
@@ -219,20 +281,21 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes each user's latest counters, and the totals that follow from them.
+    /// Writes each log's latest counters, and the totals that follow from them. A user of whom nothing is left has none.
     fn count(&self, batch: &mut Batch) -> Result<Totals, EngineError> {
         let before = *self.shared.totals.lock();
         let mut totals = before;
-        for (user, counters) in &batch.counters {
-            let key = Key::Mailbox(user.clone()).encode();
-            let old = match self.written.get(user) {
+        for (log, counters) in &batch.counters {
+            let key = Key::Counters(log.clone()).encode();
+            let old = match self.written.get(log) {
                 Some(written) => *written,
-                // A row that cannot be read was reported when the user's mailbox was loaded.
+                // A row that cannot be read was reported when the log was loaded.
                 None => self.engine.get(&key)?.and_then(|row| rows::decode_counters(&row).ok()).unwrap_or_default(),
             };
             totals.count = (totals.count + u64::from(counters.count)).saturating_sub(u64::from(old.count));
             totals.bytes = totals.bytes.saturating_add(counters.bytes).saturating_sub(old.bytes);
-            batch.writes.push((key, Some(rows::encode_counters(counters))));
+            let row = (*counters != Counters::default()).then(|| rows::encode_counters(counters));
+            batch.writes.push((key, row));
         }
         if totals != before {
             batch.put(&Key::Totals, rows::encode_totals(&totals));
