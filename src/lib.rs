@@ -31,6 +31,9 @@ pub mod limits;
 pub mod protocol;
 pub mod types;
 
+#[cfg(test)]
+mod planted;
+
 // Floor 1: ground services.
 pub mod clock;
 pub mod lifecycle;

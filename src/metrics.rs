@@ -152,6 +152,13 @@ failures! {
     Expired = "expired",
     /// A stored notification that a full mailbox dropped before every device had it; another device had confirmed it.
     LaggardLost = "laggard_lost",
+    /// A stored notification that a full mailbox dropped although no device had confirmed it
+    /// (`store.overflow = "drop-oldest"`).
+    OverflowLost = "overflow_lost",
+    /// A stored notification that a device was given `delivery.max_attempts` times and never acked.
+    MaxAttempts = "max_attempts",
+    /// A call whose notification id stands for other content already, or that would make what is there already.
+    AlreadyExists = "already_exists",
     /// A read or write of the store that failed.
     StoreError = "store_error",
     /// Stored data that was found damaged.

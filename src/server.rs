@@ -127,6 +127,9 @@ impl Server {
                 max_bytes: config.store.max_bytes.0,
                 pending_per_user: config.store.max_pending_per_user.limit(),
                 devices_per_user: config.store.max_devices_per_user.limit(),
+                device_ttl: config.store.device_ttl.0,
+                overflow: config.store.overflow,
+                idempotency_window: config.store.idempotency_window.0,
             },
         });
         let api = Api::new(hub.clone(), life.clone());

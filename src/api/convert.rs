@@ -240,6 +240,9 @@ mod tests {
         max_bytes: 0,
         pending_per_user: 10,
         devices_per_user: 2,
+        device_ttl: Duration::from_secs(3600),
+        overflow: crate::store::Overflow::Refuse,
+        idempotency_window: Duration::from_secs(600),
     };
 
     fn parse(notification: proto::Notification) -> Result<Notification, ApiError> {

@@ -168,7 +168,10 @@ fn encode_body(body: &EventBody) -> Body {
         }),
         EventBody::UserOnline { user } => Body::UserOnline(proto::UserOnline { user_id: user.to_string() }),
         EventBody::UserOffline { user } => Body::UserOffline(proto::UserOffline { user_id: user.to_string() }),
-        EventBody::NotificationConfirmed { user, device, session, id, offset } => {
+        EventBody::NotificationExpired { .. }
+        | EventBody::NotificationDropped { .. }
+        | EventBody::DeviceForgotten { .. } => Body::EventsLost(proto::EventsLost { count: 0 }),
+        EventBody::NotificationConfirmed { user, device, session, id, offset, broadcast: _ } => {
             Body::NotificationConfirmed(proto::NotificationConfirmed {
                 user_id: user.to_string(),
                 device: device.to_string(),

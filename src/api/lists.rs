@@ -15,7 +15,6 @@ use crate::{
     hub::{Handle, Hub},
     limits,
     protocol::ack_mode::AckMode,
-    session::Flow,
     types::{Device, SessionId, UserId},
 };
 
@@ -89,10 +88,10 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
 
 fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
     let core = handle.core();
-    let state = match (&core.closing, core.session.delivery.flow()) {
+    let state = match (&core.closing, core.session.delivery.is_live()) {
         (Some(_), _) => proto::SessionState::Closing,
-        (None, Flow::Pulling) => proto::SessionState::Pulling,
-        (None, Flow::Live) => proto::SessionState::Live,
+        (None, false) => proto::SessionState::Pulling,
+        (None, true) => proto::SessionState::Live,
     };
     let ack_mode = match core.session.ack_mode {
         AckMode::Transport => proto::AckMode::Transport,

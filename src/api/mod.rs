@@ -23,7 +23,7 @@ pub use self::error::ApiError;
 use self::scope::{Scope, ScopeSet};
 use crate::{
     clock::Instant,
-    hub::{CloseFilter, Hub, SendError, Wait},
+    hub::{CloseFilter, Hub, Outcome, SendError, SendOptions, Wait},
     lifecycle::Lifecycle,
     limits,
     metrics::Metrics,
@@ -127,12 +127,11 @@ impl Api {
         let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), true);
         let (user, wait, notification) = checks.finish((user, wait, notification))?;
         let id = notification.id.clone();
-        let sent = hub.send(&user, notification, wait).await?;
-        let outcome = match (sent.offset, sent.stored, sent.sessions) {
-            (Some(_), true, _) => proto::Outcome::Stored,
-            (Some(_), false, _) => proto::Outcome::Accepted,
-            (None, _, 0) => proto::Outcome::Dropped,
-            (None, _, _) => proto::Outcome::Accepted,
+        let sent = hub.send(&user, notification, SendOptions { wait, own_id: true }).await?;
+        let outcome = match sent.outcome {
+            Outcome::Accepted => proto::Outcome::Accepted,
+            Outcome::Dropped => proto::Outcome::Dropped,
+            _ => proto::Outcome::Stored,
         };
         Ok(proto::SendToUserResponse {
             id: id.as_str().to_owned(),
@@ -153,7 +152,7 @@ impl Api {
         let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), false);
         let (notification,) = checks.finish((notification,))?;
         let id = notification.id.clone();
-        let sessions = hub.broadcast(notification).await?;
+        let sessions = hub.broadcast(notification).await?.sessions;
         let outcome = if sessions == 0 { proto::Outcome::Dropped } else { proto::Outcome::Accepted };
         Ok(proto::BroadcastResponse { id: id.as_str().to_owned(), outcome: outcome.into(), sessions })
     }
@@ -235,6 +234,10 @@ impl From<SendError> for ApiError {
         match error {
             SendError::TooLarge { .. } => ApiError::invalid("notification", &error.to_string()),
             SendError::MailboxFull { .. } => ApiError::Quota { reason: "MAILBOX_FULL", message: error.to_string() },
+            SendError::BroadcastsFull { .. } => {
+                ApiError::Quota { reason: "BROADCASTS_FULL", message: error.to_string() }
+            }
+            SendError::IdTaken => ApiError::AlreadyExists { reason: "ID_TAKEN", message: error.to_string() },
             SendError::StoreFull => ApiError::Quota { reason: "STORE_FULL", message: error.to_string() },
             SendError::Draining => ApiError::Unavailable { reason: "DRAINING", message: error.to_string() },
             SendError::Store(_) => ApiError::Unavailable { reason: "STORE_FAILED", message: error.to_string() },

@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{
     Hub,
     handle::{Closing, Counts, Handle, Peer},
     outbox::{Entry, Wire},
-    user::{DeviceState, User, UserState},
+    user::{User, UserState},
 };
 use crate::{
     auth::Identity,
@@ -18,13 +17,10 @@ use crate::{
         close::CloseCode,
         server::{self, AuthSuccess},
     },
-    session::{Granted, Options, Session},
-    store::{DeviceRow, Op, StoreError},
-    types::{ClosedBy, Device, EventBody, Offset, SessionId, UnixMillis},
+    session::{Granted, Log, Options, Session},
+    store::StoreError,
+    types::{ClosedBy, Device, EventBody, SessionId, UnixMillis},
 };
-
-/// A device seen within this time does not make room for another.
-const DEVICE_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// Why an authenticated connection does not become a session.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -72,7 +68,9 @@ impl Hub {
             let registered =
                 self.register(&user, &device, &identity, &options, reply_to.as_deref(), &peer, &mut wire)?;
             if let Some(handle) = registered {
+                // Registered first, and then the broadcast log is looked at: what joins it from now on finds the session.
                 self.0.sessions.insert(&handle);
+                self.plan_broadcast(&handle);
                 self.schedule_look(&handle);
                 handle.flush();
                 tracing::debug!(session = %handle.id, user = %handle.user.id, device = %handle.device, "session opened");
@@ -84,103 +82,11 @@ impl Hub {
         }
     }
 
-    /// Makes the device known and durable.
-    async fn ensure_device(&self, user: &Arc<User>, device: &Device) -> Result<(), AttachError> {
-        let written = {
-            let mut state = user.state();
-            self.admit_session(&state)?;
-            match state.device(device) {
-                Some(known) if known.durable => return Ok(()),
-                Some(known) => {
-                    let row = known.row;
-                    self.put_device(user, &state, device, row)
-                }
-                None => {
-                    let row = self.new_device(user, &mut state, device)?;
-                    self.put_device(user, &state, device, row)
-                }
-            }
-        };
-        let result = written.await.unwrap_or(Err(StoreError::Closed));
-        let mut state = user.state();
-        match result {
-            Ok(()) => {
-                if let Some(known) = state.device(device) {
-                    known.durable = true;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                state.devices.retain(|known| known.name != *device || known.durable);
-                Err(AttachError::Store(error))
-            }
-        }
-    }
-
     /// Sessions that are being closed have given up their place.
-    fn admit_session(&self, state: &UserState) -> Result<(), AttachError> {
+    pub(super) fn admit_session(&self, state: &UserState) -> Result<(), AttachError> {
         let limit = self.limits().connections_per_user.limit();
         let open = || state.sessions.iter().filter(|session| session.core().closing.is_none()).count();
         if state.sessions.len() >= limit && open() >= limit { Err(AttachError::UserConnections) } else { Ok(()) }
-    }
-
-    fn put_device(
-        &self,
-        user: &Arc<User>,
-        state: &UserState,
-        device: &Device,
-        row: DeviceRow,
-    ) -> oneshot::Receiver<Result<(), StoreError>> {
-        let (done, written) = oneshot::channel();
-        self.0.store.stage(Op::PutDevice {
-            user: user.id.clone(),
-            device: device.clone(),
-            row,
-            counters: state.counters(),
-            hold: Arc::clone(&state.hold),
-            done,
-        });
-        written
-    }
-
-    /// The first device takes all that waits; a further one starts at the present.
-    fn new_device(&self, user: &Arc<User>, state: &mut UserState, device: &Device) -> Result<DeviceRow, AttachError> {
-        let now = self.clock().unix_millis();
-        if state.devices.len() >= self.0.quotas.devices_per_user {
-            self.make_room(user, state, now)?;
-        }
-        // One whose creation is still under way may yet fail, and must not have taken the mailbox with it.
-        let first = !state.devices.iter().any(|known| known.durable);
-        let cursor = if first { Offset::ZERO } else { state.last };
-        let row = DeviceRow { cursor, created_at: now, last_seen: now, ..DeviceRow::default() };
-        state.devices.push(DeviceState { name: device.clone(), row, durable: false });
-        Ok(row)
-    }
-
-    /// Forgets the device that was unseen for longest, unless it is online or was seen within a day.
-    fn make_room(&self, user: &Arc<User>, state: &mut UserState, now: UnixMillis) -> Result<(), AttachError> {
-        let sessions = &state.sessions;
-        let oldest = state
-            .devices
-            .iter()
-            .enumerate()
-            .filter(|(_, known)| known.durable && known.row.last_seen.saturating_add(DEVICE_KEPT) <= now)
-            .filter(|(_, known)| !sessions.iter().any(|session| session.device == known.name))
-            .min_by_key(|(_, known)| known.row.last_seen)
-            .map(|(index, _)| index)
-            .ok_or(AttachError::DeviceLimit)?;
-        let forgotten = state.devices.remove(oldest);
-        self.0.store.stage(Op::RemoveDevice {
-            user: user.id.clone(),
-            device: forgotten.name,
-            at: now,
-            unremembered: Vec::new(),
-            hold: Arc::clone(&state.hold),
-            done: None,
-        });
-        // What only the forgotten one lacked waits for nobody any more.
-        self.drop_confirmed(user, state);
-        Ok(())
     }
 
     /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile.
@@ -205,9 +111,8 @@ impl Hub {
         };
         let Some(wire) = wire.take() else { return Ok(None) };
         known.row.last_seen = unix;
-        let cursor = known.row.cursor;
-        let gap = known.row.lost > cursor;
-        self.put_cursor(user, known, &state.hold);
+        let (cursor, broadcast) = (known.row.cursor, known.row.broadcast);
+        self.put_cursor(user, known, &state.log.hold);
         // So that `pending` counts what can still be delivered.
         self.expire(user, state);
 
@@ -215,20 +120,21 @@ impl Hub {
         let nonce = Uuid::new_v4().as_u64_pair().0;
         let mut session = Session::new(options, settings.delivery.ack_mode, &settings.heartbeat, nonce, now);
         session.set_token_expiry(token_end(identity, unix), now, unix);
-        session.delivery.start(cursor);
-        let pending = state.pending_above(cursor);
-        let live = pending == 0;
+        session.delivery.start(Log::User, cursor);
+        session.delivery.start(Log::Broadcast, broadcast);
+        let live = state.log.pending_above(cursor) == 0;
         if live {
-            session.delivery.go_live(state.last);
+            session.delivery.go_live(Log::User, state.log.last);
         }
+        let waiting = self.waiting(state, device);
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
         let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
-        let hello = self.auth_success(&handle, Waiting { pending, gap }, reply_to);
+        let hello = self.auth_success(&handle, waiting, reply_to);
         {
             let mut core = handle.core();
             core.outbox.push(Entry::message(hello));
-            handle.note_flow(core.session.delivery.flow());
+            handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
         }
         state.maybe_pulling |= !live;
         state.sessions.push(Arc::clone(&handle));
@@ -248,6 +154,15 @@ impl Hub {
             self.0.events.emit(EventBody::UserOnline { user: user.id.clone() });
         }
         Ok(Some(handle))
+    }
+
+    /// What waits for a device.
+    fn waiting(&self, state: &UserState, device: &Device) -> Waiting {
+        let Some(known) = state.devices.iter().find(|known| known.name == *device) else {
+            return Waiting { pending: 0, gap: false };
+        };
+        let broadcasts = self.0.broadcasts.state().log.pending_above(known.row.broadcast);
+        Waiting { pending: state.log.pending_above(known.row.cursor) + broadcasts, gap: state.lacks(known) }
     }
 
     /// `auth_success` for a session, as things stand.
@@ -290,9 +205,7 @@ impl Hub {
                 let waiting = {
                     let mut state = handle.user.state();
                     self.expire(&handle.user, &mut state);
-                    let row = state.device(&handle.device).map(|known| known.row);
-                    let (cursor, lost) = row.map_or((Offset::ZERO, Offset::ZERO), |row| (row.cursor, row.lost));
-                    Waiting { pending: state.pending_above(cursor), gap: lost > cursor }
+                    self.waiting(&state, &handle.device)
                 };
                 handle.core().session.set_token_expiry(token_end(&identity, unix), now, unix);
                 // The new end may be nearer than the next look.
@@ -338,11 +251,12 @@ impl Hub {
         let state = &mut *guard;
         let before = state.sessions.len();
         state.sessions.retain(|session| session.id != handle.id);
+        self.note_attempt(handle, state);
         if let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) {
             known.row.last_seen = self.clock().unix_millis();
-            self.put_cursor(user, known, &state.hold);
+            self.put_cursor(user, known, &state.log.hold);
         }
-        self.drop_confirmed(user, state);
+        self.drop_done(user, state);
         self.0.events.emit(EventBody::SessionClosed {
             session: handle.id,
             user: user.id.clone(),
@@ -379,24 +293,14 @@ impl Hub {
             user: refused.user.clone(),
         });
     }
-
-    /// Writes a device's row, lazily: losing it only repeats.
-    pub(super) fn put_cursor(&self, user: &Arc<User>, known: &DeviceState, hold: &crate::store::Hold) {
-        self.0.store.stage(Op::Cursor {
-            user: user.id.clone(),
-            device: known.name.clone(),
-            row: known.row,
-            hold: Arc::clone(hold),
-        });
-    }
 }
 
-/// What a session is told of its device's log.
+/// What a session is told of its device's logs.
 #[derive(Clone, Copy)]
 struct Waiting {
     /// How many wait.
     pending: usize,
-    /// Something was deleted before the device had it.
+    /// The device lacks something for good.
     gap: bool,
 }
 

@@ -24,7 +24,7 @@ use crate::{
     limits::Limits,
     metrics::{Failure, Metrics},
     protocol::{close::CloseCode, frame::ControlFrame, server::Draft},
-    session::{Flow, Offer, PingPayload, Session, Settings, Verdict},
+    session::{Flow, Log, Offer, PingPayload, Session, Settings, Verdict},
     types::{ClosedBy, Device, Notification, Offset, Payload, SessionId, UnixMillis},
 };
 
@@ -107,8 +107,8 @@ pub struct Handle {
     pub connected_at: UnixMillis,
     /// The same, for spans.
     pub opened: Instant,
-    /// Whether it is Pulling: what [`Flow`] says, readable without the lock. Changes under the user's state lock.
-    pulling: AtomicBool,
+    /// Whether it is Pulling, by log: what [`Flow`] says, readable without the lock.
+    pulling: [AtomicBool; Log::ALL.len()],
     task: AtomicWaker,
     /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
     pub(super) look_at_tick: AtomicU64,
@@ -182,7 +182,7 @@ impl Handle {
             peer,
             connected_at: shared.clock.unix_millis(),
             opened: shared.clock.now(),
-            pulling: AtomicBool::new(true),
+            pulling: [AtomicBool::new(true), AtomicBool::new(true)],
             task: AtomicWaker::new(),
             look_at_tick: AtomicU64::new(0),
             wire,
@@ -196,14 +196,19 @@ impl Handle {
         self.core.lock()
     }
 
-    /// Whether it is Pulling.
-    pub fn is_pulling(&self) -> bool {
-        self.pulling.load(Ordering::Acquire)
+    /// Whether it is Pulling a log.
+    pub fn is_pulling(&self, log: Log) -> bool {
+        self.pulling[log as usize].load(Ordering::Acquire)
     }
 
-    /// Follows the core's flow; the caller holds the user's state lock.
-    pub fn note_flow(&self, flow: Flow) {
-        self.pulling.store(flow == Flow::Pulling, Ordering::Release);
+    /// Whether it is Pulling any log.
+    pub fn is_behind(&self) -> bool {
+        Log::ALL.into_iter().any(|log| self.is_pulling(log))
+    }
+
+    /// Follows the core's flow, under the core's lock.
+    pub fn note_flow(&self, log: Log, flow: Flow) {
+        self.pulling[log as usize].store(flow == Flow::Pulling, Ordering::Release);
     }
 
     /// Registers the connection's task to be woken.
@@ -216,9 +221,16 @@ impl Handle {
         self.task.wake();
     }
 
-    /// Offers a stored notification under its log's lock. True: it is in the outbox, flush it after the lock. False:
+    /// Offers a stored notification, in the order of its log. True: it is in the outbox, flush it after the lock. False:
     /// the session had it, pulls it later, or is closing.
-    pub fn offer(&self, notification: &Notification, offset: Offset, outgoing: &Outgoing, now: Instant) -> bool {
+    pub fn offer(
+        &self,
+        log: Log,
+        notification: &Notification,
+        offset: Offset,
+        outgoing: &Outgoing,
+        now: Instant,
+    ) -> bool {
         let mut core = self.core.lock();
         let core = &mut *core;
         if core.closing.is_some() {
@@ -227,8 +239,8 @@ impl Handle {
         let bytes = outgoing.frame(core.session.binary).len();
         let fits = core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize());
         let window = self.shared.settings.delivery.window as usize;
-        let was = core.session.delivery.flow();
-        match core.session.delivery.offer(offset, &notification.id, bytes, window, fits, now) {
+        let was = core.session.delivery.flow(log);
+        match core.session.delivery.offer(log, offset, &notification.id, bytes, window, fits, now) {
             Offer::Taken(sequence) => {
                 core.outbox.push(outgoing.entry(core.session.binary, Some(sequence)));
                 core.ping_behind_data(now);
@@ -237,7 +249,7 @@ impl Handle {
             Offer::Had => false,
             Offer::Behind => {
                 if was == Flow::Live {
-                    self.note_flow(Flow::Pulling);
+                    self.note_flow(log, Flow::Pulling);
                     self.wake();
                 }
                 false
@@ -246,7 +258,14 @@ impl Handle {
     }
 
     /// Hands over a notification that was read from the store. False: the window or the outbox has no room for it.
-    pub fn hand_over(&self, notification: &Notification, offset: Offset, outgoing: &Outgoing, now: Instant) -> bool {
+    pub fn hand_over(
+        &self,
+        log: Log,
+        notification: &Notification,
+        offset: Offset,
+        outgoing: &Outgoing,
+        now: Instant,
+    ) -> bool {
         let mut core = self.core.lock();
         let core = &mut *core;
         let bytes = outgoing.frame(core.session.binary).len();
@@ -255,7 +274,7 @@ impl Handle {
         if core.closing.is_some() || !fits || !core.session.delivery.admits(bytes, window) {
             return false;
         }
-        let sequence = core.session.delivery.hand_over(offset, &notification.id, bytes, now);
+        let sequence = core.session.delivery.hand_over(log, offset, &notification.id, bytes, now);
         core.outbox.push(outgoing.entry(core.session.binary, Some(sequence)));
         true
     }
@@ -404,7 +423,10 @@ impl Handle {
             for sequence in &outcome.expired {
                 core.session.delivery.expire(*sequence);
             }
-            let pulling = core.session.delivery.flow() == Flow::Pulling;
+            if let Some(sequence) = outcome.written {
+                core.session.delivery.written(sequence, self.shared.clock.now());
+            }
+            let pulling = !core.session.delivery.is_live();
             let closing = core.closing.is_some();
             drop(core);
             self.shared.metrics.sent.messages.add(outcome.messages);

@@ -8,14 +8,20 @@
 //! Delivery state changes only under its log's lock (a user's state, see `user.rs`).
 
 mod attach;
+mod broadcast;
 pub mod config;
+mod devices;
+mod ends;
 mod events;
 mod handle;
+mod log;
+mod mailbox;
 mod outbox;
 mod receive;
 mod replay;
 mod send;
 mod sessions;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -23,7 +29,6 @@ mod user;
 mod users;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -37,11 +42,13 @@ pub use attach::{AttachError, Ended};
 pub use config::{Clients, Events as EventsConfig, Presence};
 pub use events::{Events, Read, Reader};
 pub use handle::{Closing, Counts, Handle, Peer};
+pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
 pub use replay::{PageRequest, Pull};
-pub use send::{CloseFilter, SendError, Sent, Wait};
+pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 
 use self::{
+    broadcast::Broadcasts,
     handle::Shared,
     sessions::Sessions,
     timers::{Leavers, Wheel},
@@ -56,18 +63,14 @@ use crate::{
     metrics::{Failure, Metrics},
     protocol::{close::CloseCode, server},
     session::Settings,
-    store::{Due, Op, Store, StoreError},
+    store::{Overflow, Store, StoreError},
     types::{ClosedBy, EventBody, SessionId, UserId},
 };
 
-/// How often expired notifications are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// The least time that a drained client is told to stay away.
 const RECONNECT_AFTER_MIN: Duration = Duration::from_millis(500);
 /// The least time that drained clients' returns are spread over.
 const RECONNECT_SPREAD_MIN: Duration = Duration::from_secs(2);
-/// Users looked at in one step of a sweep.
-const SWEEP_USERS_MAX: usize = 256;
 
 /// What a hub is built from.
 pub struct Parts {
@@ -106,6 +109,12 @@ pub struct Quotas {
     pub pending_per_user: usize,
     /// `store.max_devices_per_user`.
     pub devices_per_user: usize,
+    /// `store.device_ttl`.
+    pub device_ttl: Duration,
+    /// `store.overflow`.
+    pub overflow: Overflow,
+    /// `store.idempotency_window`.
+    pub idempotency_window: Duration,
 }
 
 /// See the module's documentation. Cheap to clone.
@@ -123,6 +132,7 @@ struct Inner {
     users: Users,
     users_online: AtomicU64,
     sessions: Sessions,
+    broadcasts: Arc<Broadcasts>,
     events: Arc<Events>,
     wheel: Wheel,
     leavers: Leavers,
@@ -166,6 +176,7 @@ impl Hub {
             users: Users::new(),
             users_online: AtomicU64::new(0),
             sessions: Sessions::new(),
+            broadcasts: Arc::default(),
             events: Events::new(events.buffer as usize, clock.clone()),
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),
@@ -195,6 +206,8 @@ impl Hub {
         life.spawn_essential("presence", until_stop(Box::pin(async move { hub.run_presence().await })));
         let hub = self.clone();
         life.spawn_essential("the expiry sweep", until_stop(Box::pin(async move { hub.run_sweep().await })));
+        let hub = self.clone();
+        life.spawn_essential("the device sweep", until_stop(Box::pin(async move { hub.run_device_sweep().await })));
         let hub = self.clone();
         life.spawn_essential("the rate sampler", until_stop(Box::pin(async move { hub.run_sampler().await })));
     }
@@ -314,8 +327,7 @@ impl Hub {
         if !user.is_loaded() {
             let _one_at_a_time = user.loading.lock().await;
             if !user.is_loaded() {
-                let mailbox =
-                    self.0.store.load(id).await.inspect_err(|_| self.metrics().failure(Failure::StoreError))?;
+                let mailbox = self.0.store.load(id).await.inspect_err(|_| self.store_error())?;
                 if let Some(damage) = &mailbox.damaged {
                     self.metrics().failure(Failure::StoreDamage);
                     tracing::error!(user = %id, %damage, "stored notifications are missing or damaged");
@@ -324,6 +336,10 @@ impl Hub {
             }
         }
         Ok(user)
+    }
+
+    fn store_error(&self) {
+        self.metrics().failure(Failure::StoreError);
     }
 
     async fn run_wheel(&self) {
@@ -364,80 +380,6 @@ impl Hub {
         loop {
             seconds.tick().await;
             self.metrics().sample(self.clock().now());
-        }
-    }
-
-    async fn run_sweep(&self) {
-        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            loop {
-                let due = match self.0.store.due(self.clock().unix_millis(), SWEEP_USERS_MAX).await {
-                    Ok(due) => due,
-                    Err(StoreError::Closed) => break,
-                    Err(error) => {
-                        self.metrics().failure(Failure::StoreError);
-                        tracing::error!(%error, "expired notifications could not be looked up");
-                        break;
-                    }
-                };
-                let full = due.len() == SWEEP_USERS_MAX;
-                // A user may have several minutes due; one look at him serves them all.
-                let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
-                for row in due {
-                    if let Some(user) = row.log.user() {
-                        users.entry(user.clone()).or_default().push(row);
-                    }
-                }
-                let mut failed = false;
-                for (id, rows) in users {
-                    match self.user(&id).await {
-                        Ok(user) => self.sweep_user(&user, rows),
-                        Err(error) => {
-                            tracing::error!(user = %id, %error, "expired notifications could not be deleted");
-                            failed = true;
-                        }
-                    }
-                }
-                if !full || failed {
-                    break;
-                }
-                // The rows just dealt with go with the next batch; until then the same ones would be found again.
-                tokio::time::sleep(2 * limits::STORE_LAZY_DELAY).await;
-            }
-        }
-    }
-
-    fn sweep_user(&self, user: &Arc<User>, rows: Vec<Due>) {
-        let mut state = user.state();
-        self.expire(user, &mut state);
-        // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
-        for due in rows {
-            self.0.store.stage(Op::ForgetDue { due });
-        }
-    }
-
-    /// Deletes what has expired, under the log's lock.
-    fn expire(&self, user: &Arc<User>, state: &mut user::UserState) {
-        let entries = state.take_expired(self.clock().unix_millis());
-        for _ in &entries {
-            self.metrics().failure(Failure::Expired);
-        }
-        self.delete(user, state, entries);
-    }
-
-    /// Deletes what every device has and nobody has yet to take, under the log's lock.
-    fn drop_confirmed(&self, user: &Arc<User>, state: &mut user::UserState) {
-        let entries = state.take_confirmed();
-        self.delete(user, state, entries);
-    }
-
-    fn delete(&self, user: &Arc<User>, state: &mut user::UserState, entries: Vec<crate::store::IndexEntry>) {
-        if !entries.is_empty() {
-            let (counters, hold) = (state.counters(), Arc::clone(&state.hold));
-            let places = entries.iter().map(crate::store::IndexEntry::place).collect();
-            self.0.store.stage(Op::Delete { log: user.log(), places, counters, hold, done: None });
         }
     }
 }

@@ -109,6 +109,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Sequences of those left out because their TTL ran out.
     pub expired: Vec<u64>,
+    /// The sequence of the last one that was written to its end.
+    pub written: Option<u64>,
     /// Bytes of those left out.
     left_out: usize,
     /// The kernel takes no more for now.
@@ -184,6 +186,7 @@ impl Batch {
             written -= len;
             self.outcome.messages += u64::from(head.message);
             self.outcome.unstored += head.unstored_bytes();
+            self.outcome.written = head.sequence.or(self.outcome.written);
             self.entries.pop_front();
         }
         self.head_written = written;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Hub, handle::Handle};
+use super::{Hub, handle::Handle, log::End};
 use crate::{
     metrics::Failure,
     protocol::{
@@ -10,7 +10,7 @@ use crate::{
         frame::{ControlFrame, Incoming},
         server,
     },
-    session::{Confirmed, Reaction, Tick, Verdict},
+    session::{Confirmed, Log, Reaction, Tick, Verdict},
     types::EventBody,
 };
 
@@ -77,10 +77,12 @@ impl Hub {
         }
     }
 
-    /// The device of this session has everything up to the last of these: its cursor moves at once, the store follows
-    /// lazily, and what every device has is deleted.
+    /// The device of this session has everything up to the last of these in each log: its cursors move at once, the
+    /// store follows lazily, and what every device has is deleted.
     fn confirm(&self, handle: &Arc<Handle>, confirmed: &[Confirmed]) {
-        let Some(last) = confirmed.last() else { return };
+        if confirmed.is_empty() {
+            return;
+        }
         let now = self.clock().now();
         for one in confirmed {
             self.metrics().confirmed(now.duration_since(one.handed_at), 1);
@@ -89,23 +91,34 @@ impl Hub {
         let mut guard = user.state();
         let state = &mut *guard;
         let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
-        let before = known.row.cursor;
-        if last.offset <= before {
+        let mut news = Vec::new();
+        for one in confirmed {
+            // Another session of the device may have been faster.
+            if known.confirm(one.log, one.offset) {
+                news.push(one);
+            }
+        }
+        if news.is_empty() {
             return;
         }
-        known.row.cursor = last.offset;
         known.row.last_seen = self.clock().unix_millis();
-        self.put_cursor(user, known, &state.hold);
-        self.drop_confirmed(user, state);
-        for one in confirmed.iter().filter(|one| one.offset > before) {
+        known.attempts = None;
+        self.put_cursor(user, known, &state.log.hold);
+        for one in news {
+            if one.log == Log::User {
+                let remembered = state.log.entry(one.offset).is_some_and(|entry| entry.remembered);
+                state.log.ended(one.offset, remembered, End::Confirmed);
+            }
             self.0.events.emit(EventBody::NotificationConfirmed {
                 user: user.id.clone(),
                 device: handle.device.clone(),
                 session: handle.id,
                 id: one.id.clone(),
                 offset: one.offset,
+                broadcast: one.log == Log::Broadcast,
             });
         }
+        self.drop_done(user, state);
     }
 
     /// Something of this session may be due.

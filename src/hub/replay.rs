@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use super::{
     Hub,
+    ends::Why,
     handle::{Handle, Outgoing},
+    log::LogState,
 };
 use crate::{
     metrics::Failure,
     protocol::server::Draft,
-    session::Flow,
+    session::{Flow, Log},
     store::{Page, PageLimit, StoreError},
-    types::{Offset, UserId},
+    types::{LogId, Offset},
 };
 
-/// What a session's task does next about its log.
+/// What a session's task does next about its logs.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Pull {
     /// Nothing: it is Live.
     Live,
-    /// Wait: for the log's applied mark, for confirmations, or for the socket. The task is woken.
+    /// Wait: for a log's applied mark, for confirmations, or for the socket. The task is woken.
     Wait,
     /// Read this page.
     Read(PageRequest),
@@ -29,7 +31,8 @@ pub enum Pull {
 /// A page to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    user: UserId,
+    of: Log,
+    log: LogId,
     after: Offset,
     upto: Offset,
     records: usize,
@@ -37,29 +40,66 @@ pub struct PageRequest {
 }
 
 impl Hub {
-    /// Decides what a session's task does next, and turns the session Live where nothing is left to pull.
+    /// Decides what a session's task does next, and turns the session Live in each log where nothing is left to pull.
     pub fn plan_pull(&self, handle: &Arc<Handle>) -> Pull {
+        match self.plan_user(handle) {
+            Pull::Read(request) => Pull::Read(request),
+            Pull::Live => self.plan_broadcast(handle),
+            Pull::Wait => match self.plan_broadcast(handle) {
+                Pull::Live => Pull::Wait,
+                other => other,
+            },
+        }
+    }
+
+    fn plan_user(&self, handle: &Arc<Handle>) -> Pull {
         let mut guard = handle.user.state();
         let state = &mut *guard;
+        let was = handle.is_pulling(Log::User);
+        let plan = self.plan(handle, Log::User, &state.log);
+        match plan {
+            Pull::Live if was => self.drop_done(&handle.user, state),
+            Pull::Wait => state.maybe_pulling = true,
+            Pull::Live | Pull::Read(_) => {}
+        }
+        plan
+    }
+
+    /// The same for the broadcast log alone.
+    pub(super) fn plan_broadcast(&self, handle: &Arc<Handle>) -> Pull {
+        let mut state = self.0.broadcasts.state();
+        let plan = self.plan(handle, Log::Broadcast, &state.log);
+        if plan == Pull::Wait {
+            // A session waits once, however often it looks.
+            state
+                .waiting
+                .retain(|waiting| waiting.strong_count() > 0 && !std::ptr::eq(waiting.as_ptr(), &raw const **handle));
+            state.waiting.push(Arc::downgrade(handle));
+        }
+        plan
+    }
+
+    /// What is to be done about one log, under its lock.
+    fn plan(&self, handle: &Handle, of: Log, log: &LogState) -> Pull {
         let mut core = handle.core();
         if core.closing.is_some() {
             return Pull::Wait;
         }
-        let position = core.session.delivery.position();
-        if core.session.delivery.flow() == Flow::Live {
+        if core.session.delivery.flow(of) == Flow::Live {
             return Pull::Live;
         }
-        let next = state.index.partition_point(|entry| entry.offset <= position);
-        let Some(first) = state.index.get(next) else {
+        let position = core.session.delivery.position(of);
+        let first = log.first_above(position);
+        #[cfg(test)]
+        let first =
+            first.filter(|first| first.offset <= log.applied || !crate::planted::is(crate::planted::Bug::LiveTooEarly));
+        let Some(first) = first else {
             // Nothing lies between the position and the last assigned offset, and the lock keeps it so.
-            core.session.delivery.go_live(state.last);
-            handle.note_flow(Flow::Live);
-            drop(core);
-            self.drop_confirmed(&handle.user, state);
+            core.session.delivery.go_live(of, log.last);
+            handle.note_flow(of, Flow::Live);
             return Pull::Live;
         };
-        if first.offset > state.applied {
-            state.maybe_pulling = true;
+        if first.offset > log.applied {
             return Pull::Wait;
         }
         let window = self.settings().delivery.window as usize;
@@ -68,59 +108,71 @@ impl Hub {
             return Pull::Wait;
         }
         let (records, bytes) = core.session.delivery.room(window);
-        Pull::Read(PageRequest { user: handle.user.id.clone(), after: position, upto: state.applied, records, bytes })
+        let name = match of {
+            Log::User => handle.user.log(),
+            Log::Broadcast => LogId::Broadcast,
+        };
+        Pull::Read(PageRequest { of, log: name, after: position, upto: log.applied, records, bytes })
     }
 
     /// Reads a page.
     pub async fn read_page(&self, request: &PageRequest) -> Result<Page, StoreError> {
-        let PageRequest { user, after, upto, records, bytes } = request;
+        let PageRequest { log, after, upto, records, bytes, .. } = request;
         let limit = PageLimit { records: *records, bytes: *bytes };
-        self.0.store.page(&crate::types::LogId::User(user.clone()), *after, *upto, limit).await.inspect_err(|error| {
-            self.metrics().failure(Failure::StoreError);
-            tracing::error!(%user, %error, "stored notifications could not be read");
+        self.0.store.page(log, *after, *upto, limit).await.inspect_err(|error| {
+            self.store_error();
+            tracing::error!(%log, %error, "stored notifications could not be read");
         })
     }
 
     /// Hands a page over. False: nothing of it fitted; wait for confirmations before the next.
     pub fn finish_pull(&self, handle: &Arc<Handle>, request: &PageRequest, page: Page) -> bool {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+        let of = request.of;
         // What was deleted since the page was read is left out.
-        let waiting: Vec<bool> = {
-            let mut guard = handle.user.state();
-            let state = &mut *guard;
-            if !page.damaged.is_empty() {
-                self.metrics().failure(Failure::StoreDamage);
-                let entries = state.take_offsets(&page.damaged);
-                self.delete(&handle.user, state, entries);
-            }
-            let index = &state.index;
-            let is_waiting = |offset: &Offset| index.binary_search_by_key(offset, |entry| entry.offset).is_ok();
-            page.records.iter().map(|(offset, _)| is_waiting(offset)).collect()
+        let waiting = match of {
+            Log::User => self.still_waiting(&request.log, &mut handle.user.state().log, &page),
+            Log::Broadcast => self.still_waiting(&request.log, &mut self.0.broadcasts.state().log, &page),
         };
         let mut progress = page.records.is_empty() && (page.complete || !page.damaged.is_empty());
         let mut whole = page.complete;
         for ((offset, notification), waiting) in page.records.iter().zip(waiting) {
-            if !waiting || notification.is_expired(unix) {
-                handle.core().session.delivery.advance(*offset);
+            if !waiting || notification.is_expired(unix) || notification.not_for.contains(&handle.user.id) {
+                handle.core().session.delivery.advance(of, *offset);
                 progress = true;
                 continue;
             }
             let draft = Draft::text(notification, true, true);
             let binary = handle.core().session.binary;
             let outgoing = Outgoing::new(draft, notification, Some(*offset), true, binary);
-            if !handle.hand_over(notification, *offset, &outgoing, now) {
+            if !handle.hand_over(of, notification, *offset, &outgoing, now) {
                 whole = false;
                 break;
+            }
+            #[cfg(test)]
+            if crate::planted::is(crate::planted::Bug::CursorAtPush) {
+                handle.user.state().device(&handle.device).map(|known| known.confirm(of, *offset));
             }
             progress = true;
         }
         if whole {
-            handle.core().session.delivery.advance(request.upto);
+            handle.core().session.delivery.advance(of, request.upto);
         }
         handle.ping_behind_data();
         // Live before the client has seen the page, where it was the last: what he makes happen by it finds him so.
         let _ = self.plan_pull(handle);
         handle.flush();
         progress
+    }
+
+    /// Which records of a page still wait; those that cannot be read leave the log.
+    fn still_waiting(&self, log: &LogId, state: &mut LogState, page: &Page) -> Vec<bool> {
+        if !page.damaged.is_empty() {
+            self.metrics().failure(Failure::StoreDamage);
+            let entries = state.take_offsets(&page.damaged);
+            self.ended(log, state, &entries, Why::Damaged);
+            self.delete(log, state, &entries, None);
+        }
+        page.records.iter().map(|(offset, _)| state.entry(*offset).is_some()).collect()
     }
 }

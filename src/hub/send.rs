@@ -1,4 +1,5 @@
-//! What services ask for: send, broadcast, close.
+//! What services ask for: send to a user, close his sessions. A send has two halves: what is done in the order of the
+//! calls, up to the hand-over to live sessions, and what is waited for then.
 
 use std::sync::Arc;
 
@@ -6,15 +7,22 @@ use tokio::sync::oneshot;
 
 use super::{
     Hub,
+    ends::Why,
     handle::{Handle, Outgoing},
+    log::{End, Known},
     user::{User, UserState},
 };
 use crate::{
+    clock::Instant,
     limits,
     metrics::Failure,
     protocol::{close::CloseCode, server::Draft},
-    store::{IndexEntry, LogObserver, Op, Permit, StoreError, chunks_of},
-    types::{ClosedBy, Device, Notification, Offset, Payload, SessionId, UserId},
+    session::Log,
+    store::{IndexEntry, LogObserver, Op, Overflow, Permit, StoreError, chunks_of},
+    types::{
+        ClosedBy, Device, Digest, DropReason, Notification, NotificationId, Offset, Payload, SessionId, UnixMillis,
+        UserId,
+    },
 };
 
 /// What a send waits for.
@@ -24,6 +32,48 @@ pub enum Wait {
     Stored,
     /// Staged and handed to live sessions.
     Accepted,
+    /// Durable, and confirmed by some device, or ended otherwise, or that moment has come.
+    Confirmed(Instant),
+}
+
+/// How a send is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct SendOptions {
+    /// What it waits for.
+    pub wait: Wait,
+    /// Whether the notification's id is the caller's own, and repeated calls with it are one.
+    pub own_id: bool,
+}
+
+/// What is true when a send returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Some device confirmed it.
+    Confirmed,
+    /// It is durable.
+    Stored,
+    /// It is staged, or was handed to at least one session where it is never stored.
+    Accepted,
+    /// Nobody took what is never stored; or what was stored made room in a full mailbox.
+    Dropped,
+    /// A newer one took its place.
+    Superseded,
+    /// Its TTL ran out.
+    Expired,
+    /// A caller cleared the mailbox.
+    Purged,
+}
+
+impl From<End> for Outcome {
+    fn from(end: End) -> Self {
+        match end {
+            End::Confirmed => Outcome::Confirmed,
+            End::Superseded => Outcome::Superseded,
+            End::Expired => Outcome::Expired,
+            End::Purged => Outcome::Purged,
+            End::Dropped => Outcome::Dropped,
+        }
+    }
 }
 
 /// What is true when a send returns.
@@ -31,10 +81,12 @@ pub enum Wait {
 pub struct Sent {
     /// Its offset, where it is stored.
     pub offset: Option<Offset>,
-    /// Whether it is durable.
-    pub stored: bool,
+    /// What became of it.
+    pub outcome: Outcome,
     /// Live sessions it was handed to.
     pub sessions: u32,
+    /// An earlier call with the same id sent it.
+    pub duplicate: bool,
 }
 
 /// Why a send was refused.
@@ -54,9 +106,18 @@ pub enum SendError {
         /// How many wait.
         pending: usize,
     },
+    /// As many durable broadcasts wait as may.
+    #[error("{pending} durable broadcasts are kept already; they leave when their TTL runs out")]
+    BroadcastsFull {
+        /// How many wait.
+        pending: usize,
+    },
     /// `store.max_bytes` or `store.max_disk` is reached.
     #[error("the store is full; see store.max_bytes and store.max_disk")]
     StoreFull,
+    /// The caller's own id stands for another content.
+    #[error("this id was used with other content within store.idempotency_window; choose another id")]
+    IdTaken,
     /// The store failed before the notification was staged.
     #[error("{0}")]
     Store(StoreError),
@@ -66,6 +127,15 @@ pub enum SendError {
     /// The node stops.
     #[error("the node is stopping")]
     Draining,
+}
+
+impl From<StoreError> for SendError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => SendError::StoreFull,
+            error => SendError::Store(error),
+        }
+    }
 }
 
 /// Which of a user's sessions to close.
@@ -79,6 +149,7 @@ pub struct CloseFilter {
 
 /// Sessions that got a frame and have yet to be flushed. Flushes what is left when dropped, so that a caller who goes
 /// away leaves nothing unwritten.
+#[derive(Default)]
 struct Unflushed(Vec<Arc<Handle>>);
 
 impl Unflushed {
@@ -91,6 +162,10 @@ impl Unflushed {
             tokio::task::yield_now().await;
         }
     }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
+    }
 }
 
 impl Drop for Unflushed {
@@ -101,123 +176,248 @@ impl Drop for Unflushed {
     }
 }
 
+/// A send that has its place in the log and was handed to live sessions: what is left is to write and to wait.
+/// [`Hub::finish_send`] does; dropping it leaves the notification sent.
+pub struct Begun {
+    unflushed: Unflushed,
+    sent: Sent,
+    /// Until it is durable, where that is waited for.
+    stored: Option<oneshot::Receiver<Result<(), StoreError>>>,
+    /// Until it ends, and how long that is waited for.
+    end: Option<(oneshot::Receiver<End>, Instant)>,
+}
+
+impl Begun {
+    /// Nothing is left to wait for.
+    fn settled(sent: Sent) -> Self {
+        Self { unflushed: Unflushed::default(), sent, stored: None, end: None }
+    }
+}
+
+/// A caller's own id, to be remembered with the content it stands for.
+pub(super) struct OwnId {
+    pub(super) id: NotificationId,
+    pub(super) digest: Digest,
+    pub(super) until: UnixMillis,
+}
+
 impl Hub {
     /// Sends to each device of a user. With an `expires_at` that has passed already it is never stored, and handed to
     /// whoever is live.
-    pub async fn send(&self, to: &UserId, notification: Notification, wait: Wait) -> Result<Sent, SendError> {
+    pub async fn send(&self, to: &UserId, notification: Notification, options: SendOptions) -> Result<Sent, SendError> {
+        let begun = self.begin_send(to, notification, options).await?;
+        self.finish_send(begun).await
+    }
+
+    /// The first half of a send. Calls for one user take effect in the order in which their first halves end.
+    pub async fn begin_send(
+        &self,
+        to: &UserId,
+        notification: Notification,
+        options: SendOptions,
+    ) -> Result<Begun, SendError> {
         if self.is_draining() {
             return Err(SendError::Draining);
         }
         if notification.is_now_or_never() {
-            return self.send_unstored(to, notification).await;
+            return self.send_unstored(to, notification);
         }
         let draft = self.draft(&notification, true)?;
-        let permit = match self.0.store.permit(notification.accounted_bytes()).await {
-            Ok(permit) => permit,
-            Err(StoreError::Full) => return Err(SendError::StoreFull),
-            Err(error) => return Err(SendError::Store(error)),
-        };
-        let user = self.user(to).await.map_err(SendError::Store)?;
-        let (done, stored) = oneshot::channel();
-        let (offset, unflushed) =
-            self.stage(&user, Arc::new(notification), draft, permit, (wait == Wait::Stored).then_some(done))?;
-        let sessions = u32::try_from(unflushed.0.len()).unwrap_or(u32::MAX);
+        let user = self.user(to).await?;
+        let own = self.own_id(&notification, options.own_id);
+        let notification = Arc::new(notification);
+        let mut permit = None;
+        loop {
+            let as_of = user.state().log.applied;
+            if let Some(own) = &own {
+                let remembered = self.0.store.remembered(&user.log(), &own.id, self.clock().unix_millis()).await?;
+                if let Some(remembered) = remembered {
+                    if remembered.digest != own.digest {
+                        return Err(SendError::IdTaken);
+                    }
+                    let mut state = user.state();
+                    return Ok(self.repeated(&mut state, remembered.offset, remembered.sessions, None, options.wait));
+                }
+            }
+            if permit.is_none() {
+                permit = Some(self.0.store.permit(notification.accounted_bytes()).await?);
+            }
+            let mut state = user.state();
+            if let Some(own) = &own {
+                match state.log.staged_id(&own.id, &own.digest) {
+                    Known::Taken => return Err(SendError::IdTaken),
+                    Known::Same { offset, sessions, fate } => {
+                        return Ok(self.repeated(&mut state, offset, sessions, fate, options.wait));
+                    }
+                    // More is on disk than when it was looked up: that id may be among it.
+                    Known::Free if state.log.applied != as_of => continue,
+                    Known::Free => {}
+                }
+            }
+            let Some(permit) = permit.take() else { continue };
+            return self.stage(&user, &mut state, notification, draft, permit, own, options.wait);
+        }
+    }
+
+    /// The second half of a send: writes to the sockets, and waits for what is asked.
+    pub async fn finish_send(&self, begun: Begun) -> Result<Sent, SendError> {
+        let Begun { unflushed, mut sent, stored, end } = begun;
         unflushed.flush().await;
-        if wait == Wait::Stored {
+        if let Some(stored) = stored {
             // The writer answers every append; its end without an answer is a failure like any other.
             stored.await.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
                 self.metrics().failure(Failure::StoreError);
                 SendError::Unknown(error)
             })?;
         }
-        Ok(Sent { offset: Some(offset), stored: wait == Wait::Stored, sessions })
+        if let Some((mut end, until)) = end {
+            let ended = match tokio::time::timeout_at(until, &mut end).await {
+                Ok(ended) => ended.ok(),
+                // One that came with the moment counts.
+                Err(_) => end.try_recv().ok(),
+            };
+            sent.outcome = ended.map_or(Outcome::Stored, Outcome::from);
+        }
+        Ok(sent)
     }
 
-    /// Admission, offset, staging and hand-over, all under the log's lock and in one order.
+    /// The caller's own id of a notification, where it is one and ids are remembered at all.
+    pub(super) fn own_id(&self, notification: &Notification, own: bool) -> Option<OwnId> {
+        let window = self.quotas().idempotency_window;
+        (own && !window.is_zero()).then(|| OwnId {
+            id: notification.id.clone(),
+            digest: notification.digest(),
+            until: notification.accepted_at.saturating_add(window),
+        })
+    }
+
+    /// The answer to a repeated call: that of the first, once that one is durable. Under the log's lock.
+    fn repeated(
+        &self,
+        state: &mut UserState,
+        offset: Offset,
+        sessions: u32,
+        fate: Option<oneshot::Receiver<Result<(), StoreError>>>,
+        wait: Wait,
+    ) -> Begun {
+        let mut sent = Sent { offset: Some(offset), outcome: Outcome::Stored, sessions, duplicate: true };
+        let mut end = None;
+        if let Wait::Confirmed(until) = wait {
+            let waits = state.log.entry(offset).is_some();
+            let known = state.log.end_of(offset).or_else(|| state.is_confirmed(offset).then_some(End::Confirmed));
+            match known {
+                Some(known) if !waits || known == End::Confirmed => sent.outcome = known.into(),
+                _ if waits => end = Some((state.log.wait_for(offset), until)),
+                // It is gone, and how is not known any more: what the first call was told stands.
+                _ => {}
+            }
+        }
+        Begun { unflushed: Unflushed::default(), sent, stored: fate, end }
+    }
+
+    /// Admission, offset, hand-over and staging, all under the log's lock and in one order.
+    #[allow(clippy::too_many_arguments, reason = "one step of a send, split off for its lock's extent")]
     fn stage(
         &self,
         user: &Arc<User>,
+        state: &mut UserState,
         notification: Arc<Notification>,
         draft: Draft,
         mut permit: Permit,
-        done: Option<oneshot::Sender<Result<(), StoreError>>>,
-    ) -> Result<(Offset, Unflushed), SendError> {
+        own: Option<OwnId>,
+        wait: Wait,
+    ) -> Result<Begun, SendError> {
         let now = self.clock().now();
-        let mut state = user.state();
-        if state.index.len() >= self.0.quotas.pending_per_user {
-            self.expire(user, &mut state);
-            self.make_mailbox_room(user, &mut state);
-            if state.index.len() >= self.0.quotas.pending_per_user {
-                return Err(SendError::MailboxFull { pending: state.index.len() });
+        let replaced = self.make_room(user, state, &notification)?;
+        let offset = self.0.store.assign(&mut permit, state.log.last);
+        #[cfg(test)]
+        let offset = match &replaced {
+            Some(old) if crate::planted::is(crate::planted::Bug::CollapseWithoutCursor) => old.offset,
+            _ => offset,
+        };
+        state.log.push(entry(&notification, offset, own.is_some()));
+        let unflushed = hand_out(state, &notification, draft, offset, now);
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Bug::CursorAtPush) {
+            for handle in &unflushed.0 {
+                state.device(&handle.device).map(|known| known.confirm(Log::User, offset));
             }
         }
-        let offset = self.0.store.assign(&mut permit, state.last);
-        state.last = offset;
-        let bytes = notification.accounted_bytes();
-        state.index.push_back(IndexEntry {
-            offset,
-            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-            chunks: chunks_of(&notification),
-            expires_at: notification.expires_at.unwrap_or(crate::types::UnixMillis(u64::MAX)),
-            id: notification.id.clone(),
-            remembered: false,
-            collapse_key: None,
-        });
-        state.bytes += bytes;
+        let sessions = unflushed.count();
+        if let Some(own) = &own {
+            state.log.stage_id(own.id.clone(), offset, own.digest, sessions);
+        }
+        let end = match wait {
+            Wait::Confirmed(until) => Some((state.log.wait_for(offset), until)),
+            Wait::Stored | Wait::Accepted => None,
+        };
+        let (done, stored) = (wait != Wait::Accepted).then(oneshot::channel).unzip();
+        if let Some(old) = &replaced {
+            let why = Why::Dropped(DropReason::Superseded);
+            self.ended(&user.log(), &mut state.log, std::slice::from_ref(old), why);
+        }
         self.0.store.stage(Op::Append {
             log: user.log(),
             offset,
-            notification: Arc::clone(&notification),
-            replaces: None,
-            remember: None,
-            counters: state.counters(),
+            notification,
+            replaces: replaced.as_ref().map(IndexEntry::place),
+            remember: own.map(|own| (own.until, own.digest, sessions)),
+            counters: state.log.counters(),
             permit,
             observer: Arc::clone(user) as Arc<dyn LogObserver>,
             done,
         });
-        let mut taken = Vec::new();
-        if !state.sessions.is_empty() {
-            let bytes = matches!(notification.payload, Payload::Binary(_));
-            let binary = bytes && state.sessions.iter().any(|session| session.core().session.binary);
-            let outgoing = Outgoing::new(draft, &notification, Some(offset), false, binary);
-            let mut pulling = state.maybe_pulling;
-            for session in &state.sessions {
-                if session.offer(&notification, offset, &outgoing, now) {
-                    taken.push(Arc::clone(session));
-                }
-                pulling |= session.is_pulling();
-            }
-            state.maybe_pulling = pulling;
-        }
-        Ok((offset, Unflushed(taken)))
+        let outcome = if wait == Wait::Accepted { Outcome::Accepted } else { Outcome::Stored };
+        Ok(Begun { unflushed, sent: Sent { offset: Some(offset), outcome, sessions, duplicate: false }, stored, end })
     }
 
-    /// In a full mailbox, what some device has confirmed and only laggards lack makes room, oldest first.
-    fn make_mailbox_room(&self, user: &Arc<User>, state: &mut UserState) {
-        let over = (state.index.len() + 1).saturating_sub(self.0.quotas.pending_per_user);
-        let entries = state.take_oldest_confirmed(over);
-        let Some(last) = entries.last().map(|entry| entry.offset) else { return };
-        for _ in &entries {
-            self.metrics().failure(Failure::LaggardLost);
+    /// Takes out what the notification takes the place of; or sees to it that the mailbox has room for one more.
+    fn make_room(
+        &self,
+        user: &User,
+        state: &mut UserState,
+        notification: &Notification,
+    ) -> Result<Option<IndexEntry>, SendError> {
+        if let Some(key) = &notification.collapse_key {
+            // What has expired is not superseded.
+            self.expire(user, state);
+            if let Some(replaced) = state.log.take_collapsed(key) {
+                return Ok(Some(replaced));
+            }
         }
-        let mut laggards = 0_usize;
-        for known in state.devices.iter_mut().filter(|known| known.row.cursor < last) {
-            laggards += 1;
-            known.row.lost = last;
-            self.put_cursor(user, known, &state.hold);
+        let limit = self.quotas().pending_per_user;
+        if state.log.index.len() < limit {
+            return Ok(None);
         }
-        // With a device away for long this is every send: the counter tells operators, not a line each.
-        tracing::debug!(user = %user.id, notifications = entries.len(), laggards, "a full mailbox made room");
-        self.delete(user, state, entries);
+        self.expire(user, state);
+        let over = |state: &UserState| (state.log.index.len() + 1).saturating_sub(limit);
+        let entries = state.take_oldest_confirmed(over(state));
+        self.lose(user, state, &entries, DropReason::LaggardLost);
+        if over(state) > 0 && self.quotas().overflow == Overflow::DropOldest {
+            let entries = state.log.take_first(over(state), |_| true);
+            self.lose(user, state, &entries, DropReason::Overflow);
+        }
+        if over(state) > 0 {
+            return Err(SendError::MailboxFull { pending: state.log.index.len() });
+        }
+        Ok(None)
+    }
+
+    /// Drops what some device has yet to take, which will be told that it lacks something.
+    pub(super) fn lose(&self, user: &User, state: &mut UserState, entries: &[IndexEntry], reason: DropReason) {
+        if let Some(last) = entries.iter().map(|entry| entry.offset).max() {
+            state.log.lost = state.log.lost.max(last);
+            self.end(user, state, entries, Why::Dropped(reason));
+        }
     }
 
     /// To the sessions that are there now, and to nobody later.
-    async fn send_unstored(&self, to: &UserId, mut notification: Notification) -> Result<Sent, SendError> {
+    fn send_unstored(&self, to: &UserId, mut notification: Notification) -> Result<Begun, SendError> {
         // "Now or never" is about the store: what a live session's outbox took is written as soon as the socket takes it.
         notification.expires_at = None;
         let draft = self.draft(&notification, false)?;
         let outgoing = Outgoing::new(draft, &notification, None, false, true);
-        let mut taken = Unflushed(Vec::new());
+        let mut taken = Unflushed::default();
         if let Some(user) = self.0.users.get(to) {
             let state = user.state();
             for session in &state.sessions {
@@ -226,26 +426,14 @@ impl Hub {
                 }
             }
         }
-        let sessions = u32::try_from(taken.0.len()).unwrap_or(u32::MAX);
-        taken.flush().await;
-        Ok(Sent { offset: None, stored: false, sessions })
-    }
-
-    /// Hands a notification to every session that is connected now. Returns to how many.
-    pub async fn broadcast(&self, mut notification: Notification) -> Result<u32, SendError> {
-        if self.is_draining() {
-            return Err(SendError::Draining);
-        }
-        if notification.is_now_or_never() {
-            notification.expires_at = None;
-        }
-        let draft = self.draft(&notification, false)?;
-        let outgoing = Outgoing::new(draft, &notification, None, false, true);
-        Ok(self.0.sessions.broadcast(outgoing, &self.0.life).await)
+        let sessions = taken.count();
+        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
+        let sent = Sent { offset: None, outcome, sessions, duplicate: false };
+        Ok(Begun { unflushed: taken, ..Begun::settled(sent) })
     }
 
     /// Encodes but for the offset, and refuses what is too large.
-    fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
+    pub(super) fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
         let draft = Draft::text(notification, stored, false);
         // A replay says so, which makes the message a little longer; the limit holds for the first sending.
         let (bytes, limit) = (draft.message_bytes(), self.limits().notification_bytes.as_usize());
@@ -262,4 +450,43 @@ impl Hub {
         let closed = sessions.iter().filter(matches).filter(|handle| handle.close(code, reason, ClosedBy::Caller));
         u32::try_from(closed.count()).unwrap_or(u32::MAX)
     }
+}
+
+/// What waits once the notification has its offset.
+pub(super) fn entry(notification: &Notification, offset: Offset, remembered: bool) -> IndexEntry {
+    IndexEntry {
+        offset,
+        bytes: u32::try_from(notification.accounted_bytes()).unwrap_or(u32::MAX),
+        chunks: chunks_of(notification),
+        expires_at: notification.expires_at.unwrap_or(UnixMillis(u64::MAX)),
+        id: notification.id.clone(),
+        remembered,
+        collapse_key: notification.collapse_key.clone(),
+    }
+}
+
+/// Hands a notification that has just got its offset to the user's Live sessions.
+fn hand_out(
+    state: &mut UserState,
+    notification: &Notification,
+    draft: Draft,
+    offset: Offset,
+    now: Instant,
+) -> Unflushed {
+    let mut taken = Unflushed::default();
+    if state.sessions.is_empty() {
+        return taken;
+    }
+    let bytes = matches!(notification.payload, Payload::Binary(_));
+    let binary = bytes && state.sessions.iter().any(|session| session.core().session.binary);
+    let outgoing = Outgoing::new(draft, notification, Some(offset), false, binary);
+    let mut pulling = state.maybe_pulling;
+    for session in &state.sessions {
+        if session.offer(Log::User, notification, offset, &outgoing, now) {
+            taken.0.push(Arc::clone(session));
+        }
+        pulling |= session.is_pulling(Log::User);
+    }
+    state.maybe_pulling = pulling;
+    taken
 }

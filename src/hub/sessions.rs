@@ -5,7 +5,7 @@
 //! leaves together, in one write a session.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     ops::Bound,
     sync::{
         Arc,
@@ -17,7 +17,13 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::handle::{Handle, Outgoing};
-use crate::{lifecycle::Lifecycle, limits, types::SessionId};
+use crate::{
+    clock::Instant,
+    lifecycle::Lifecycle,
+    limits,
+    session::Log,
+    types::{Notification, Offset, SessionId, UserId},
+};
 
 const SHARDS: usize = 16;
 
@@ -44,16 +50,55 @@ struct Queue {
 
 /// One broadcast under way.
 #[derive(Debug)]
-struct Job {
+pub struct Job {
     outgoing: Outgoing,
+    notification: Arc<Notification>,
+    /// Its place in the broadcast log, where it is durable.
+    offset: Option<Offset>,
+    /// Whom it leaves out.
+    not_for: HashSet<UserId>,
     sessions: AtomicU32,
     shards_left: AtomicUsize,
     done: Mutex<Option<oneshot::Sender<u32>>>,
     /// Its share of what may be queued.
-    _room: OwnedSemaphorePermit,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
+    /// A broadcast, and to how many sessions it was handed once it is in all their outboxes.
+    pub fn new(
+        outgoing: Outgoing,
+        notification: Arc<Notification>,
+        offset: Option<Offset>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> (Arc<Self>, oneshot::Receiver<u32>) {
+        let (done, handed) = oneshot::channel();
+        let job = Self {
+            outgoing,
+            not_for: notification.not_for.iter().cloned().collect(),
+            notification,
+            offset,
+            sessions: AtomicU32::new(0),
+            shards_left: AtomicUsize::new(SHARDS),
+            done: Mutex::new(Some(done)),
+            _room: room,
+        };
+        (Arc::new(job), handed)
+    }
+
+    fn hand_to(&self, handle: &Handle, now: Instant) {
+        if !self.not_for.is_empty() && self.not_for.contains(&handle.user.id) {
+            return;
+        }
+        let taken = match self.offset {
+            None => handle.push(&self.outgoing),
+            Some(offset) => handle.offer(Log::Broadcast, &self.notification, offset, &self.outgoing, now),
+        };
+        if taken {
+            self.sessions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn shard_done(&self) {
         if self.shards_left.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = self.done.lock().take()
@@ -113,32 +158,29 @@ impl Sessions {
         page
     }
 
-    /// Hands `outgoing` to every session. Returns to how many, once it is in all their outboxes.
-    pub async fn broadcast(&self, outgoing: Outgoing, life: &Lifecycle) -> u32 {
-        let bytes = outgoing.bytes().min(limits::BROADCAST_QUEUE_BYTES_MAX);
-        let share = u32::try_from(bytes).unwrap_or(u32::MAX);
+    /// Waits for room for a broadcast among those that are queued.
+    pub async fn room(&self, outgoing: &Outgoing) -> Option<OwnedSemaphorePermit> {
+        self.room_for(outgoing.bytes()).await
+    }
+
+    /// The same, of so many bytes.
+    pub async fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let share = u32::try_from(bytes.min(limits::BROADCAST_QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
         // The semaphore is never closed.
-        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(share).await else { return 0 };
-        let (done, handed) = oneshot::channel();
-        let job = Arc::new(Job {
-            outgoing,
-            sessions: AtomicU32::new(0),
-            shards_left: AtomicUsize::new(SHARDS),
-            done: Mutex::new(Some(done)),
-            _room: room,
-        });
-        {
-            let _order = self.order.lock();
-            for shard in &self.shards {
-                let mut queue = shard.queue.lock();
-                queue.jobs.push_back(Arc::clone(&job));
-                if !std::mem::replace(&mut queue.running, true) {
-                    let shard = Arc::clone(shard);
-                    life.spawn(async move { shard.run().await });
-                }
+        Arc::clone(&self.room).acquire_many_owned(share).await.ok()
+    }
+
+    /// Queues a broadcast for every session that is there now. Whoever calls it in an order has it kept.
+    pub fn enqueue(&self, job: Arc<Job>, life: &Lifecycle) {
+        let _order = self.order.lock();
+        for shard in &self.shards {
+            let mut queue = shard.queue.lock();
+            queue.jobs.push_back(Arc::clone(&job));
+            if !std::mem::replace(&mut queue.running, true) {
+                let shard = Arc::clone(shard);
+                life.spawn(async move { shard.run().await });
             }
         }
-        handed.await.unwrap_or_default()
     }
 }
 
@@ -170,12 +212,11 @@ impl Shard {
                 let slice = self.slice(after);
                 let Some(last) = slice.last() else { break };
                 after = Some(last.id);
+                let now = Instant::now();
                 let last_slice = slice.len() < limits::FANOUT_SLICE_SESSIONS;
                 for handle in slice {
                     for job in &jobs {
-                        if handle.push(&job.outgoing) {
-                            job.sessions.fetch_add(1, Ordering::Relaxed);
-                        }
+                        job.hand_to(&handle, now);
                     }
                     handle.flush();
                 }

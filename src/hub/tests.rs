@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use support::{Bounds, Seen, World, device, notification, until, user};
+use support::{Bounds, Seen, World, device, notification, plain, until, user};
 
 use super::*;
 use crate::{
@@ -178,7 +178,7 @@ async fn the_slower_of_two_sessions_of_a_device_still_takes_what_the_faster_conf
     let state = |world: &World| {
         let user = world.user(&ann);
         let state = user.state();
-        (state.devices[0].row.cursor.get(), state.index.len())
+        (state.devices[0].row.cursor.get(), state.log.index.len())
     };
     assert_eq!(state(&world), (sent[11], 8), "confirmed by the device; four are on their way to the slower one");
     assert!(!slow.is_live());
@@ -200,9 +200,9 @@ async fn a_session_that_left_holds_nothing_back_for_others_to_take() {
         world.all_applied(&ann).await;
         fast.settle().await;
     }
-    assert_eq!(world.user(&ann).state().index.len(), 4);
+    assert_eq!(world.user(&ann).state().log.index.len(), 4);
     slow.detach();
-    assert_eq!(world.user(&ann).state().index.len(), 0);
+    assert_eq!(world.user(&ann).state().log.index.len(), 0);
 }
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn a_slow_consumer_of_what_is_not_stored_is_closed_and_nobody_else_notices
     slow.takes(Some(50));
     let mut reached = Vec::new();
     for _ in 0..6 {
-        reached.push(world.hub.broadcast(notification(200)).await.unwrap());
+        reached.push(world.hub.broadcast(notification(200)).await.unwrap().sessions);
     }
     assert_eq!(reached, [3, 3, 3, 2, 2, 2], "three frames fill the outbox");
     assert_eq!(slow.handle.core().closing.as_ref().unwrap().code, CloseCode::SLOW_CONSUMER);
@@ -222,8 +222,8 @@ async fn a_slow_consumer_of_what_is_not_stored_is_closed_and_nobody_else_notices
     slow.takes(None);
     assert_eq!((slow.seen.len(), slow.closed), (1, Some(4409)), "the started frame is finished, then the close frame");
     let now_or_never = crate::types::Notification { expires_at: Some(UnixMillis(0)), ..notification(200) };
-    let sent = world.hub.send(&ann, now_or_never, Wait::Stored).await.unwrap();
-    assert_eq!((sent.stored, sent.sessions), (false, 1));
+    let sent = world.hub.send(&ann, now_or_never, plain(Wait::Stored)).await.unwrap();
+    assert_eq!((sent.outcome, sent.sessions), (Outcome::Accepted, 1));
     for (other, count) in others.iter_mut().zip([7, 6]) {
         assert_eq!(other.offsets(), vec![0; count]);
         assert!(other.is_live() && other.closed.is_none() && other.handle.core().closing.is_none());
@@ -254,10 +254,10 @@ async fn a_failed_commit_is_told_to_every_caller_and_leaves_no_session_waiting()
     let calls: Vec<_> = (0..3)
         .map(|_| {
             let (hub, ann) = (world.hub.clone(), ann.clone());
-            tokio::spawn(async move { hub.send(&ann, notification(10), Wait::Stored).await })
+            tokio::spawn(async move { hub.send(&ann, notification(10), plain(Wait::Stored)).await })
         })
         .collect();
-    until("all are staged", || world.user(&ann).state().index.len() == 3).await;
+    until("all are staged", || world.user(&ann).state().log.index.len() == 3).await;
     let mut pulling = world.attach(&ann, &device(PHONE)).await;
     let stranger = tokio::spawn(world.attaching(&ann, &device("new"), Default::default()));
     until("the new device is staged", || world.user(&ann).state().devices.len() == 3).await;
@@ -271,9 +271,9 @@ async fn a_failed_commit_is_told_to_every_caller_and_leaves_no_session_waiting()
         assert!(matches!(call.await.unwrap(), Err(SendError::Unknown(StoreError::Failed(_)))));
     }
     assert!(matches!(stranger.await.unwrap().map(drop), Err(AttachError::Store(StoreError::Failed(_)))));
-    assert!(matches!(world.hub.send(&ann, notification(10), Wait::Accepted).await, Err(SendError::Store(_))));
+    assert!(matches!(world.hub.send(&ann, notification(10), plain(Wait::Accepted)).await, Err(SendError::Store(_))));
     let bob = user("bob");
-    assert!(matches!(world.hub.send(&bob, notification(10), Wait::Stored).await, Err(SendError::Store(_))));
+    assert!(matches!(world.hub.send(&bob, notification(10), plain(Wait::Stored)).await, Err(SendError::Store(_))));
     assert_eq!(world.hub.store().failed().await, world.hub.store().health().unwrap_err());
 
     assert!(woken.0.load(Ordering::SeqCst) > 0, "a session that waits for the log looks again");
@@ -282,7 +282,7 @@ async fn a_failed_commit_is_told_to_every_caller_and_leaves_no_session_waiting()
     {
         let user = world.user(&ann);
         let state = user.state();
-        assert_eq!((state.index.len(), state.bytes, state.last), (0, 0, state.applied));
+        assert_eq!((state.log.index.len(), state.log.bytes, state.log.last), (0, 0, state.log.applied));
         assert_eq!(state.devices.len(), 2, "the device that was not written is not known");
     }
     for mut client in [live, pulling] {
@@ -315,17 +315,17 @@ async fn confirming_and_sending_at_once_leave_cursor_index_and_counters_in_agree
                 let mut offsets = Vec::new();
                 for n in 0..SENT {
                     let wait = if n % 8 == 0 { Wait::Stored } else { Wait::Accepted };
-                    let sent = hub.send(&ann, notification(n), wait).await.unwrap();
+                    let sent = hub.send(&ann, notification(n), plain(wait)).await.unwrap();
                     offsets.push(sent.offset.unwrap().get());
                     if n == SENT / 2 {
                         // Catches up, so that deletions are raced with, too.
                         let desk = device("desk");
                         let user = hub.0.users.get(&ann).unwrap();
                         let mut state = user.state();
-                        let last = state.applied;
+                        let last = state.log.applied;
                         state.device(&desk).unwrap().row.cursor = last;
                         let known = state.devices.iter().find(|known| known.name == desk).unwrap();
-                        hub.put_cursor(&user, known, &state.hold);
+                        hub.put_cursor(&user, known, &state.log.hold);
                     }
                 }
                 offsets
@@ -374,10 +374,13 @@ async fn agrees_with_the_store(world: &World, id: &UserId) {
         let mut devices: Vec<(Device, DeviceRow)> =
             state.devices.iter().map(|known| (known.name.clone(), known.row)).collect();
         devices.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
-        let index: Vec<_> = state.index.iter().cloned().collect();
+        let index: Vec<_> = state.log.index.iter().cloned().collect();
         let bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
-        assert_eq!(state.counters(), Counters { count: index.len() as u32, bytes, last: state.last, lost: state.lost });
-        (state.counters(), devices, index)
+        assert_eq!(
+            state.log.counters(),
+            Counters { count: index.len() as u32, bytes, last: state.log.last, lost: state.log.lost }
+        );
+        (state.log.counters(), devices, index)
     };
     let again = World::over(Arc::clone(&world.double), Bounds::default());
     let mut mailbox = again.hub.store().load(id).await.unwrap();

@@ -1,19 +1,17 @@
-//! A user in memory: his devices with their cursors, what of his log waits, his sessions.
+//! A user in memory: his log, his devices with their cursors, his sessions.
 //!
-//! The state's lock is the log's lock: under it offsets are assigned, records staged and handed to Live sessions, and
+//! The state's lock is his log's lock: under it offsets are assigned, records staged and handed to Live sessions, and
 //! sessions change between Pulling and Live. No system call and no await happens under it.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
-};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::handle::Handle;
+use super::{handle::Handle, log::LogState};
 use crate::{
     clock::Instant,
-    store::{Counters, DeviceRow, Hold, IndexEntry, LogObserver, Mailbox, StoreError},
+    session::Log,
+    store::{DeviceRow, IndexEntry, LogObserver, Mailbox, StoreError},
     types::{Device, LogId, Offset, UnixMillis, UserId},
 };
 
@@ -36,7 +34,7 @@ impl std::fmt::Debug for User {
 }
 
 /// A device of a user.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DeviceState {
     /// Its name.
     pub name: Device,
@@ -44,31 +42,51 @@ pub struct DeviceState {
     pub row: DeviceRow,
     /// Whether its creation is on disk.
     pub durable: bool,
+    /// What it was handed and ended a live session over without an ack, and how often.
+    pub attempts: Option<(Offset, u32)>,
+}
+
+impl DeviceState {
+    /// Whether it confirmed the notification of its user's log at `offset`. It did not where it began later.
+    pub fn confirmed(&self, offset: Offset) -> bool {
+        self.row.began < offset && offset <= self.row.cursor
+    }
+
+    /// Up to where it confirmed a log.
+    pub fn cursor(&self, log: Log) -> Offset {
+        match log {
+            Log::User => self.row.cursor,
+            Log::Broadcast => self.row.broadcast,
+        }
+    }
+
+    /// Moves its cursor up; false where it is there or beyond.
+    pub fn confirm(&mut self, log: Log, offset: Offset) -> bool {
+        let cursor = match log {
+            Log::User => &mut self.row.cursor,
+            Log::Broadcast => &mut self.row.broadcast,
+        };
+        let moves = offset > *cursor;
+        *cursor = offset.max(*cursor);
+        moves
+    }
 }
 
 /// See [`User`].
 #[derive(Debug, Default)]
 pub struct UserState {
-    /// The last assigned offset.
-    pub last: Offset,
-    /// The highest offset that was dropped before every device had it.
-    pub lost: Offset,
-    /// Everything up to here is on disk and readable.
-    pub applied: Offset,
+    /// His log.
+    pub log: LogState,
     /// His devices.
     pub devices: Vec<DeviceState>,
-    /// What waits, by offset: staged or stored, and not yet confirmed by every device.
-    pub index: VecDeque<IndexEntry>,
-    /// The bytes of what waits.
-    pub bytes: u64,
+    /// Devices that he had, oldest first, and when each was forgotten.
+    pub forgotten: Vec<(Device, UnixMillis)>,
     /// His sessions on this node.
     pub sessions: Vec<Arc<Handle>>,
     /// Whether consumers were told that he is online.
     pub online: bool,
     /// When his last session left.
     pub left_at: Option<Instant>,
-    /// Cloned into every write of his that is under way.
-    pub hold: Hold,
     /// Whether a session may be Pulling. True is a hint, false a fact.
     pub maybe_pulling: bool,
 }
@@ -85,7 +103,7 @@ impl User {
         }
     }
 
-    /// His log.
+    /// His log's name.
     pub fn log(&self) -> LogId {
         LogId::User(self.id.clone())
     }
@@ -101,15 +119,13 @@ impl User {
     }
 
     /// Takes over what the store has of him.
-    pub fn load(&self, mailbox: Mailbox) {
+    pub fn load(&self, mut mailbox: Mailbox) {
         let mut state = self.state.lock();
-        state.last = mailbox.counters.last;
-        state.applied = mailbox.counters.last;
-        state.lost = mailbox.counters.lost;
-        state.devices =
-            mailbox.devices.into_iter().map(|(name, row)| DeviceState { name, row, durable: true }).collect();
-        state.bytes = mailbox.index.iter().map(|entry| u64::from(entry.bytes)).sum();
-        state.index = mailbox.index.into();
+        state.log.load_mailbox(&mut mailbox);
+        let known = |(name, row)| DeviceState { name, row, durable: true, attempts: None };
+        state.devices = mailbox.devices.into_iter().map(known).collect();
+        state.forgotten = mailbox.forgotten;
+        state.forgotten.sort_by_key(|(_, at)| *at);
         drop(state);
         let _ = self.loaded.set(());
     }
@@ -117,64 +133,49 @@ impl User {
     /// Whether nothing of him is under way; the caller makes sure that nobody else holds him.
     pub fn is_forgettable(&self) -> bool {
         let state = self.state.lock();
-        state.sessions.is_empty() && !state.online && Arc::strong_count(&state.hold) == 1
+        state.sessions.is_empty() && !state.online && state.log.is_quiet()
     }
 
     /// What he weighs in memory, in index entries.
     pub fn weight(&self) -> usize {
-        16 + self.state.lock().index.len()
+        16 + self.state.lock().log.index.len()
     }
 }
 
 impl UserState {
-    /// The counters as they are now.
-    pub fn counters(&self) -> Counters {
-        Counters {
-            count: u32::try_from(self.index.len()).unwrap_or(u32::MAX),
-            bytes: self.bytes,
-            last: self.last,
-            lost: self.lost,
-        }
-    }
-
     /// A device, by name.
     pub fn device(&mut self, name: &Device) -> Option<&mut DeviceState> {
         self.devices.iter_mut().find(|device| device.name == *name)
     }
 
-    /// How many wait above `position`.
-    pub fn pending_above(&self, position: Offset) -> usize {
-        self.index.len() - self.index.partition_point(|entry| entry.offset <= position)
+    /// Whether some device confirmed the notification at `offset`.
+    pub fn is_confirmed(&self, offset: Offset) -> bool {
+        self.devices.iter().any(|device| device.confirmed(offset))
     }
 
-    /// Takes out what every device has confirmed and no session has yet to take. (Where another session of its device
-    /// was faster, one that still pulls finds what it lacks only in the store.)
-    pub fn take_confirmed(&mut self) -> Vec<IndexEntry> {
+    /// Whether a device lacks something for good that it was not told of: dropped for want of room, purged, tried too
+    /// often, or from a time when the device was forgotten.
+    pub fn lacks(&self, device: &DeviceState) -> bool {
+        let row = &device.row;
+        self.log.lost > row.cursor || (row.lost > Offset::ZERO && row.lost >= row.cursor)
+    }
+
+    /// Takes out what every device is past and no session has yet to take. (Where another session of its device was
+    /// faster, one that still pulls finds what it lacks only in the store.) Without a device all of it waits.
+    pub fn take_done(&mut self) -> Vec<IndexEntry> {
         let Some(mut least) = self.devices.iter().map(|device| device.row.cursor).min() else { return Vec::new() };
         if self.maybe_pulling {
-            for session in self.sessions.iter().filter(|session| session.is_pulling()) {
-                least = least.min(session.core().session.delivery.position());
+            for session in self.sessions.iter().filter(|session| session.is_pulling(Log::User)) {
+                least = least.min(session.core().session.delivery.position(Log::User));
             }
         }
-        let count = self.index.partition_point(|entry| entry.offset <= least);
-        self.take(0..count)
+        self.log.take_through(least)
     }
 
     /// Takes out at most `count` of the oldest that at least one device has confirmed.
     pub fn take_oldest_confirmed(&mut self, count: usize) -> Vec<IndexEntry> {
-        let Some(most) = self.devices.iter().map(|device| device.row.cursor).max() else { return Vec::new() };
-        let confirmed = self.index.partition_point(|entry| entry.offset <= most);
-        self.take(0..confirmed.min(count))
-    }
-
-    /// Takes out what has expired.
-    pub fn take_expired(&mut self, now: UnixMillis) -> Vec<IndexEntry> {
-        self.take_if(|entry| entry.expires_at <= now)
-    }
-
-    /// Takes out these; `offsets` ascend.
-    pub fn take_offsets(&mut self, offsets: &[Offset]) -> Vec<IndexEntry> {
-        self.take_if(|entry| offsets.binary_search(&entry.offset).is_ok())
+        let devices = &self.devices;
+        self.log.take_first(count, |entry| devices.iter().any(|device| device.confirmed(entry.offset)))
     }
 
     /// Wakes the tasks of sessions that pull.
@@ -183,32 +184,10 @@ impl UserState {
             return;
         }
         self.maybe_pulling = false;
-        for session in self.sessions.iter().filter(|session| session.is_pulling()) {
+        for session in self.sessions.iter().filter(|session| session.is_pulling(Log::User)) {
             self.maybe_pulling = true;
             session.wake();
         }
-    }
-
-    fn take_if(&mut self, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<IndexEntry> {
-        let mut taken = Vec::new();
-        self.index.retain(|entry| {
-            let take = wanted(entry);
-            if take {
-                taken.push(entry.clone());
-            }
-            !take
-        });
-        self.bytes -= taken.iter().map(|entry| u64::from(entry.bytes)).sum::<u64>();
-        taken
-    }
-
-    fn take(&mut self, range: std::ops::Range<usize>) -> Vec<IndexEntry> {
-        let taken: Vec<_> = self.index.drain(range).collect();
-        self.bytes -= taken.iter().map(|entry| u64::from(entry.bytes)).sum::<u64>();
-        if self.index.is_empty() {
-            self.index = VecDeque::new();
-        }
-        taken
     }
 }
 
@@ -216,20 +195,14 @@ impl LogObserver for User {
     /// More of the log is readable: sessions that pull look again.
     fn applied(&self, upto: Offset) {
         let mut state = self.state.lock();
-        state.applied = state.applied.max(upto);
+        state.log.applied(upto);
         state.wake_pulling();
     }
 
     /// What was staged is not on disk and never will be: sessions that wait for it look again.
-    fn failed(&self, _: &StoreError) {
+    fn failed(&self, error: &StoreError) {
         let mut state = self.state.lock();
-        let applied = state.applied;
-        state.last = applied;
-        while state.index.back().is_some_and(|entry| entry.offset > applied) {
-            if let Some(entry) = state.index.pop_back() {
-                state.bytes -= u64::from(entry.bytes);
-            }
-        }
+        state.log.failed(error);
         state.wake_pulling();
     }
 }

@@ -1,9 +1,9 @@
-//! What a session stands to its user's log: where it is, what it was handed, what of that it confirmed.
+//! What a session stands to the logs it reads: where it is in each, what it was handed, what of that it confirmed.
 //!
-//! A session is [`Flow::Pulling`] (pages come from the store) or [`Flow::Live`] (it is handed what is sent at once).
-//! It turns Live only under the log's lock, when its position equals the last assigned offset; one notification that
-//! does not fit makes it Pulling again. What is at or below its position is dropped. So nothing is skipped, nothing
-//! comes twice within a session, and memory is bounded.
+//! In each log a session is [`Flow::Pulling`] (pages come from the store) or [`Flow::Live`] (it is handed what is sent at
+//! once). It turns Live only under the log's lock, when its position equals the last assigned offset; one notification
+//! that does not fit makes it Pulling again. What is at or below its position is dropped. So nothing is skipped, nothing
+//! comes twice within a session, and memory is bounded. What is in flight stands in one queue, in the order of delivery.
 
 use std::collections::VecDeque;
 
@@ -13,13 +13,28 @@ use crate::{
     types::{NotificationId, Offset},
 };
 
-/// How a session gets its user's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a session gets a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flow {
     /// From the store, a page at a time.
+    #[default]
     Pulling,
     /// At once.
     Live,
+}
+
+/// A log that every session reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Log {
+    /// Its user's own.
+    User,
+    /// The one of durable broadcasts.
+    Broadcast,
+}
+
+impl Log {
+    /// Both.
+    pub const ALL: [Log; 2] = [Log::User, Log::Broadcast];
 }
 
 /// What became of a notification that was offered to a session.
@@ -36,6 +51,8 @@ pub enum Offer {
 /// A notification that the peer confirmed.
 #[derive(Clone, Debug)]
 pub struct Confirmed {
+    /// Its log.
+    pub log: Log,
     /// Its offset.
     pub offset: Offset,
     /// Its id.
@@ -44,21 +61,34 @@ pub struct Confirmed {
     pub handed_at: Instant,
 }
 
+/// A notification that is in flight.
 #[derive(Debug)]
-struct InFlight {
-    offset: Offset,
-    id: NotificationId,
+pub struct InFlight {
+    /// Its log.
+    pub log: Log,
+    /// Its offset.
+    pub offset: Offset,
+    /// Its id.
+    pub id: NotificationId,
+    /// When the last of it went into the socket.
+    pub written_at: Option<Instant>,
+    handed_at: Instant,
     bytes: u32,
     /// Its TTL ran out before it was written: it ends as expired and not as confirmed.
     expired: bool,
-    handed_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    flow: Flow,
+    position: Offset,
 }
 
 /// See the module's documentation.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Delivery {
-    flow: Flow,
-    position: Offset,
+    user: Place,
+    broadcast: Place,
     /// In the order of delivery.
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
@@ -66,43 +96,59 @@ pub struct Delivery {
     first: u64,
 }
 
-impl Default for Delivery {
-    fn default() -> Self {
-        Self { flow: Flow::Pulling, position: Offset::ZERO, in_flight: VecDeque::new(), in_flight_bytes: 0, first: 0 }
-    }
-}
-
 impl Delivery {
+    fn place(&self, log: Log) -> &Place {
+        match log {
+            Log::User => &self.user,
+            Log::Broadcast => &self.broadcast,
+        }
+    }
+
+    fn place_mut(&mut self, log: Log) -> &mut Place {
+        match log {
+            Log::User => &mut self.user,
+            Log::Broadcast => &mut self.broadcast,
+        }
+    }
+
     /// Starts behind `cursor`, Pulling.
-    pub fn start(&mut self, cursor: Offset) {
-        self.flow = Flow::Pulling;
-        self.position = cursor;
+    pub fn start(&mut self, log: Log, cursor: Offset) {
+        *self.place_mut(log) = Place { flow: Flow::Pulling, position: cursor };
     }
 
     /// Turns Live; the caller holds the log's lock and found nothing above the position up to `last`.
-    pub fn go_live(&mut self, last: Offset) {
-        self.flow = Flow::Live;
-        self.position = self.position.max(last);
+    pub fn go_live(&mut self, log: Log, last: Offset) {
+        let place = self.place_mut(log);
+        place.flow = Flow::Live;
+        place.position = place.position.max(last);
     }
 
-    /// How the session gets its log.
-    pub fn flow(&self) -> Flow {
-        self.flow
+    /// How the session gets a log.
+    pub fn flow(&self, log: Log) -> Flow {
+        self.place(log).flow
     }
 
-    /// Everything up to here was handed over, or was not there.
-    pub fn position(&self) -> Offset {
-        self.position
+    /// Whether it is Live in every log.
+    pub fn is_live(&self) -> bool {
+        Log::ALL.iter().all(|log| self.flow(*log) == Flow::Live)
+    }
+
+    /// Everything of the log up to here was handed over, or was not there.
+    pub fn position(&self, log: Log) -> Offset {
+        self.place(log).position
     }
 
     /// A page found nothing more up to here.
-    pub fn advance(&mut self, to: Offset) {
-        self.position = self.position.max(to);
+    pub fn advance(&mut self, log: Log, to: Offset) {
+        let place = self.place_mut(log);
+        place.position = place.position.max(to);
     }
 
     /// Offers what was just sent. `fits_outbox` says whether the outbox has room for it.
+    #[allow(clippy::too_many_arguments, reason = "what is offered, and the room there is for it")]
     pub fn offer(
         &mut self,
+        log: Log,
         offset: Offset,
         id: &NotificationId,
         bytes: usize,
@@ -110,26 +156,27 @@ impl Delivery {
         fits_outbox: bool,
         now: Instant,
     ) -> Offer {
-        if self.flow == Flow::Pulling {
+        if self.flow(log) == Flow::Pulling {
             return Offer::Behind;
         }
-        if offset <= self.position {
+        if offset <= self.position(log) {
             return Offer::Had;
         }
         if !fits_outbox || !self.admits(bytes, window) {
-            self.flow = Flow::Pulling;
+            self.place_mut(log).flow = Flow::Pulling;
             return Offer::Behind;
         }
-        Offer::Taken(self.hand_over(offset, id, bytes, now))
+        Offer::Taken(self.hand_over(log, offset, id, bytes, now))
     }
 
     /// Takes a notification into the window; the caller has asked [`Delivery::admits`]. Returns its sequence.
-    pub fn hand_over(&mut self, offset: Offset, id: &NotificationId, bytes: usize, now: Instant) -> u64 {
+    pub fn hand_over(&mut self, log: Log, offset: Offset, id: &NotificationId, bytes: usize, now: Instant) -> u64 {
         let sequence = self.next_sequence();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        self.in_flight.push_back(InFlight { offset, id: id.clone(), bytes, expired: false, handed_at: now });
+        let (id, handed_at) = (id.clone(), now);
+        self.in_flight.push_back(InFlight { log, offset, id, bytes, expired: false, handed_at, written_at: None });
         self.in_flight_bytes += bytes as usize;
-        self.position = offset;
+        self.place_mut(log).position = offset;
         sequence
     }
 
@@ -155,6 +202,11 @@ impl Delivery {
         self.in_flight.len()
     }
 
+    /// The first in flight: whatever came before it is confirmed.
+    pub fn head(&self) -> Option<&InFlight> {
+        self.in_flight.front()
+    }
+
     /// The sequence that the next notification gets.
     pub fn next_sequence(&self) -> u64 {
         self.first + self.in_flight.len() as u64
@@ -165,10 +217,24 @@ impl Delivery {
         self.in_flight.front().map(|entry| entry.handed_at)
     }
 
+    fn at_sequence(&mut self, sequence: u64) -> Option<&mut InFlight> {
+        let index = sequence.checked_sub(self.first).and_then(|index| usize::try_from(index).ok())?;
+        self.in_flight.get_mut(index)
+    }
+
+    /// Everything up to `sequence` is in the socket.
+    pub fn written(&mut self, sequence: u64, now: Instant) {
+        let count = (sequence + 1).saturating_sub(self.first);
+        for entry in self.in_flight.iter_mut().take(usize::try_from(count).unwrap_or(usize::MAX)).rev() {
+            if entry.written_at.replace(now).is_some() {
+                break;
+            }
+        }
+    }
+
     /// Its TTL ran out before it was written.
     pub fn expire(&mut self, sequence: u64) {
-        let index = sequence.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        if let Some(entry) = index.and_then(|index| self.in_flight.get_mut(index)) {
+        if let Some(entry) = self.at_sequence(sequence) {
             entry.expired = true;
         }
         // At the head there is nobody left to confirm it for.
@@ -183,7 +249,8 @@ impl Delivery {
         let mut confirmed = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
         for _ in 0..count {
             if let Some(entry) = self.pop().filter(|entry| !entry.expired) {
-                confirmed.push(Confirmed { offset: entry.offset, id: entry.id, handed_at: entry.handed_at });
+                let InFlight { log, offset, id, handed_at, .. } = entry;
+                confirmed.push(Confirmed { log, offset, id, handed_at });
             }
         }
         if self.in_flight.is_empty() {
@@ -214,20 +281,20 @@ mod tests {
 
     fn live() -> Delivery {
         let mut delivery = Delivery::default();
-        delivery.go_live(Offset::ZERO);
+        delivery.go_live(Log::User, Offset::ZERO);
         delivery
     }
 
     fn offer(delivery: &mut Delivery, offset: u64, bytes: usize) -> Offer {
-        delivery.offer(Offset::new(offset), &NotificationId::generate(), bytes, 4, true, Instant::now())
+        delivery.offer(Log::User, Offset::new(offset), &NotificationId::generate(), bytes, 4, true, Instant::now())
     }
 
     #[test]
     fn a_pulling_session_takes_nothing_live() {
         let mut delivery = Delivery::default();
-        delivery.start(Offset::new(5));
+        delivery.start(Log::User, Offset::new(5));
         assert_eq!(offer(&mut delivery, 6, 10), Offer::Behind);
-        assert_eq!(delivery.position(), Offset::new(5));
+        assert_eq!(delivery.position(Log::User), Offset::new(5));
     }
 
     #[test]
@@ -239,14 +306,14 @@ mod tests {
         assert_eq!(offer(&mut delivery, 5, 10), Offer::Behind);
         delivery.confirm_below(4);
         assert_eq!(offer(&mut delivery, 6, 10), Offer::Behind, "6 must not overtake 5");
-        assert_eq!(delivery.position(), Offset::new(4));
+        assert_eq!(delivery.position(Log::User), Offset::new(4));
     }
 
     #[test]
     fn an_outbox_without_room_makes_a_session_pull() {
         let mut delivery = live();
         let id = NotificationId::generate();
-        assert_eq!(delivery.offer(Offset::new(1), &id, 10, 4, false, Instant::now()), Offer::Behind);
+        assert_eq!(delivery.offer(Log::User, Offset::new(1), &id, 10, 4, false, Instant::now()), Offer::Behind);
         assert_eq!(offer(&mut delivery, 2, 10), Offer::Behind);
     }
 
@@ -279,5 +346,38 @@ mod tests {
         delivery.expire(3);
         assert!(delivery.is_empty());
         assert!(delivery.confirm_below(4).is_empty());
+    }
+
+    #[test]
+    fn each_log_has_a_place_of_its_own_and_all_share_the_window() {
+        let mut delivery = live();
+        let id = NotificationId::generate();
+        let broadcast =
+            |delivery: &mut Delivery, offset| delivery.offer(Log::Broadcast, offset, &id, 1, 4, true, Instant::now());
+        assert_eq!(broadcast(&mut delivery, Offset::new(9)), Offer::Behind, "it pulls that log yet");
+        delivery.go_live(Log::Broadcast, Offset::new(9));
+        assert!(!matches!(offer(&mut delivery, 5, 1), Offer::Had), "below the other log's place, not below its own");
+        assert!(matches!(broadcast(&mut delivery, Offset::new(12)), Offer::Taken(1)));
+        offer(&mut delivery, 13, 1);
+        offer(&mut delivery, 14, 1);
+        assert_eq!(broadcast(&mut delivery, Offset::new(15)), Offer::Behind, "the window is full");
+        assert_eq!((delivery.flow(Log::User), delivery.flow(Log::Broadcast)), (Flow::Live, Flow::Pulling));
+        let confirmed = delivery.confirm_through(Offset::new(13));
+        let confirmed: Vec<_> = confirmed.iter().map(|one| (one.log, one.offset.get())).collect();
+        assert_eq!(confirmed, [(Log::User, 5), (Log::Broadcast, 12), (Log::User, 13)]);
+    }
+
+    #[test]
+    fn what_went_into_the_socket_is_known_from_the_head_on() {
+        let mut delivery = live();
+        let now = Instant::now();
+        for offset in 1..=3 {
+            offer(&mut delivery, offset, 1);
+        }
+        assert!(delivery.head().is_some_and(|head| head.written_at.is_none()));
+        delivery.written(1, now);
+        assert_eq!(delivery.head().and_then(|head| head.written_at), Some(now));
+        delivery.confirm_below(2);
+        assert!(delivery.head().is_some_and(|head| head.written_at.is_none()));
     }
 }

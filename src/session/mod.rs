@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
-pub use delivery::{Confirmed, Delivery, Flow, Offer};
+pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
 pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
 
 use crate::{
@@ -349,13 +349,16 @@ mod tests {
         let options = Options { ack_mode: Some(mode), ..Options::default() };
         // 1024 is no jitter at all.
         let mut session = Session::new(&options, AckMode::Transport, &settings().heartbeat, 1024, now);
-        session.delivery.start(Offset::ZERO);
-        session.delivery.go_live(Offset::ZERO);
+        for log in Log::ALL {
+            session.delivery.start(log, Offset::ZERO);
+            session.delivery.go_live(log, Offset::ZERO);
+        }
         session
     }
 
     fn hand_over(session: &mut Session, offset: u64, now: Instant) {
-        let taken = session.delivery.offer(Offset::new(offset), &NotificationId::generate(), 10, 256, true, now);
+        let id = NotificationId::generate();
+        let taken = session.delivery.offer(Log::User, Offset::new(offset), &id, 10, 256, true, now);
         assert!(matches!(taken, Offer::Taken(_)));
     }
 

@@ -80,6 +80,8 @@ pub struct Remembered {
     pub digest: Digest,
     /// Until when the id stands for it.
     pub until: UnixMillis,
+    /// Live sessions it was handed to when it was sent.
+    pub sessions: u32,
 }
 
 /// A device of a user.
@@ -177,8 +179,9 @@ pub enum Op {
         notification: Arc<Notification>,
         /// The one whose place it takes, which leaves in the same commit.
         replaces: Option<Place>,
-        /// Where its id is a caller's own: until when it is remembered, and the content it stands for.
-        remember: Option<(UnixMillis, Digest)>,
+        /// Where its id is a caller's own: until when it is remembered, the content it stands for, and the live sessions
+        /// it was handed to.
+        remember: Option<(UnixMillis, Digest, u32)>,
         /// The log's counters afterwards.
         counters: Counters,
         /// What it was admitted with.

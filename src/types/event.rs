@@ -26,6 +26,36 @@ impl ClosedBy {
     }
 }
 
+/// Why a stored notification ended before every device had confirmed it, other than by its TTL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// A newer one with its collapse key took its place.
+    Superseded,
+    /// A full mailbox made room: some device had confirmed it, and only laggards lacked it.
+    LaggardLost,
+    /// A full mailbox made room, and nobody had confirmed it (`store.overflow = "drop-oldest"`).
+    Overflow,
+    /// A caller cleared the mailbox.
+    Purged,
+    /// A device was given it `delivery.max_attempts` times and never acked it.
+    MaxAttempts,
+    /// It waited for a device that was forgotten, and every other one began later.
+    DeviceForgotten,
+    /// Its user was forgotten.
+    UserForgotten,
+}
+
+/// Why a device was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForgetReason {
+    /// It was not seen for `store.device_ttl`.
+    Unseen,
+    /// It was the longest unseen, and another one needed its place (`store.max_devices_per_user`).
+    Replaced,
+    /// A caller asked for it.
+    Caller,
+}
+
 /// One event, numbered in the total order of its node.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -74,6 +104,27 @@ pub enum EventBody {
         session: SessionId,
         id: NotificationId,
         offset: Offset,
+        broadcast: bool,
+    },
+    NotificationExpired {
+        /// `None`: it was a durable broadcast.
+        user: Option<UserId>,
+        id: NotificationId,
+        offset: Offset,
+    },
+    NotificationDropped {
+        /// `None`: it was a durable broadcast.
+        user: Option<UserId>,
+        /// `None`: for all devices that lack it.
+        device: Option<Device>,
+        id: NotificationId,
+        offset: Offset,
+        reason: DropReason,
+    },
+    DeviceForgotten {
+        user: UserId,
+        device: Device,
+        reason: ForgetReason,
     },
     AuthFailed {
         code: &'static str,
@@ -88,12 +139,15 @@ pub enum EventBody {
 
 impl EventBody {
     /// The names by which a consumer may filter, in the order of the proto.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 10] = [
         "session_opened",
         "session_closed",
         "user_online",
         "user_offline",
         "notification_confirmed",
+        "notification_expired",
+        "notification_dropped",
+        "device_forgotten",
         "auth_failed",
         "draining",
     ];
@@ -111,8 +165,11 @@ impl EventBody {
             EventBody::UserOnline { .. } => 2,
             EventBody::UserOffline { .. } => 3,
             EventBody::NotificationConfirmed { .. } => 4,
-            EventBody::AuthFailed { .. } => 5,
-            EventBody::Draining { .. } => 6,
+            EventBody::NotificationExpired { .. } => 5,
+            EventBody::NotificationDropped { .. } => 6,
+            EventBody::DeviceForgotten { .. } => 7,
+            EventBody::AuthFailed { .. } => 8,
+            EventBody::Draining { .. } => 9,
         }
     }
 
@@ -123,8 +180,11 @@ impl EventBody {
             | EventBody::SessionClosed { user, .. }
             | EventBody::UserOnline { user }
             | EventBody::UserOffline { user }
-            | EventBody::NotificationConfirmed { user, .. } => Some(user),
-            EventBody::AuthFailed { user, .. } => user.as_ref(),
+            | EventBody::NotificationConfirmed { user, .. }
+            | EventBody::DeviceForgotten { user, .. } => Some(user),
+            EventBody::NotificationExpired { user, .. }
+            | EventBody::NotificationDropped { user, .. }
+            | EventBody::AuthFailed { user, .. } => user.as_ref(),
             EventBody::Draining { .. } => None,
         }
     }

@@ -11,7 +11,7 @@ mod tls;
 mod units;
 
 pub use address::{InvalidAddress, ListenAddress};
-pub use event::{ClosedBy, Event, EventBody};
+pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason};
 pub use ids::{CollapseKey, Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
 pub use notification::{Digest, Notification, Payload, UnixMillis};
 pub use secret::Secret;

@@ -159,7 +159,7 @@ impl Connection<'_> {
         self.paused_at = self.paused_at.filter(|paused| unconfirmed > 0 && unconfirmed >= *paused);
         if self.pull.is_none()
             && self.paused_at.is_none()
-            && self.handle.is_pulling()
+            && self.handle.is_behind()
             && let Pull::Read(request) = self.hub.plan_pull(&self.handle)
         {
             let hub = self.hub.clone();

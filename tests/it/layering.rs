@@ -17,7 +17,7 @@ use std::{
 /// The floors from the ground up.
 const FLOORS: [&[&str]; 8] = [
     // Data and codecs only.
-    &["types", "limits", "protocol"],
+    &["types", "limits", "protocol", "planted"],
     // Ground services.
     &["clock", "lifecycle", "metrics", "net"],
     // Services: each knows no other.

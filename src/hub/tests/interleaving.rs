@@ -132,7 +132,7 @@ impl Play {
     fn is_applied(&self, n: usize) -> bool {
         self.world.hub.0.users.get(&self.users[n]).is_none_or(|user| {
             let state = user.state();
-            state.applied == state.last
+            state.log.applied == state.log.last
         })
     }
 
@@ -250,7 +250,11 @@ impl Play {
             if self.known.keys().any(|(user, _)| *user == n) {
                 let user = self.world.user(id);
                 let state = user.state();
-                assert_eq!((state.index.len(), state.bytes, state.sessions.len()), (0, 0, 0), "all was confirmed");
+                assert_eq!(
+                    (state.log.index.len(), state.log.bytes, state.sessions.len()),
+                    (0, 0, 0),
+                    "all was confirmed"
+                );
             }
         }
     }

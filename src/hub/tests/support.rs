@@ -16,7 +16,7 @@ use super::super::*;
 use crate::{
     auth::{self, Identity, KeyConfig},
     protocol::{ack_mode::AckMode, frame::Incoming},
-    session::{DeliveryConfig, Granted, HeartbeatConfig, Options},
+    session::{DeliveryConfig, Granted, HeartbeatConfig, Log, Options},
     store::double::Double,
     types::{ByteSize, Count, Device, Notification, NotificationId, Payload, Secret, TypeName},
 };
@@ -40,6 +40,11 @@ impl Default for Bounds {
 pub struct World {
     pub hub: Hub,
     pub double: Arc<Double>,
+}
+
+/// A send without an id of the caller's own.
+pub fn plain(wait: Wait) -> SendOptions {
+    SendOptions { wait, own_id: false }
 }
 
 pub fn user(name: &str) -> UserId {
@@ -112,7 +117,16 @@ impl World {
             },
             presence: Presence::default(),
             events: EventsConfig { buffer: 16 },
-            quotas: Quotas { ttl: HOUR, max_ttl: HOUR, max_bytes: 0, pending_per_user: 10_000, devices_per_user: 16 },
+            quotas: Quotas {
+                ttl: HOUR,
+                max_ttl: HOUR,
+                max_bytes: 0,
+                pending_per_user: 10_000,
+                devices_per_user: 16,
+                device_ttl: HOUR,
+                overflow: Overflow::Refuse,
+                idempotency_window: HOUR,
+            },
         });
         World { hub, double }
     }
@@ -147,7 +161,7 @@ impl World {
     /// Comes back when everything staged before is on disk, lazy writes included.
     pub async fn barrier(&self) {
         let (done, written) = tokio::sync::oneshot::channel();
-        self.hub.store().stage(Op::PutDevice {
+        self.hub.store().stage(crate::store::Op::PutDevice {
             user: user("barrier"),
             device: Device::UNNAMED,
             row: crate::store::DeviceRow::default(),
@@ -159,7 +173,7 @@ impl World {
     }
 
     pub async fn send(&self, user: &UserId, bytes: usize) -> Sent {
-        self.hub.send(user, notification(bytes), Wait::Accepted).await.unwrap()
+        self.hub.send(user, notification(bytes), plain(Wait::Accepted)).await.unwrap()
     }
 
     /// Sends and returns the offset.
@@ -170,12 +184,12 @@ impl World {
     /// Comes back when the user's log is readable up to `offset`.
     pub async fn applied(&self, user: &UserId, offset: u64) {
         let user = self.user(user);
-        until("the log is readable", || user.state().applied.get() >= offset).await;
+        until("the log is readable", || user.state().log.applied.get() >= offset).await;
     }
 
     /// Comes back when all of the user's log is readable.
     pub async fn all_applied(&self, user: &UserId) {
-        let last = self.user(user).state().last.get();
+        let last = self.user(user).state().log.last.get();
         self.applied(user, last).await;
     }
 
@@ -255,7 +269,7 @@ pub struct Client {
 
 impl Client {
     fn new(hub: Hub, handle: Arc<Handle>, line: Line) -> Client {
-        let start = handle.core().session.delivery.position().get();
+        let start = handle.core().session.delivery.position(Log::User).get();
         let mut client = Client {
             hub,
             handle,
@@ -317,7 +331,7 @@ impl Client {
     pub async fn begin_pull(&mut self) -> bool {
         if self.page.is_none()
             && !self.paused
-            && self.handle.is_pulling()
+            && self.handle.is_behind()
             && let Pull::Read(request) = self.hub.plan_pull(&self.handle)
         {
             let page = self.hub.read_page(&request).await.unwrap();
@@ -380,7 +394,7 @@ impl Client {
     }
 
     pub fn is_live(&self) -> bool {
-        !self.handle.is_pulling()
+        !self.handle.is_behind()
     }
 
     pub fn detach(&self) -> Ended {

@@ -5,7 +5,7 @@
 //!   broadcast log; 254 stands for where in its user's log it began, 255 for what it alone has lost; what this version
 //!   does not know is passed over
 //! - forgotten: `1 at(8)`
-//! - id: `1 offset(8) until(8) digest(16)`
+//! - id: `1 offset(8) until(8) digest(16) sessions(4)`
 //! - totals: `1 count(8) bytes(8)`; mark: `1 mark(8)`; epoch: `1 uuid(16)`
 //! - format: a `u32` alone, since it is what every other version stands on
 //! - expiry, id's end: nothing
@@ -134,6 +134,7 @@ pub fn decode_forgotten(row: &[u8]) -> Result<UnixMillis, Malformed> {
 pub fn encode_remembered(remembered: &Remembered) -> Vec<u8> {
     let mut row = row(&[remembered.offset.get(), remembered.until.0]);
     row.extend_from_slice(&remembered.digest);
+    row.extend_from_slice(&remembered.sessions.to_le_bytes());
     row
 }
 
@@ -143,7 +144,8 @@ pub fn decode_remembered(row: &[u8]) -> Result<Remembered, Malformed> {
     let offset = offset_of(&mut input)?;
     let until = UnixMillis(u64_of(&mut input)?);
     let digest = input.array()?;
-    closed(&input, Remembered { offset, digest, until })
+    let sessions = u32::from_le_bytes(input.array()?);
+    closed(&input, Remembered { offset, digest, until, sessions })
 }
 
 /// Writes the totals row.
@@ -232,7 +234,7 @@ mod tests {
             prop_assert_eq!(decode_device(&encode_device(&device)), Ok(device));
             let at = UnixMillis(other);
             prop_assert_eq!(decode_forgotten(&encode_forgotten(at)), Ok(at));
-            let remembered = Remembered { offset: Offset::new(last), until: at, digest: [count as u8; 16] };
+            let remembered = Remembered { offset: Offset::new(last), until: at, digest: [count as u8; 16], sessions: count };
             prop_assert_eq!(decode_remembered(&encode_remembered(&remembered)), Ok(remembered));
             let totals = Totals { count: other, bytes };
             prop_assert_eq!(decode_totals(&encode_totals(&totals)), Ok(totals));

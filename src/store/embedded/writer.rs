@@ -118,9 +118,9 @@ impl Batch {
                 if let Some(moment) = notification.expires_at {
                     self.put(&Key::Expiry(keys::expiry_minute(moment), log.clone()), Vec::new());
                 }
-                if let Some((until, digest)) = remember {
+                if let Some((until, digest, sessions)) = remember {
                     let id = notification.id.clone();
-                    let row = rows::encode_remembered(&Remembered { offset, digest, until });
+                    let row = rows::encode_remembered(&Remembered { offset, digest, until, sessions });
                     self.put(&Key::Id(log.clone(), id.clone()), row);
                     self.put(&Key::IdEnd(keys::expiry_minute(until), log.clone(), id.clone()), Vec::new());
                     self.remembered.insert((log.clone(), id));

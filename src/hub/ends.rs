@@ -1,0 +1,111 @@
+//! How notifications leave a log: each end is told to whoever waits for it, counted, an event, and written.
+
+use super::{
+    Hub,
+    log::End,
+    user::{User, UserState},
+};
+use crate::{
+    metrics::Failure,
+    store::{Done, IndexEntry, Op},
+    types::{Device, DropReason, EventBody, LogId, UserId},
+};
+
+/// Why notifications leave a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Every device has confirmed them, or is past them.
+    Done,
+    /// Their TTL ran out.
+    Expired,
+    /// For a reason that callers are told.
+    Dropped(DropReason),
+    /// What was stored of them is damaged; that was reported already.
+    Damaged,
+}
+
+impl Why {
+    fn end(self) -> End {
+        match self {
+            Why::Done => End::Confirmed,
+            Why::Expired => End::Expired,
+            Why::Dropped(DropReason::Superseded) => End::Superseded,
+            Why::Dropped(DropReason::Purged | DropReason::UserForgotten) => End::Purged,
+            Why::Dropped(_) | Why::Damaged => End::Dropped,
+        }
+    }
+}
+
+impl Hub {
+    /// Notifications have left their log: tells, counts and reports it. Whoever holds the log's lock deletes them.
+    pub(super) fn ended(&self, log: &LogId, state: &mut super::log::LogState, entries: &[IndexEntry], why: Why) {
+        for entry in entries {
+            state.ended(entry.offset, entry.remembered, why.end());
+            let user = log.user().cloned();
+            match why {
+                Why::Done | Why::Damaged => {}
+                Why::Expired => {
+                    self.metrics().failure(Failure::Expired);
+                    let (id, offset) = (entry.id.clone(), entry.offset);
+                    self.0.events.emit(EventBody::NotificationExpired { user, id, offset });
+                }
+                Why::Dropped(reason) => self.dropped(user, None, entry, reason),
+            }
+        }
+    }
+
+    /// A notification was dropped: for one device, or for all that lack it.
+    pub(super) fn dropped(&self, user: Option<UserId>, device: Option<Device>, entry: &IndexEntry, reason: DropReason) {
+        let failure = match reason {
+            DropReason::LaggardLost => Some(Failure::LaggardLost),
+            DropReason::Overflow => Some(Failure::OverflowLost),
+            DropReason::MaxAttempts => Some(Failure::MaxAttempts),
+            // What a caller asked for is no failure.
+            DropReason::Superseded | DropReason::Purged | DropReason::DeviceForgotten | DropReason::UserForgotten => {
+                None
+            }
+        };
+        if let Some(failure) = failure {
+            self.metrics().failure(failure);
+        }
+        let (id, offset) = (entry.id.clone(), entry.offset);
+        self.0.events.emit(EventBody::NotificationDropped { user, device, id, offset, reason });
+    }
+
+    /// Ends notifications that were taken out of a user's log, and deletes them, under the log's lock.
+    pub(super) fn end(&self, user: &User, state: &mut UserState, entries: &[IndexEntry], why: Why) {
+        if !entries.is_empty() {
+            self.ended(&user.log(), &mut state.log, entries, why);
+            self.delete(&user.log(), &state.log, entries, None);
+        }
+    }
+
+    /// Stages the deletion of what was taken out of a log, under its lock.
+    pub(super) fn delete(&self, log: &LogId, state: &super::log::LogState, entries: &[IndexEntry], done: Option<Done>) {
+        let places = entries.iter().map(IndexEntry::place).collect();
+        let (log, counters, hold) = (log.clone(), state.counters(), state.hold.clone());
+        self.0.store.stage(Op::Delete { log, places, counters, hold, done });
+    }
+
+    /// Deletes what has expired, under the log's lock.
+    pub(super) fn expire(&self, user: &User, state: &mut UserState) {
+        let entries = state.log.take_expired(self.clock().unix_millis());
+        self.end(user, state, &entries, Why::Expired);
+    }
+
+    /// Deletes what every device is past and nobody has yet to take, under the log's lock. What none of them confirmed
+    /// waited for a device that was forgotten.
+    pub(super) fn drop_done(&self, user: &User, state: &mut UserState) {
+        let entries = state.take_done();
+        if entries.is_empty() {
+            return;
+        }
+        let log = user.log();
+        for entry in &entries {
+            let why =
+                if state.is_confirmed(entry.offset) { Why::Done } else { Why::Dropped(DropReason::DeviceForgotten) };
+            self.ended(&log, &mut state.log, std::slice::from_ref(entry), why);
+        }
+        self.delete(&log, &state.log, &entries, None);
+    }
+}

@@ -1,0 +1,294 @@
+//! A log in memory: what of it waits, what is on its way to disk, and who waits for word of it.
+//!
+//! It lives under its owner's lock (a user's state, or the broadcast log's), which is the log's lock.
+
+use std::collections::{HashMap, VecDeque};
+
+use tokio::sync::oneshot;
+
+use crate::{
+    limits,
+    store::{Counters, Done, Hold, IndexEntry, Mailbox, StoreError},
+    types::{CollapseKey, Digest, NotificationId, Offset, UnixMillis},
+};
+
+/// How a stored notification ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Some device confirmed it.
+    Confirmed,
+    /// A newer one with its collapse key took its place.
+    Superseded,
+    /// Its TTL ran out.
+    Expired,
+    /// A caller cleared the mailbox.
+    Purged,
+    /// It made room in a full mailbox, its only devices were forgotten, or it was tried too often.
+    Dropped,
+}
+
+/// A notification with a caller's own id that is not on disk yet.
+#[derive(Debug)]
+struct Staged {
+    offset: Offset,
+    digest: Digest,
+    sessions: u32,
+    /// Repeated calls, which share its fate.
+    joined: Vec<Done>,
+}
+
+/// What a caller's own id stands for.
+#[derive(Debug)]
+pub enum Known {
+    /// Nothing yet.
+    Free,
+    /// For other content.
+    Taken,
+    /// For the same content.
+    Same {
+        /// Its offset.
+        offset: Offset,
+        /// Live sessions it was handed to.
+        sessions: u32,
+        /// Where it is not on disk yet: its fate.
+        fate: Option<oneshot::Receiver<Result<(), StoreError>>>,
+    },
+}
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct LogState {
+    /// The last assigned offset.
+    pub last: Offset,
+    /// Everything up to here is on disk and readable.
+    pub applied: Offset,
+    /// The highest offset that was dropped before every device had it.
+    pub lost: Offset,
+    /// What waits, by offset: staged or stored, and not yet done with.
+    pub index: VecDeque<IndexEntry>,
+    /// The bytes of what waits.
+    pub bytes: u64,
+    /// Cloned into every write of the log that is under way.
+    pub hold: Hold,
+    /// What waits under a collapse key.
+    collapse: HashMap<CollapseKey, Offset>,
+    staged: HashMap<NotificationId, Staged>,
+    /// Calls that wait for a notification's end.
+    waiting: Vec<(Offset, oneshot::Sender<End>)>,
+    /// The latest ends of notifications with remembered ids.
+    ends: VecDeque<(Offset, End)>,
+}
+
+impl LogState {
+    /// Takes over what the store has of the log.
+    pub fn load(&mut self, counters: Counters, index: Vec<IndexEntry>) {
+        self.last = self.last.max(counters.last);
+        self.applied = self.last;
+        self.lost = counters.lost;
+        self.bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
+        let keys = index.iter().filter_map(|entry| Some((entry.collapse_key.clone()?, entry.offset)));
+        self.collapse = keys.collect();
+        self.index = index.into();
+    }
+
+    /// The same, of a mailbox.
+    pub fn load_mailbox(&mut self, mailbox: &mut Mailbox) {
+        self.load(mailbox.counters, std::mem::take(&mut mailbox.index));
+    }
+
+    /// The counters as they are now.
+    pub fn counters(&self) -> Counters {
+        let count = u32::try_from(self.index.len()).unwrap_or(u32::MAX);
+        Counters { count, bytes: self.bytes, last: self.last, lost: self.lost }
+    }
+
+    /// Whether nothing of it is on its way and nobody waits for word of it.
+    pub fn is_quiet(&self) -> bool {
+        std::sync::Arc::strong_count(&self.hold) == 1
+            && self.staged.is_empty()
+            && self.waiting.iter().all(|(_, waiter)| waiter.is_closed())
+    }
+
+    /// How many wait above `position`.
+    pub fn pending_above(&self, position: Offset) -> usize {
+        self.index.len() - self.index.partition_point(|entry| entry.offset <= position)
+    }
+
+    /// The first that waits above `position`.
+    pub fn first_above(&self, position: Offset) -> Option<&IndexEntry> {
+        self.index.get(self.index.partition_point(|entry| entry.offset <= position))
+    }
+
+    /// What waits at `offset`.
+    pub fn entry(&self, offset: Offset) -> Option<&IndexEntry> {
+        self.index.binary_search_by_key(&offset, |entry| entry.offset).ok().and_then(|index| self.index.get(index))
+    }
+
+    /// Adds what was just given its offset: the last.
+    pub fn push(&mut self, entry: IndexEntry) {
+        self.last = self.last.max(entry.offset);
+        self.bytes += u64::from(entry.bytes);
+        if let Some(key) = &entry.collapse_key {
+            self.collapse.insert(key.clone(), entry.offset);
+        }
+        let at = self.index.partition_point(|before| before.offset < entry.offset);
+        self.index.insert(at, entry);
+    }
+
+    /// Takes out what a notification with `key` takes the place of.
+    pub fn take_collapsed(&mut self, key: &CollapseKey) -> Option<IndexEntry> {
+        let offset = self.collapse.get(key).copied()?;
+        self.take_offsets(&[offset]).pop()
+    }
+
+    /// Takes out all up to and including `offset`.
+    pub fn take_through(&mut self, offset: Offset) -> Vec<IndexEntry> {
+        let count = self.index.partition_point(|entry| entry.offset <= offset);
+        let taken = self.index.drain(..count).collect();
+        self.taken(taken)
+    }
+
+    /// Takes out what is wanted, oldest first, at most `max`.
+    pub fn take_first(&mut self, max: usize, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<IndexEntry> {
+        let (mut taken, mut at) = (Vec::new(), 0);
+        while taken.len() < max && at < self.index.len() {
+            if wanted(&self.index[at]) {
+                taken.extend(self.index.remove(at));
+            } else {
+                at += 1;
+            }
+        }
+        self.taken(taken)
+    }
+
+    /// Takes out what is wanted.
+    pub fn take_if(&mut self, wanted: impl Fn(&IndexEntry) -> bool) -> Vec<IndexEntry> {
+        if !self.index.iter().any(&wanted) {
+            return Vec::new();
+        }
+        let mut taken = Vec::new();
+        self.index.retain(|entry| {
+            let take = wanted(entry);
+            if take {
+                taken.push(entry.clone());
+            }
+            !take
+        });
+        self.taken(taken)
+    }
+
+    /// Takes out what has expired.
+    pub fn take_expired(&mut self, now: UnixMillis) -> Vec<IndexEntry> {
+        self.take_if(|entry| entry.expires_at <= now)
+    }
+
+    /// Takes out these; `offsets` ascend.
+    pub fn take_offsets(&mut self, offsets: &[Offset]) -> Vec<IndexEntry> {
+        if let [offset] = offsets {
+            let found = self.index.binary_search_by_key(offset, |entry| entry.offset);
+            let taken = found.ok().and_then(|at| self.index.remove(at)).into_iter().collect();
+            return self.taken(taken);
+        }
+        self.take_if(|entry| offsets.binary_search(&entry.offset).is_ok())
+    }
+
+    fn taken(&mut self, taken: Vec<IndexEntry>) -> Vec<IndexEntry> {
+        for entry in &taken {
+            self.bytes -= u64::from(entry.bytes);
+            if let Some(key) = &entry.collapse_key
+                && self.collapse.get(key) == Some(&entry.offset)
+            {
+                self.collapse.remove(key);
+            }
+        }
+        if self.index.is_empty() {
+            self.index = VecDeque::new();
+        }
+        taken
+    }
+
+    /// Everything up to `upto` is on disk.
+    pub fn applied(&mut self, upto: Offset) {
+        self.applied = self.applied.max(upto);
+        self.settle(upto, &Ok(()));
+    }
+
+    /// What was staged is not known to be on disk, and is not counted on any more.
+    pub fn failed(&mut self, error: &StoreError) {
+        let applied = self.applied;
+        self.settle(Offset::MAX, &Err(error.clone()));
+        self.take_if(|entry| entry.offset > applied);
+        self.last = applied;
+    }
+
+    fn settle(&mut self, upto: Offset, fate: &Result<(), StoreError>) {
+        if self.staged.is_empty() {
+            return;
+        }
+        self.staged.retain(|_, staged| {
+            let settled = staged.offset <= upto;
+            if settled {
+                for joined in staged.joined.drain(..) {
+                    // Whoever asked may have gone.
+                    let _ = joined.send(fate.clone());
+                }
+            }
+            !settled
+        });
+    }
+
+    /// Remembers a caller's own id until its notification is on disk, where the store has it from then on.
+    pub fn stage_id(&mut self, id: NotificationId, offset: Offset, digest: Digest, sessions: u32) {
+        self.staged.insert(id, Staged { offset, digest, sessions, joined: Vec::new() });
+    }
+
+    /// What a caller's own id stands for among what is staged; a repeated call joins the fate of the first.
+    pub fn staged_id(&mut self, id: &NotificationId, digest: &Digest) -> Known {
+        let Some(staged) = self.staged.get_mut(id) else { return Known::Free };
+        if staged.digest != *digest {
+            return Known::Taken;
+        }
+        let (offset, sessions) = (staged.offset, staged.sessions);
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Bug::DuplicateBeforeDurable) {
+            return Known::Same { offset, sessions, fate: None };
+        }
+        let (joined, fate) = oneshot::channel();
+        staged.joined.push(joined);
+        Known::Same { offset, sessions, fate: Some(fate) }
+    }
+
+    /// Forgets what it remembers of callers' ids. Repeated calls that have joined the first keep its fate.
+    pub fn forget_ids(&mut self) {
+        self.ends.clear();
+    }
+
+    /// Has the caller told how the notification at `offset` ends.
+    pub fn wait_for(&mut self, offset: Offset) -> oneshot::Receiver<End> {
+        let (waiter, end) = oneshot::channel();
+        self.waiting.retain(|(_, waiter)| !waiter.is_closed());
+        self.waiting.push((offset, waiter));
+        end
+    }
+
+    /// Tells whoever waits for the notification at `offset` how it ended; the first end counts.
+    pub fn ended(&mut self, offset: Offset, remembered: bool, end: End) {
+        if !self.waiting.is_empty() {
+            for (_, waiter) in self.waiting.extract_if(.., |(at, _)| *at == offset) {
+                // Whoever waited may have gone.
+                let _ = waiter.send(end);
+            }
+        }
+        if remembered && self.end_of(offset).is_none() {
+            if self.ends.len() == limits::REMEMBERED_ENDS_MAX {
+                self.ends.pop_front();
+            }
+            self.ends.push_back((offset, end));
+        }
+    }
+
+    /// How a notification with a remembered id ended, as far as that is known.
+    pub fn end_of(&self, offset: Offset) -> Option<End> {
+        self.ends.iter().rev().find(|(at, _)| *at == offset).map(|(_, end)| *end)
+    }
+}

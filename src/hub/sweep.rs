@@ -1,0 +1,138 @@
+//! What goes because its time has come: expired notifications, ids that were remembered long enough, devices that were
+//! not seen for long.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::Hub;
+use crate::{
+    limits,
+    store::{Due, Op, StoreError},
+    types::UserId,
+};
+
+/// How often what has expired is looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Buckets looked at in one step of a sweep.
+const BUCKETS_MAX: usize = 256;
+/// Devices looked at in one step of a sweep.
+const DEVICES_MAX: usize = 512;
+/// How often devices are looked through: often enough for `store.device_ttl`, within these bounds.
+const DEVICE_SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+impl Hub {
+    pub(super) async fn run_sweep(&self) {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            while self.sweep().await | self.sweep_ids().await {
+                // The rows just dealt with go with the next batch; until then the same ones would be found again.
+                tokio::time::sleep(2 * limits::STORE_LAZY_DELAY).await;
+            }
+        }
+    }
+
+    fn swept<T>(&self, found: Result<Vec<T>, StoreError>, what: &str) -> Vec<T> {
+        match found {
+            Ok(found) => return found,
+            Err(StoreError::Closed) => {}
+            Err(error) => {
+                self.store_error();
+                tracing::error!(%error, "{what} could not be looked up");
+            }
+        }
+        Vec::new()
+    }
+
+    /// Deletes what has expired, in part; whether there may be more.
+    async fn sweep(&self) -> bool {
+        let due = self.0.store.due(self.clock().unix_millis(), BUCKETS_MAX).await;
+        let due = self.swept(due, "expired notifications");
+        let full = due.len() == BUCKETS_MAX;
+        // A log may have several minutes due; one look at it serves them all.
+        let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
+        let mut broadcasts = Vec::new();
+        for row in due {
+            match row.log.user().cloned() {
+                Some(user) => users.entry(user).or_default().push(row),
+                None => broadcasts.push(row),
+            }
+        }
+        let mut failed = false;
+        if !broadcasts.is_empty() {
+            match self.broadcasts().await {
+                Ok(log) => {
+                    self.expire_broadcasts(&mut log.state());
+                    self.forget_due(broadcasts);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "expired broadcasts could not be deleted");
+                    failed = true;
+                }
+            }
+        }
+        for (id, rows) in users {
+            match self.user(&id).await {
+                Ok(user) => {
+                    let mut state = user.state();
+                    self.expire(&user, &mut state);
+                    self.forget_due(rows);
+                }
+                Err(error) => {
+                    tracing::error!(user = %id, %error, "expired notifications could not be deleted");
+                    failed = true;
+                }
+            }
+        }
+        full && !failed
+    }
+
+    /// Behind the deletes in the writer's queue, so that a crash between them leaves the rows to find them by.
+    fn forget_due(&self, rows: Vec<Due>) {
+        for due in rows {
+            self.0.store.stage(Op::ForgetDue { due });
+        }
+    }
+
+    /// Forgets ids that were remembered long enough, in part; whether there may be more.
+    async fn sweep_ids(&self) -> bool {
+        let now = self.clock().unix_millis();
+        let due = self.0.store.due_ids(now, BUCKETS_MAX).await;
+        let due = self.swept(due, "ids to be forgotten");
+        let full = due.len() == BUCKETS_MAX;
+        for due in due {
+            self.0.store.stage(Op::ForgetId { due, now });
+        }
+        full
+    }
+
+    pub(super) async fn run_device_sweep(&self) {
+        let (least, most) = DEVICE_SWEEP;
+        let mut interval = tokio::time::interval((self.quotas().device_ttl / 8).clamp(least, most));
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            self.sweep_devices().await;
+        }
+    }
+
+    /// Forgets every device that was not seen for `store.device_ttl`.
+    pub(super) async fn sweep_devices(&self) {
+        let mut after = None;
+        loop {
+            let page = self.0.store.devices_after(after, DEVICES_MAX).await;
+            let page = self.swept(page, "devices");
+            let Some((user, device, _)) = page.last() else { return };
+            after = Some((user.clone(), device.clone()));
+            let now = self.clock().unix_millis();
+            let unseen = |row: &crate::store::DeviceRow| row.last_seen.saturating_add(self.quotas().device_ttl) <= now;
+            for (id, _, row) in page {
+                if unseen(&row)
+                    && let Ok(user) = self.user(&id).await
+                {
+                    self.forget_unseen(&user, &mut user.state());
+                }
+            }
+        }
+    }
+}
