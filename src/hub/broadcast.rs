@@ -213,10 +213,7 @@ impl Hub {
     /// Deletes the durable broadcasts that have expired, under the log's lock.
     pub(super) fn expire_broadcasts(&self, state: &mut BroadcastState) {
         let entries = state.log.take_expired(self.clock().unix_millis());
-        if !entries.is_empty() {
-            self.ended(&LogId::Broadcast, &mut state.log, &entries, Why::Expired);
-            self.delete(&LogId::Broadcast, &state.log, &entries, None);
-        }
+        self.end_broadcasts(&mut state.log, &entries, Why::Expired);
     }
 }
 

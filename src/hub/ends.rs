@@ -2,11 +2,13 @@
 
 use super::{
     Hub,
+    handle::Handle,
     log::End,
     user::{User, UserState},
 };
 use crate::{
     metrics::Failure,
+    session::Log,
     store::{Done, IndexEntry, Op},
     types::{Device, DropReason, EventBody, LogId, UserId},
 };
@@ -80,6 +82,14 @@ impl Hub {
         }
     }
 
+    /// Ends broadcasts that were taken out of their log, and deletes them, under its lock.
+    pub(super) fn end_broadcasts(&self, state: &mut super::log::LogState, entries: &[IndexEntry], why: Why) {
+        if !entries.is_empty() {
+            self.ended(&LogId::Broadcast, state, entries, why);
+            self.delete(&LogId::Broadcast, state, entries, None);
+        }
+    }
+
     /// Stages the deletion of what was taken out of a log, under its lock.
     pub(super) fn delete(&self, log: &LogId, state: &super::log::LogState, entries: &[IndexEntry], done: Option<Done>) {
         let places = entries.iter().map(IndexEntry::place).collect();
@@ -91,6 +101,25 @@ impl Hub {
     pub(super) fn expire(&self, user: &User, state: &mut UserState) {
         let entries = state.log.take_expired(self.clock().unix_millis());
         self.end(user, state, &entries, Why::Expired);
+    }
+
+    /// Deletes what was left out of the session's socket because its TTL had run out, before a cursor moves past it: it
+    /// ends as expired and not as confirmed, whatever the clock says by now.
+    pub(super) fn end_left_out(&self, handle: &Handle, state: &mut UserState) {
+        let left_out = handle.core().session.delivery.take_expired();
+        for (of, offset) in left_out {
+            match of {
+                Log::User => {
+                    let entries = state.log.take_offsets(&[offset]);
+                    self.end(&handle.user, state, &entries, Why::Expired);
+                }
+                Log::Broadcast => {
+                    let mut broadcasts = self.0.broadcasts.state();
+                    let entries = broadcasts.log.take_offsets(&[offset]);
+                    self.end_broadcasts(&mut broadcasts.log, &entries, Why::Expired);
+                }
+            }
+        }
     }
 
     /// Deletes what every device is past and nobody has yet to take, under the log's lock. What none of them confirmed

@@ -90,6 +90,7 @@ impl Hub {
         let user = &handle.user;
         let mut guard = user.state();
         let state = &mut *guard;
+        self.end_left_out(handle, state);
         let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
         let mut news = Vec::new();
         for one in confirmed {

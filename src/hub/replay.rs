@@ -14,7 +14,7 @@ use crate::{
     protocol::server::Draft,
     session::{Flow, Log},
     store::{Page, PageLimit, StoreError},
-    types::{LogId, Offset},
+    types::{LogId, Offset, UnixMillis},
 };
 
 /// What a session's task does next about its logs.
@@ -131,13 +131,13 @@ impl Hub {
         let of = request.of;
         // What was deleted since the page was read is left out.
         let waiting = match of {
-            Log::User => self.still_waiting(&request.log, &mut handle.user.state().log, &page),
-            Log::Broadcast => self.still_waiting(&request.log, &mut self.0.broadcasts.state().log, &page),
+            Log::User => self.still_waiting(&request.log, &mut handle.user.state().log, &page, unix),
+            Log::Broadcast => self.still_waiting(&request.log, &mut self.0.broadcasts.state().log, &page, unix),
         };
         let mut progress = page.records.is_empty() && (page.complete || !page.damaged.is_empty());
         let mut whole = page.complete;
         for ((offset, notification), waiting) in page.records.iter().zip(waiting) {
-            if !waiting || notification.is_expired(unix) || notification.not_for.contains(&handle.user.id) {
+            if !waiting || notification.not_for.contains(&handle.user.id) {
                 handle.core().session.delivery.advance(of, *offset);
                 progress = true;
                 continue;
@@ -165,12 +165,20 @@ impl Hub {
         progress
     }
 
-    /// Which records of a page still wait; those that cannot be read leave the log.
-    fn still_waiting(&self, log: &LogId, state: &mut LogState, page: &Page) -> Vec<bool> {
+    /// Which records of a page still wait; those that cannot be read leave the log, and so do those that have expired,
+    /// before a cursor moves past them.
+    fn still_waiting(&self, log: &LogId, state: &mut LogState, page: &Page, now: UnixMillis) -> Vec<bool> {
         if !page.damaged.is_empty() {
             self.metrics().failure(Failure::StoreDamage);
             let entries = state.take_offsets(&page.damaged);
             self.ended(log, state, &entries, Why::Damaged);
+            self.delete(log, state, &entries, None);
+        }
+        let expired = page.records.iter().filter(|(_, notification)| notification.is_expired(now));
+        let expired: Vec<Offset> = expired.map(|(offset, _)| *offset).collect();
+        if !expired.is_empty() {
+            let entries = state.take_offsets(&expired);
+            self.ended(log, state, &entries, Why::Expired);
             self.delete(log, state, &entries, None);
         }
         page.records.iter().map(|(offset, _)| state.entry(*offset).is_some()).collect()

@@ -304,7 +304,9 @@ impl Hub {
         let mut end = None;
         if let Wait::Confirmed(until) = wait {
             let waits = state.log.entry(offset).is_some();
-            let known = state.log.end_of(offset).or_else(|| state.is_confirmed(offset).then_some(End::Confirmed));
+            // A cursor that is past one that is gone says nothing about how that one ended.
+            let is_confirmed = waits && state.is_confirmed(offset);
+            let known = state.log.end_of(offset).or(is_confirmed.then_some(End::Confirmed));
             match known {
                 Some(known) if !waits || known == End::Confirmed => sent.outcome = known.into(),
                 _ if waits => end = Some((state.log.wait_for(offset), until)),

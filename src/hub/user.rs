@@ -161,8 +161,12 @@ impl UserState {
     }
 
     /// Takes out what every device is past and no session has yet to take. (Where another session of its device was
-    /// faster, one that still pulls finds what it lacks only in the store.) Without a device all of it waits.
+    /// faster, one that still pulls finds what it lacks only in the store.) Without a device that is on disk all of it
+    /// waits: the creation of one may yet fail.
     pub fn take_done(&mut self) -> Vec<IndexEntry> {
+        if !self.devices.iter().any(|device| device.durable) {
+            return Vec::new();
+        }
         let Some(mut least) = self.devices.iter().map(|device| device.row.cursor).min() else { return Vec::new() };
         if self.maybe_pulling {
             for session in self.sessions.iter().filter(|session| session.is_pulling(Log::User)) {

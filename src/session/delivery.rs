@@ -94,6 +94,8 @@ pub struct Delivery {
     in_flight_bytes: usize,
     /// The sequence of the first in flight. Sequences count what was handed over, from 0.
     first: u64,
+    /// What left as expired: cursors move past it, and nobody confirmed it.
+    expired: Vec<(Log, Offset)>,
 }
 
 impl Delivery {
@@ -267,8 +269,16 @@ impl Delivery {
         }
     }
 
+    /// What has left as expired since it was asked last, by log and offset.
+    pub fn take_expired(&mut self) -> Vec<(Log, Offset)> {
+        std::mem::take(&mut self.expired)
+    }
+
     fn pop(&mut self) -> Option<InFlight> {
         let entry = self.in_flight.pop_front()?;
+        if entry.expired {
+            self.expired.push((entry.log, entry.offset));
+        }
         self.first += 1;
         self.in_flight_bytes -= entry.bytes as usize;
         Some(entry)
@@ -346,6 +356,7 @@ mod tests {
         delivery.expire(3);
         assert!(delivery.is_empty());
         assert!(delivery.confirm_below(4).is_empty());
+        assert_eq!(delivery.take_expired(), [(Log::User, Offset::new(2)), (Log::User, Offset::new(4))]);
     }
 
     #[test]

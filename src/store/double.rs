@@ -19,6 +19,8 @@ pub(crate) struct Double {
     opened: Condvar,
     begun: AtomicUsize,
     pub(crate) fails: AtomicBool,
+    /// The next commit is applied, and its process ends before it hears of it.
+    pub(crate) cut_off: AtomicBool,
     pub(super) panics: AtomicBool,
 }
 
@@ -103,7 +105,11 @@ impl Engine for Arc<Double> {
             return Err(EngineError::Io(std::io::Error::other("on purpose")));
         }
         self.commits.lock().push(writes.clone());
-        self.rows.commit(writes)
+        self.rows.commit(writes)?;
+        if self.cut_off.load(Ordering::SeqCst) {
+            return Err(EngineError::Io(std::io::Error::other("the process ended")));
+        }
+        Ok(())
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {

@@ -58,6 +58,9 @@ struct Handle {
     engine: &'static str,
     epoch: Uuid,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The writer of a store without threads.
+    #[cfg(test)]
+    writer: Option<Mutex<Writer>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -106,7 +109,33 @@ impl Store {
         let name = engine.name();
         let writer = Writer::new(Arc::clone(&shared), engine);
         threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
-        Ok(Store(Arc::new(Handle { shared, readers, engine: name, epoch, threads: Mutex::new(threads) })))
+        Ok(Store(Arc::new(Handle {
+            shared,
+            readers,
+            engine: name,
+            epoch,
+            threads: Mutex::new(threads),
+            #[cfg(test)]
+            writer: None,
+        })))
+    }
+
+    /// A store without threads: reads are done where they are asked for, and nothing is committed but by
+    /// [`Store::turn`]. What is staged when it is dropped is lost, as in a crash.
+    #[cfg(test)]
+    pub(crate) fn open_by_hand(engine: Arc<dyn embedded::engine::Engine>, clock: Clock) -> Store {
+        let Opened { engine, epoch, sequencer, totals } = Opened::over(engine, clock, true).unwrap();
+        let shared = Arc::new(Shared::new(&Config::default(), sequencer, totals));
+        let readers = Readers::inline(Arc::clone(&engine));
+        let name = engine.name();
+        let writer = Some(Mutex::new(Writer::new(Arc::clone(&shared), engine)));
+        Store(Arc::new(Handle { shared, readers, engine: name, epoch, threads: Mutex::default(), writer }))
+    }
+
+    /// Commits one batch of what is staged, `lazy` writes included or not; whether there was something.
+    #[cfg(test)]
+    pub(crate) fn turn(&self, lazy: bool) -> bool {
+        self.0.writer.as_ref().is_some_and(|writer| writer.lock().turn(lazy))
     }
 
     /// The store's identity: made with it and kept with it. Another epoch is another store, with other offsets.

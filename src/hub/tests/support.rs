@@ -103,8 +103,19 @@ impl World {
 
     pub fn over(double: Arc<Double>, bounds: Bounds) -> World {
         let clock = Clock::system();
+        let store = Store::open_double(&double, clock.clone());
+        Self::with(store, double, clock, bounds)
+    }
+
+    /// A world over a store without threads, in the time of `clock`.
+    pub fn by_hand(double: Arc<Double>, clock: Clock, bounds: Bounds) -> World {
+        let store = Store::open_by_hand(Arc::new(Arc::clone(&double)), clock.clone());
+        Self::with(store, double, clock, bounds)
+    }
+
+    fn with(store: Store, double: Arc<Double>, clock: Clock, bounds: Bounds) -> World {
         let hub = Hub::new(Parts {
-            store: Store::open_double(&double, clock.clone()),
+            store,
             authenticator: AUTHENTICATOR.with(Arc::clone),
             clock,
             metrics: Metrics::default(),
@@ -116,16 +127,16 @@ impl World {
                 bad_messages: Count(20),
             },
             presence: Presence::default(),
-            events: EventsConfig { buffer: 16 },
+            events: EventsConfig { buffer: 4096 },
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,
                 max_bytes: 0,
                 pending_per_user: 10_000,
                 devices_per_user: 16,
-                device_ttl: HOUR,
+                device_ttl: 24 * HOUR,
                 overflow: Overflow::Refuse,
-                idempotency_window: HOUR,
+                idempotency_window: Duration::from_secs(600),
             },
         });
         World { hub, double }
@@ -250,6 +261,14 @@ pub struct Seen {
 /// A session, its task and its peer, which move when the test says so.
 pub struct Client {
     hub: Hub,
+    /// The ids of what it saw.
+    pub ids: Vec<String>,
+    /// How many of what it saw it has confirmed.
+    pub confirmed: usize,
+    /// How many it had seen when its ping came.
+    pinged_at: usize,
+    /// What `auth_success` said of a gap.
+    pub gap: bool,
     pub handle: Arc<Handle>,
     line: Line,
     /// The bytes that were looked at.
@@ -272,6 +291,10 @@ impl Client {
         let start = handle.core().session.delivery.position(Log::User).get();
         let mut client = Client {
             hub,
+            ids: Vec::new(),
+            confirmed: 0,
+            pinged_at: 0,
+            gap: false,
             handle,
             line,
             read: 0,
@@ -297,16 +320,25 @@ impl Client {
                 1 => {
                     let message: Value = serde_json::from_slice(payload).unwrap();
                     match message["type"].as_str().unwrap() {
-                        "auth_success" => self.pending = message["pending"].as_u64().unwrap(),
-                        "notification" => self.seen.push(Seen {
-                            offset: message["offset"].as_u64().unwrap_or(0),
-                            replayed: message["replayed"] == true,
-                        }),
+                        "auth_success" => {
+                            self.pending = message["pending"].as_u64().unwrap();
+                            self.gap = message["gap"] == true;
+                        }
+                        "notification" => {
+                            self.ids.push(message["id"].as_str().unwrap().to_owned());
+                            self.seen.push(Seen {
+                                offset: message["offset"].as_u64().unwrap_or(0),
+                                replayed: message["replayed"] == true,
+                            });
+                        }
                         other => panic!("a message of type {other}"),
                     }
                 }
                 8 => self.closed = Some(u16::from_be_bytes([payload[0], payload[1]])),
-                9 => assert_eq!(self.ping.replace(payload.to_vec()), None, "one ping at a time"),
+                9 => {
+                    assert_eq!(self.ping.replace(payload.to_vec()), None, "one ping at a time");
+                    self.pinged_at = self.seen.len();
+                }
                 other => panic!("a frame of opcode {other}"),
             }
         }
@@ -352,16 +384,28 @@ impl Client {
     pub fn pong(&mut self) -> bool {
         self.read();
         let Some(payload) = self.ping.take() else { return false };
+        if self.handle.core().session.ack_mode == AckMode::Transport {
+            self.confirmed = self.pinged_at;
+        }
         self.arrived(Incoming::Pong(&payload));
         true
     }
 
+    /// Acks all up to the `count`th of what it saw.
+    pub fn ack_first(&mut self, count: usize) {
+        self.read();
+        if let Some(seen) = count.checked_sub(1).and_then(|last| self.seen.get(last)) {
+            let text = format!(r#"{{"type":"ack","offset":{}}}"#, seen.offset);
+            self.confirmed = self.confirmed.max(count);
+            self.arrived(Incoming::Text(&text));
+        }
+    }
+
     /// Acks everything that it saw.
     pub fn ack(&mut self) -> bool {
-        let last = self.offsets().last().copied();
         let unconfirmed = self.handle.core().session.delivery.unconfirmed();
-        let Some(offset) = last else { return false };
-        self.arrived(Incoming::Text(&format!(r#"{{"type":"ack","offset":{offset}}}"#)));
+        self.read();
+        self.ack_first(self.seen.len());
         self.handle.core().session.delivery.unconfirmed() < unconfirmed
     }
 

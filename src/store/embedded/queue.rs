@@ -175,6 +175,13 @@ impl Queue {
         self.wake.notify_one();
     }
 
+    /// The next thing to do now, without waiting. `lazy`: what nobody waits for is due, too.
+    #[cfg(test)]
+    pub fn next_now(&self, lazy: bool) -> Option<Next> {
+        let mut state = self.state.lock();
+        (state.is_ready() || lazy && !state.ops.is_empty()).then(|| state.take())
+    }
+
     /// Waits for the next thing to do; until `alarm` at most.
     pub fn next(&self, alarm: Option<Instant>) -> Next {
         let mut state = self.state.lock();

@@ -24,6 +24,9 @@ type Job = Box<dyn FnOnce(&dyn Engine) + Send>;
 /// The pool's door. Once it is closed, what was queued is still read.
 pub struct Readers {
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    /// Reads are done where they are asked for, and nothing runs beside.
+    #[cfg(test)]
+    inline: Option<Arc<dyn Engine>>,
 }
 
 impl Readers {
@@ -43,7 +46,18 @@ impl Readers {
             })
         });
         let threads = threads.collect::<io::Result<_>>()?;
-        Ok((Self { jobs: Mutex::new(Some(jobs)) }, threads))
+        let readers = Self {
+            jobs: Mutex::new(Some(jobs)),
+            #[cfg(test)]
+            inline: None,
+        };
+        Ok((readers, threads))
+    }
+
+    /// A pool without threads.
+    #[cfg(test)]
+    pub fn inline(engine: Arc<dyn Engine>) -> Self {
+        Self { jobs: Mutex::new(None), inline: Some(engine) }
     }
 
     /// Takes no more jobs; the threads end when the queue is empty.
@@ -57,6 +71,10 @@ impl Readers {
         T: Send + 'static,
         F: FnOnce(&dyn Engine) -> Result<T, EngineError> + Send + 'static,
     {
+        #[cfg(test)]
+        if let Some(engine) = &self.inline {
+            return read(&**engine).map_err(|error| StoreError::Failed(error.to_string().into()));
+        }
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |engine| {
             if answer.is_closed() {

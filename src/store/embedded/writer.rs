@@ -237,6 +237,18 @@ impl Writer {
         }
     }
 
+    /// Commits one batch of what is staged, if there is something to commit.
+    #[cfg(test)]
+    pub fn turn(&mut self, lazy: bool) -> bool {
+        match self.shared.queue.next_now(lazy) {
+            Some(Next::Commit { ops, raise }) => {
+                self.write(ops, raise);
+                true
+            }
+            Some(Next::Alarm | Next::Stop) | None => false,
+        }
+    }
+
     fn write(&mut self, ops: Vec<Op>, raise: bool) {
         let mut batch = Batch::of(ops);
         let after = std::mem::take(&mut batch.after);

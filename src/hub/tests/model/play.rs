@@ -1,0 +1,662 @@
+//! What is done in a sequence, one step at a time, and what is looked at after each.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::{
+    super::{
+        super::*,
+        support::{Bounds, Client, World, device, user},
+    },
+    Dice,
+    book::{Book, Counts, Device as Known, In, OwnId},
+};
+use crate::{
+    protocol::ack_mode::AckMode,
+    store::double::Double,
+    types::{CollapseKey, Device, Notification, NotificationId, Payload, TypeName, UserId},
+};
+
+const USERS: [&str; 2] = ["ann", "bob"];
+const DEVICES: [&str; 3] = ["", "desk", "phone"];
+const SESSIONS_MAX: usize = 7;
+const START: Duration = Duration::from_secs(1_769_852_100);
+const WINDOW: u64 = 600_000;
+const BOUNDS: Bounds = Bounds { window: 3, outbox_bytes: 900 };
+
+struct Attached {
+    owner: (usize, usize),
+    client: Client,
+    /// The step in which it began.
+    since: usize,
+    /// How much of what it saw, and of what it confirmed, was entered into the book.
+    entered: usize,
+    confirmed: usize,
+    /// Its socket was full at some time: a frame may be finished after its time.
+    was_slow: bool,
+}
+
+struct Attaching {
+    owner: (usize, usize),
+    task: JoinHandle<Result<Client, AttachError>>,
+    /// Where a new device begins that is not the first.
+    lasts: (u64, u64),
+    /// Whether its user had another device when it came; `None`: that is not known.
+    others: Option<bool>,
+}
+
+/// What a call with a caller's own id must be answered.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    New,
+    Repeated(u64),
+    Taken,
+    /// It depends on what a crash left, or on what came first.
+    Either,
+}
+
+struct Call {
+    log: In,
+    wait: Option<Wait>,
+    expected: Expected,
+    task: JoinHandle<Result<Sent, SendError>>,
+}
+
+pub struct Play {
+    world: World,
+    double: Arc<Double>,
+    clock: Clock,
+    dice: Dice,
+    book: Book,
+    users: [UserId; 2],
+    devices: [Device; 3],
+    sessions: Vec<Attached>,
+    attaching: Vec<Attaching>,
+    calls: Vec<Call>,
+    /// Mailboxes that are being cleared and devices that are being forgotten.
+    chores: Vec<JoinHandle<()>>,
+    /// Devices whose creation, or end, a crash cut off.
+    uncertain: HashSet<(usize, usize)>,
+    /// Devices that were certainly forgotten.
+    forgotten: HashSet<(usize, usize)>,
+    /// What was asked to be sent: when it expires, and its collapse key.
+    asked: HashMap<(In, String), (u64, Option<String>)>,
+    events: Reader,
+    /// What holds a collapse key.
+    keys: HashMap<(In, String), u64>,
+    numbers: u64,
+    lives: usize,
+}
+
+impl Play {
+    pub fn new(dice: Dice) -> Play {
+        let (double, clock) = (Arc::<Double>::default(), Clock::simulated(START));
+        let world = World::by_hand(Arc::clone(&double), clock.clone(), BOUNDS);
+        world.hub.start();
+        Play {
+            events: world.hub.events().reader(),
+            asked: HashMap::new(),
+            world,
+            double,
+            clock,
+            dice,
+            book: Book::default(),
+            users: USERS.map(user),
+            devices: DEVICES.map(device),
+            sessions: Vec::new(),
+            attaching: Vec::new(),
+            calls: Vec::new(),
+            chores: Vec::new(),
+            uncertain: HashSet::new(),
+            forgotten: HashSet::new(),
+            keys: HashMap::new(),
+            numbers: 0,
+            lives: 0,
+        }
+    }
+
+    fn hub(&self) -> &Hub {
+        &self.world.hub
+    }
+
+    pub async fn step(&mut self) {
+        self.book.step += 1;
+        self.book.now = self.clock.unix_millis().0;
+        self.book.latest = self.book.latest.max(self.book.now);
+        let some = (!self.sessions.is_empty()).then(|| self.dice.roll(self.sessions.len().max(1)));
+        let roll = self.dice.roll(64);
+        match (roll, some) {
+            (0..=11, _) => self.send(),
+            (12..=13, _) => (0..=self.dice.roll(4)).for_each(|_| self.send()),
+            (14..=15, _) => self.broadcast(),
+            (16..=19, _) => self.repeat(),
+            (20..=24, _) => drop(self.hub().store().turn(false)),
+            (25..=28, _) => drop(self.hub().store().turn(true)),
+            (29..=34, _) | (_, None) => self.attach(),
+            (35..=39, Some(n)) => drop(self.sessions[n].client.begin_pull().await),
+            (40..=43, Some(n)) => drop(self.sessions[n].client.end_pull()),
+            (44..=48, Some(n)) => drop(self.sessions[n].client.confirm()),
+            (49, Some(n)) => self.confirm_some(n),
+            (50, Some(n)) => self.slow(n, Some(0)),
+            (51, Some(n)) => {
+                let room = [Some(1), Some(100), Some(700), None][self.dice.roll(4)];
+                self.slow(n, room);
+            }
+            (52..=54, Some(n)) => self.leave(n),
+            (55..=56, _) => self.advance().await,
+            (57, _) => self.clock.set_skew_micros([-3_600_000_000, 3_600_000_000, 0, 0][self.dice.roll(4)]),
+            (58, _) => self.purge(),
+            (59, Some(n)) => self.forget(self.sessions[n].owner),
+            (60..=61, _) => self.crash().await,
+            (62, _) => self.restart().await,
+            (_, Some(n)) => self.settle(n).await,
+        }
+        self.look().await;
+    }
+
+    /// Lets every task come as far as it can.
+    async fn quiet(&self) {
+        for _ in 0..24 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn notification(&mut self, id: Option<String>, content: usize, bytes: usize) -> Notification {
+        self.numbers += 1;
+        let ttl = [4000, 15_000, 3_000_000, 3_000_000][self.dice.roll(4)];
+        let now = self.clock.unix_millis();
+        let id = id.unwrap_or_else(|| format!("n{}", self.numbers));
+        Notification {
+            id: NotificationId::parse(&id).unwrap(),
+            type_name: TypeName::NOTIFICATION,
+            payload: Payload::Json(Bytes::from(format!("\"{content}{}\"", "x".repeat(bytes)))),
+            from_user: None,
+            collapse_key: None,
+            not_for: [].into(),
+            accepted_at: now,
+            expires_at: Some(now.saturating_add(Duration::from_millis(ttl))),
+        }
+    }
+
+    fn send(&mut self) {
+        let to = self.dice.roll(2);
+        let bytes = self.dice.roll(400);
+        let mut notification = self.notification(None, 0, bytes);
+        if self.dice.roll(3) == 0 {
+            let key = ["k", "l"][self.dice.roll(2)];
+            notification.collapse_key = Some(CollapseKey::parse(key).unwrap());
+        }
+        self.call(In::User(to), notification, None, Expected::New);
+    }
+
+    fn broadcast(&mut self) {
+        let bytes = self.dice.roll(300);
+        let mut notification = self.notification(None, 0, bytes);
+        if self.dice.roll(4) == 0 {
+            notification.collapse_key = Some(CollapseKey::parse("k").unwrap());
+        }
+        self.book.counts.broadcasts += 1;
+        self.call(In::Broadcast, notification, None, Expected::New);
+    }
+
+    /// A call with one of a few ids of the caller's own, with one of two contents.
+    fn repeat(&mut self) {
+        let log = if self.dice.roll(5) == 0 { In::Broadcast } else { In::User(self.dice.roll(2)) };
+        let id = format!("own{}", self.dice.roll(2));
+        let content = usize::from(self.dice.roll(5) == 0);
+        for _ in 0..=self.dice.roll(2) {
+            self.repeat_as(log, &id, content);
+        }
+    }
+
+    fn repeat_as(&mut self, log: In, id: &str, content: usize) {
+        let notification = self.notification(Some(id.to_owned()), content, 20);
+        let expected = match self.book.ids.get(&(log, id.to_owned())) {
+            None => Expected::New,
+            Some(known) if known.until <= self.book.latest || !known.certain => Expected::Either,
+            Some(OwnId { content: known, .. }) if *known != content => Expected::Taken,
+            Some(OwnId { offset: Some(offset), .. }) => Expected::Repeated(*offset),
+            Some(_) => Expected::Either,
+        };
+        self.call(log, notification, Some(content), expected);
+    }
+
+    fn call(&mut self, log: In, notification: Notification, own: Option<usize>, expected: Expected) {
+        self.book.counts.sent += 1;
+        let until = self.clock.now() + Duration::from_secs(5);
+        let wait = [Wait::Accepted, Wait::Stored, Wait::Stored, Wait::Confirmed(until)][self.dice.roll(4)];
+        if let Some(content) = own {
+            let key = (log, notification.id.as_str().to_owned());
+            let until = notification.accepted_at.0 + WINDOW;
+            // Where it is not known what the id stands for, it is not known after this call either.
+            match expected {
+                Expected::New => drop(self.book.ids.insert(key, OwnId { content, until, offset: None, certain: true })),
+                Expected::Either => {
+                    let known = self.book.ids.get_mut(&key).unwrap();
+                    (known.certain, known.offset, known.until) = (false, None, known.until.max(until));
+                }
+                Expected::Repeated(_) | Expected::Taken => {}
+            }
+        }
+        let key = notification.collapse_key.as_ref().map(|key| key.as_str().to_owned());
+        let expires_at = notification.expires_at.unwrap().0;
+        self.asked.insert((log, notification.id.as_str().to_owned()), (expires_at, key));
+        let hub = self.hub().clone();
+        let options = SendOptions { wait, own_id: own.is_some() };
+        let to = match log {
+            In::User(to) => Some(self.users[to].clone()),
+            In::Broadcast => None,
+        };
+        let task = tokio::spawn(async move {
+            match to {
+                Some(to) => hub.send(&to, notification, options).await,
+                None => hub.broadcast_durably(notification, options.own_id).await,
+            }
+        });
+        let wait = (log != In::Broadcast).then_some(wait);
+        self.calls.push(Call { log, wait, expected, task });
+    }
+
+    fn attach(&mut self) {
+        if self.sessions.len() + self.attaching.len() >= SESSIONS_MAX {
+            return;
+        }
+        let owner = (self.dice.roll(2), self.dice.roll(3));
+        let mode = if self.dice.roll(3) == 0 { AckMode::Client } else { AckMode::Transport };
+        self.attach_to(owner, mode);
+    }
+
+    fn attach_to(&mut self, owner: (usize, usize), mode: AckMode) {
+        let task = tokio::spawn(self.world.attaching(&self.users[owner.0], &self.devices[owner.1], mode));
+        let user = self.hub().0.users.get(&self.users[owner.0]);
+        let last = user.filter(|user| user.is_loaded()).map(|user| user.state().log.last.get());
+        let lasts = (last.unwrap_or(0), self.hub().0.broadcasts.state().log.last.get());
+        let others = self.book.devices.keys().any(|other| other.0 == owner.0);
+        let maybe = self.uncertain.iter().any(|other| other.0 == owner.0)
+            || self.attaching.iter().any(|attaching| attaching.owner.0 == owner.0);
+        let others = if others { Some(true) } else { (!maybe).then_some(false) };
+        self.attaching.push(Attaching { owner, task, lasts, others });
+    }
+
+    fn confirm_some(&mut self, n: usize) {
+        let client = &mut self.sessions[n].client;
+        if client.handle.core().session.ack_mode == AckMode::Client {
+            let seen = client.offsets().len();
+            client.ack_first(self.dice.roll(seen + 1));
+        }
+    }
+
+    fn slow(&mut self, n: usize, room: Option<usize>) {
+        self.sessions[n].was_slow = true;
+        self.sessions[n].client.takes(room);
+    }
+
+    fn leave(&mut self, n: usize) {
+        let mut left = self.sessions.swap_remove(n);
+        enter(&mut self.book, &mut left);
+        left.client.detach();
+    }
+
+    async fn advance(&mut self) {
+        let by = [100, 2000, 6000, 31_000, 200_000][self.dice.roll(5)];
+        tokio::time::advance(Duration::from_millis(by)).await;
+    }
+
+    fn purge(&mut self) {
+        let of = self.dice.roll(2);
+        let (hub, id) = (self.hub().clone(), self.users[of].clone());
+        for sent in self.book.sent.values_mut().filter(|sent| sent.log == In::User(of)) {
+            sent.purged = true;
+        }
+        self.book.counts.purged += 1;
+        self.chores.push(tokio::spawn(async move {
+            let _ = hub.purge(&id, &Purge { device: None, force: true }).await;
+        }));
+    }
+
+    fn forget(&mut self, owner: (usize, usize)) {
+        let Some(_) = self.book.devices.remove(&owner) else { return };
+        let (hub, id, name) = (self.hub().clone(), self.users[owner.0].clone(), self.devices[owner.1].clone());
+        self.chores.push(tokio::spawn(async move {
+            let _ = hub.forget_device(&id, &name).await;
+        }));
+        self.uncertain.remove(&owner);
+        self.forgotten.insert(owner);
+        // What only it lacked goes with it.
+        let others: Vec<&Known> =
+            self.book.devices.iter().filter(|(other, _)| other.0 == owner.0).map(|(_, known)| known).collect();
+        let lacks = |known: &Known, offset: u64| offset > known.start && !known.confirmed.contains_key(&offset);
+        for (offset, sent) in &mut self.book.sent {
+            let had = sent.confirmed_at.is_some();
+            let done = if others.is_empty() { had } else { !others.iter().any(|known| lacks(known, *offset)) };
+            sent.purged |= sent.log == In::User(owner.0) && done;
+        }
+    }
+
+    async fn settle(&mut self, n: usize) {
+        while self.hub().store().turn(true) {}
+        self.look().await;
+        let Some(attached) = self.sessions.get_mut(n) else { return };
+        attached.client.takes(None);
+        attached.client.end_pull();
+        attached.client.settle().await;
+        self.quiet().await;
+        let attached = &mut self.sessions[n];
+        if attached.client.handle.core().closing.is_none() && attached.client.handle.core().session.delivery.is_live() {
+            enter(&mut self.book, attached);
+            let seen = attached.client.offsets();
+            self.book.must_have_seen(attached.owner, attached.since, &seen);
+        }
+    }
+
+    /// The daemon ends without a word, in the middle of a commit or between two.
+    async fn crash(&mut self) {
+        // Whatever a session was sent up to now it was sent.
+        self.look().await;
+        if self.dice.roll(2) == 0 {
+            self.double.cut_off.store(true, Ordering::SeqCst);
+            let lazy = self.dice.roll(2) == 0;
+            self.hub().store().turn(lazy);
+            self.double.cut_off.store(false, Ordering::SeqCst);
+        }
+        self.book.crashed();
+        self.end_of_life().await;
+        // Word of their end may or may not have come to disk.
+        self.uncertain.extend(self.forgotten.drain());
+    }
+
+    /// The daemon is stopped in order, and started again.
+    async fn restart(&mut self) {
+        while self.hub().store().turn(true) {}
+        self.look().await;
+        for session in std::mem::take(&mut self.sessions) {
+            session.client.detach();
+        }
+        while self.hub().store().turn(true) {}
+        self.look().await;
+        self.book.counts.restarts += 1;
+        self.end_of_life().await;
+    }
+
+    async fn end_of_life(&mut self) {
+        self.lives += 1;
+        for call in self.calls.drain(..) {
+            call.task.abort();
+        }
+        for attaching in self.attaching.drain(..) {
+            attaching.task.abort();
+            if !self.book.devices.contains_key(&attaching.owner) {
+                self.uncertain.insert(attaching.owner);
+            }
+        }
+        for chore in self.chores.drain(..) {
+            chore.abort();
+        }
+        self.sessions.clear();
+        self.hub().0.life.stop(Duration::ZERO).await;
+        self.quiet().await;
+        self.world = World::by_hand(Arc::clone(&self.double), self.clock.clone(), BOUNDS);
+        self.world.hub.start();
+        self.events = self.hub().events().reader();
+    }
+
+    /// Enters what has happened, and finds what must not have.
+    async fn look(&mut self) {
+        self.quiet().await;
+        self.book.now = self.clock.unix_millis().0;
+        self.book.latest = self.book.latest.max(self.book.now);
+        self.enter_staged();
+        let mut sessions = std::mem::take(&mut self.sessions);
+        sessions.retain_mut(|attached| {
+            enter(&mut self.book, attached);
+            let closing = attached.client.handle.core().closing.is_some();
+            if closing {
+                attached.client.detach();
+            }
+            !closing
+        });
+        self.sessions = sessions;
+        self.answers().await;
+        self.arrivals().await;
+    }
+
+    /// What has got an offset since the last look.
+    fn enter_staged(&mut self) {
+        let mut found = Vec::new();
+        let mut note = |log: In, entry: &crate::store::IndexEntry| {
+            let key = entry.collapse_key.as_ref().map(|key| key.as_str().to_owned());
+            let (offset, id) = (entry.offset.get(), entry.id.as_str().to_owned());
+            found.push((offset, log, id, key, entry.expires_at.0, entry.remembered));
+        };
+        for (n, id) in self.users.iter().enumerate() {
+            if let Some(user) = self.hub().0.users.get(id) {
+                user.state().log.index.iter().for_each(|entry| note(In::User(n), entry));
+            }
+        }
+        self.hub().0.broadcasts.state().log.index.iter().for_each(|entry| note(In::Broadcast, entry));
+        // What came and went between two looks.
+        while let Some(read) = self.events.try_read() {
+            let Read::Events(events) = read else { panic!("the ring is too short for a step") };
+            for event in events {
+                let (EventBody::NotificationDropped { user, id, offset, .. }
+                | EventBody::NotificationExpired { user, id, offset }) = &event.body
+                else {
+                    continue;
+                };
+                let of = user.as_ref().and_then(|user| self.users.iter().position(|known| known == user));
+                let (log, id) = (of.map_or(In::Broadcast, In::User), id.as_str().to_owned());
+                let Some((expires_at, key)) = self.asked.get(&(log, id.clone())).cloned() else { continue };
+                if !self.book.sent.contains_key(&offset.get()) {
+                    found.push((offset.get(), log, id, key, expires_at, false));
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup_by_key(|(offset, ..)| *offset);
+        for (offset, log, id, key, expires_at, remembered) in found {
+            let is_new = !self.book.sent.contains_key(&offset);
+            self.book.staged(offset, log, &id, expires_at);
+            if !is_new {
+                continue;
+            }
+            if remembered && let Some(known) = self.book.ids.get_mut(&(log, id)) {
+                // Which of several calls it was is known where there was but one.
+                known.offset = known.certain.then_some(offset);
+            }
+            if let Some(key) = key
+                && let Some(before) = self.keys.insert((log, key), offset)
+            {
+                self.book.counts.collapsed += 1;
+                let before = self.book.sent.get_mut(&before).unwrap();
+                before.superseded_by = Some(offset);
+            }
+        }
+    }
+
+    async fn answers(&mut self) {
+        let mut waiting = Vec::new();
+        for call in std::mem::take(&mut self.calls) {
+            if call.task.is_finished() {
+                let answer = call.task.await.unwrap();
+                self.answer(call.log, call.wait, call.expected, answer);
+            } else {
+                waiting.push(call);
+            }
+        }
+        self.calls = waiting;
+    }
+
+    fn answer(&mut self, log: In, wait: Option<Wait>, expected: Expected, answer: Result<Sent, SendError>) {
+        let sent = match (answer, expected) {
+            (Ok(sent), _) => sent,
+            (Err(SendError::IdTaken), Expected::Taken | Expected::Either) => return,
+            // Only a crash in the middle of a commit fails one.
+            (Err(SendError::Unknown(_) | SendError::Store(_)), _) if self.hub().store().health().is_err() => return,
+            (Err(error), _) => panic!("a call failed: {error}"),
+        };
+        let offset = sent.offset.expect("all of them are stored").get();
+        match expected {
+            Expected::New => assert!(!sent.duplicate, "{offset} is no duplicate"),
+            Expected::Repeated(first) => {
+                assert!(sent.duplicate, "a repeated call was not known as such");
+                assert_eq!(offset, first, "a repeated call was answered with another offset");
+            }
+            Expected::Taken => panic!("an id was taken for other content"),
+            Expected::Either => {}
+        }
+        self.book.counts.repeated_calls += usize::from(sent.duplicate);
+        if !self.book.sent.contains_key(&offset) {
+            // What had ended already when it was looked for, or what an earlier life was told of.
+            assert!(matches!(expected, Expected::Either) || sent.outcome != Outcome::Stored, "{offset} is nowhere");
+            return;
+        }
+        if sent.outcome != Outcome::Accepted {
+            self.book.sent.get_mut(&offset).unwrap().may_be_gone &= !sent.duplicate;
+            self.book.acknowledged(offset);
+        }
+        let known = &self.book.sent[&offset];
+        assert_eq!(known.log, log);
+        match sent.outcome {
+            Outcome::Confirmed => {
+                self.book.counts.answered_confirmed += 1;
+                assert!(known.confirmed_at.is_some(), "{offset} was confirmed by nobody");
+            }
+            Outcome::Superseded => assert!(known.superseded_by.is_some(), "{offset} was superseded by nothing"),
+            Outcome::Expired => {
+                self.book.counts.expired += 1;
+                assert!(known.expires_at <= self.book.latest, "{offset} has not expired");
+            }
+            Outcome::Purged | Outcome::Dropped => assert!(known.purged, "{offset} was not purged"),
+            Outcome::Stored if matches!(wait, Some(Wait::Confirmed(_))) && !sent.duplicate => {
+                assert!(known.confirmed_at.is_none_or(|at| at == self.book.step), "{offset} was confirmed before");
+            }
+            Outcome::Stored | Outcome::Accepted => {}
+        }
+    }
+
+    /// Sessions whose device was written meanwhile.
+    async fn arrivals(&mut self) {
+        let mut waiting = Vec::new();
+        for mut attaching in std::mem::take(&mut self.attaching) {
+            if !attaching.task.is_finished() {
+                waiting.push(attaching);
+                continue;
+            }
+            let client = match (&mut attaching.task).await.unwrap() {
+                Ok(client) => client,
+                Err(error) => panic!("a session was refused: {error}"),
+            };
+            let owner = attaching.owner;
+            self.book.counts.sessions += 1;
+            if !self.book.devices.contains_key(&owner) {
+                self.arrived_anew(&attaching, &client);
+            }
+            let since = self.book.step;
+            self.sessions.push(Attached { owner, client, since, entered: 0, confirmed: 0, was_slow: false });
+        }
+        self.attaching = waiting;
+    }
+
+    /// The first device of a user takes all that waits, a further one begins at the present.
+    fn arrived_anew(&mut self, attaching: &Attaching, client: &Client) {
+        let Attaching { owner, lasts, others, .. } = *attaching;
+        let row = {
+            let mut state = client.handle.user.state();
+            state.device(&self.devices[owner.1]).expect("a session's device is known").row
+        };
+        let start = row.began.get();
+        let uncertain = self.uncertain.remove(&owner);
+        if !uncertain {
+            match others {
+                Some(true) => assert!(start >= lasts.0, "a further device begins at the present"),
+                Some(false) => assert_eq!(start, 0, "the first device takes all that waits"),
+                None => {}
+            }
+            assert!(row.broadcast.get() >= lasts.1, "a new device begins at the present of the broadcast log");
+            if self.forgotten.remove(&owner) {
+                assert!(client.gap, "a device that was forgotten is told that it lacks something");
+            }
+        }
+        if !self.book.devices.keys().any(|other| other.0 == owner.0) {
+            // Those for whom it waited were forgotten while this one came.
+            let before = |offset: &u64, sent: &super::book::Sent| sent.log == In::User(owner.0) && *offset <= start;
+            let gone = self.book.sent.iter_mut().filter(|(offset, sent)| before(offset, sent));
+            gone.for_each(|(_, sent)| sent.purged = true);
+        }
+        let known = Known { start, broadcast_start: row.broadcast.get(), ..Known::default() };
+        self.book.devices.insert(owner, known);
+    }
+
+    /// Everything is let go, every device comes once more: nobody lacks anything.
+    pub async fn end(mut self) -> Counts {
+        self.book.step += 1;
+        while self.hub().store().turn(true) {}
+        self.look().await;
+        for n in (0..self.sessions.len()).rev() {
+            self.sessions[n].client.takes(None);
+            self.leave(n);
+        }
+        self.book.step += 1;
+        for owner in self.book.devices.keys().copied().collect::<Vec<_>>() {
+            self.attach_to(owner, AckMode::Transport);
+            self.look().await;
+            while self.hub().store().turn(true) {}
+        }
+        self.look().await;
+        assert!(self.attaching.is_empty(), "a device is stuck");
+        self.book.step += 1;
+        for n in 0..self.sessions.len() {
+            let attached = &mut self.sessions[n];
+            attached.client.settle().await;
+            enter(&mut self.book, attached);
+            let core = attached.client.handle.core();
+            assert!(core.closing.is_none() && core.session.delivery.is_live(), "{:?} is stuck", attached.owner);
+        }
+        self.quiet().await;
+        for attached in &mut self.sessions {
+            let seen = attached.client.offsets();
+            self.book.must_have_seen(attached.owner, attached.since, &seen);
+        }
+        for (n, id) in self.users.iter().enumerate() {
+            if self.book.devices.keys().any(|owner| owner.0 == n) {
+                let user = self.world.user(id);
+                let state = user.state();
+                let left: Vec<_> = state.log.index.iter().map(|entry| entry.offset.get()).collect();
+                let uncertain = state.devices.iter().any(|known| {
+                    !self
+                        .devices
+                        .iter()
+                        .enumerate()
+                        .any(|(d, name)| *name == known.name && self.book.devices.contains_key(&(n, d)))
+                });
+                assert!(uncertain || (left.is_empty() && state.log.bytes == 0), "{left:?} is left of {id}");
+            }
+        }
+        self.book.counts
+    }
+}
+
+/// Enters what a session saw and confirmed.
+fn enter(book: &mut Book, attached: &mut Attached) {
+    let seen = attached.client.offsets();
+    let fresh = attached.entered.max(1);
+    assert!(book.sent.is_empty() || seen.windows(2).skip(fresh - 1).all(|two| two[0] != two[1]), "the same came twice");
+    for (place, offset) in seen.iter().enumerate().skip(attached.entered) {
+        let id = &attached.client.ids[place];
+        book.delivered(attached.owner, attached.since, *offset, id, !attached.was_slow);
+        let log = book.sent[offset].log;
+        let before = seen[..place].iter().rev().find(|before| book.sent[*before].log == log);
+        assert!(before.is_none_or(|before| before < offset), "{offset} came out of order");
+    }
+    attached.entered = seen.len();
+    for offset in &seen[attached.confirmed..attached.client.confirmed.max(attached.confirmed)] {
+        book.confirmed(attached.owner, *offset);
+    }
+    attached.confirmed = attached.confirmed.max(attached.client.confirmed);
+}
