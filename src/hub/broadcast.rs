@@ -11,10 +11,12 @@ use tokio::sync::oneshot;
 
 use super::{
     Hub,
+    admit::entry,
     ends::Why,
-    handle::{Handle, Outgoing},
+    handle::Handle,
     log::{Known, LogState},
-    send::{Outcome, SendError, Sent, entry},
+    outgoing::Outgoing,
+    send::{Outcome, SendError, Sent},
     sessions::Job,
 };
 use crate::{

@@ -17,15 +17,16 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     outbox::{Entry, Outbox, Wire},
+    outgoing::Outgoing,
     user::User,
 };
 use crate::{
     clock::{Clock, Instant},
     limits::Limits,
     metrics::{Failure, Metrics},
-    protocol::{close::CloseCode, frame::ControlFrame, server::Draft},
+    protocol::{close::CloseCode, frame::ControlFrame},
     session::{Flow, Log, Offer, PingPayload, Session, Settings, Verdict},
-    types::{ClosedBy, Device, Notification, Offset, Payload, SessionId, UnixMillis},
+    types::{ClosedBy, Device, Notification, Offset, SessionId, UnixMillis},
 };
 
 /// What every session of a node shares.
@@ -120,45 +121,6 @@ pub struct Handle {
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Handle").field("id", &self.id).finish_non_exhaustive()
-    }
-}
-
-/// A notification on its way to sessions: encoded at most once a form, whatever the number of receivers.
-#[derive(Debug)]
-pub struct Outgoing {
-    text: Bytes,
-    /// The binary form, where the payload is bytes and someone asked for them as such.
-    binary: Option<Bytes>,
-    expires_at: Option<UnixMillis>,
-}
-
-impl Outgoing {
-    /// Closes a draft. `binary` says whether some receiver may want the binary form.
-    pub fn new(
-        draft: Draft,
-        notification: &Notification,
-        offset: Option<Offset>,
-        replayed: bool,
-        binary: bool,
-    ) -> Self {
-        let stored = offset.is_some();
-        let offset = offset.unwrap_or_default();
-        let binary = (binary && matches!(notification.payload, Payload::Binary(_)))
-            .then(|| Draft::binary(notification, stored, replayed).seal(offset));
-        Self { text: draft.seal(offset), binary, expires_at: notification.expires_at }
-    }
-
-    /// Its bytes, in all its forms.
-    pub fn bytes(&self) -> usize {
-        self.text.len() + self.binary.as_ref().map_or(0, Bytes::len)
-    }
-
-    fn frame(&self, binary: bool) -> &Bytes {
-        self.binary.as_ref().filter(|_| binary).unwrap_or(&self.text)
-    }
-
-    fn entry(&self, binary: bool, sequence: Option<u64>) -> Entry {
-        Entry { expires_at: self.expires_at, sequence, ..Entry::message(self.frame(binary).clone()) }
     }
 }
 

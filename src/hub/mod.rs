@@ -7,6 +7,7 @@
 //!
 //! Delivery state changes only under its log's lock (a user's state, see `user.rs`).
 
+mod admit;
 mod attach;
 mod broadcast;
 pub mod config;
@@ -17,6 +18,7 @@ mod handle;
 mod log;
 mod mailbox;
 mod outbox;
+mod outgoing;
 mod receive;
 mod replay;
 mod send;

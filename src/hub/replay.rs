@@ -3,12 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Hub,
-    ends::Why,
-    handle::{Handle, Outgoing},
-    log::LogState,
-};
+use super::{Hub, ends::Why, handle::Handle, log::LogState, outgoing::Outgoing};
 use crate::{
     metrics::Failure,
     protocol::server::Draft,

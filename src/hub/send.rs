@@ -7,22 +7,19 @@ use tokio::sync::oneshot;
 
 use super::{
     Hub,
+    admit::{OwnId, Unflushed, entry, hand_out},
     ends::Why,
-    handle::{Handle, Outgoing},
+    handle::Handle,
     log::{End, Known},
+    outgoing::Outgoing,
     user::{User, UserState},
 };
 use crate::{
     clock::Instant,
-    limits,
     metrics::Failure,
     protocol::{close::CloseCode, server::Draft},
-    session::Log,
-    store::{IndexEntry, LogObserver, Op, Overflow, Permit, StoreError, chunks_of},
-    types::{
-        ClosedBy, Device, Digest, DropReason, Notification, NotificationId, Offset, Payload, SessionId, UnixMillis,
-        UserId,
-    },
+    store::{IndexEntry, LogObserver, Op, Permit, StoreError},
+    types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UserId},
 };
 
 /// What a send waits for.
@@ -147,35 +144,6 @@ pub struct CloseFilter {
     pub device: Option<Device>,
 }
 
-/// Sessions that got a frame and have yet to be flushed. Flushes what is left when dropped, so that a caller who goes
-/// away leaves nothing unwritten.
-#[derive(Default)]
-struct Unflushed(Vec<Arc<Handle>>);
-
-impl Unflushed {
-    /// Writes to all of them, yielding between slices.
-    async fn flush(mut self) {
-        while self.0.len() > limits::FANOUT_SLICE_SESSIONS {
-            for handle in self.0.drain(..limits::FANOUT_SLICE_SESSIONS) {
-                handle.flush();
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn count(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX)
-    }
-}
-
-impl Drop for Unflushed {
-    fn drop(&mut self) {
-        for handle in &self.0 {
-            handle.flush();
-        }
-    }
-}
-
 /// A send that has its place in the log and was handed to live sessions: what is left is to write and to wait.
 /// [`Hub::finish_send`] does; dropping it leaves the notification sent.
 pub struct Begun {
@@ -192,13 +160,6 @@ impl Begun {
     fn settled(sent: Sent) -> Self {
         Self { unflushed: Unflushed::default(), sent, stored: None, end: None }
     }
-}
-
-/// A caller's own id, to be remembered with the content it stands for.
-pub(super) struct OwnId {
-    pub(super) id: NotificationId,
-    pub(super) digest: Digest,
-    pub(super) until: UnixMillis,
 }
 
 impl Hub {
@@ -281,16 +242,6 @@ impl Hub {
         Ok(sent)
     }
 
-    /// The caller's own id of a notification, where it is one and ids are remembered at all.
-    pub(super) fn own_id(&self, notification: &Notification, own: bool) -> Option<OwnId> {
-        let window = self.quotas().idempotency_window;
-        (own && !window.is_zero()).then(|| OwnId {
-            id: notification.id.clone(),
-            digest: notification.digest(),
-            until: notification.accepted_at.saturating_add(window),
-        })
-    }
-
     /// The answer to a repeated call: that of the first, once that one is durable. Under the log's lock.
     fn repeated(
         &self,
@@ -342,7 +293,7 @@ impl Hub {
         #[cfg(test)]
         if crate::planted::is(crate::planted::Bug::CursorAtPush) {
             for handle in &unflushed.0 {
-                state.device(&handle.device).map(|known| known.confirm(Log::User, offset));
+                state.device(&handle.device).map(|known| known.confirm(crate::session::Log::User, offset));
             }
         }
         let sessions = unflushed.count();
@@ -371,46 +322,6 @@ impl Hub {
         });
         let outcome = if wait == Wait::Accepted { Outcome::Accepted } else { Outcome::Stored };
         Ok(Begun { unflushed, sent: Sent { offset: Some(offset), outcome, sessions, duplicate: false }, stored, end })
-    }
-
-    /// Takes out what the notification takes the place of; or sees to it that the mailbox has room for one more.
-    fn make_room(
-        &self,
-        user: &User,
-        state: &mut UserState,
-        notification: &Notification,
-    ) -> Result<Option<IndexEntry>, SendError> {
-        if let Some(key) = &notification.collapse_key {
-            // What has expired is not superseded.
-            self.expire(user, state);
-            if let Some(replaced) = state.log.take_collapsed(key) {
-                return Ok(Some(replaced));
-            }
-        }
-        let limit = self.quotas().pending_per_user;
-        if state.log.index.len() < limit {
-            return Ok(None);
-        }
-        self.expire(user, state);
-        let over = |state: &UserState| (state.log.index.len() + 1).saturating_sub(limit);
-        let entries = state.take_oldest_confirmed(over(state));
-        self.lose(user, state, &entries, DropReason::LaggardLost);
-        if over(state) > 0 && self.quotas().overflow == Overflow::DropOldest {
-            let entries = state.log.take_first(over(state), |_| true);
-            self.lose(user, state, &entries, DropReason::Overflow);
-        }
-        if over(state) > 0 {
-            return Err(SendError::MailboxFull { pending: state.log.index.len() });
-        }
-        Ok(None)
-    }
-
-    /// Drops what some device has yet to take, which will be told that it lacks something.
-    pub(super) fn lose(&self, user: &User, state: &mut UserState, entries: &[IndexEntry], reason: DropReason) {
-        if let Some(last) = entries.iter().map(|entry| entry.offset).max() {
-            state.log.lost = state.log.lost.max(last);
-            self.end(user, state, entries, Why::Dropped(reason));
-        }
     }
 
     /// To the sessions that are there now, and to nobody later.
@@ -452,43 +363,4 @@ impl Hub {
         let closed = sessions.iter().filter(matches).filter(|handle| handle.close(code, reason, ClosedBy::Caller));
         u32::try_from(closed.count()).unwrap_or(u32::MAX)
     }
-}
-
-/// What waits once the notification has its offset.
-pub(super) fn entry(notification: &Notification, offset: Offset, remembered: bool) -> IndexEntry {
-    IndexEntry {
-        offset,
-        bytes: u32::try_from(notification.accounted_bytes()).unwrap_or(u32::MAX),
-        chunks: chunks_of(notification),
-        expires_at: notification.expires_at.unwrap_or(UnixMillis(u64::MAX)),
-        id: notification.id.clone(),
-        remembered,
-        collapse_key: notification.collapse_key.clone(),
-    }
-}
-
-/// Hands a notification that has just got its offset to the user's Live sessions.
-fn hand_out(
-    state: &mut UserState,
-    notification: &Notification,
-    draft: Draft,
-    offset: Offset,
-    now: Instant,
-) -> Unflushed {
-    let mut taken = Unflushed::default();
-    if state.sessions.is_empty() {
-        return taken;
-    }
-    let bytes = matches!(notification.payload, Payload::Binary(_));
-    let binary = bytes && state.sessions.iter().any(|session| session.core().session.binary);
-    let outgoing = Outgoing::new(draft, notification, Some(offset), false, binary);
-    let mut pulling = state.maybe_pulling;
-    for session in &state.sessions {
-        if session.offer(Log::User, notification, offset, &outgoing, now) {
-            taken.0.push(Arc::clone(session));
-        }
-        pulling |= session.is_pulling(Log::User);
-    }
-    state.maybe_pulling = pulling;
-    taken
 }

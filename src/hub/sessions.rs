@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::handle::{Handle, Outgoing};
+use super::{handle::Handle, outgoing::Outgoing};
 use crate::{
     clock::Instant,
     lifecycle::Lifecycle,

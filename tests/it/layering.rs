@@ -162,11 +162,21 @@ fn without_tests(tokens: &[(usize, Token)]) -> Tokens {
             i += 1;
             continue;
         }
-        // The item ends at its semicolon or with its braces.
+        // The item ends at its semicolon or with its braces; a field at its comma, or where its struct ends.
         i += attribute.len();
-        let mut braces = 0;
+        let is_field = matches!(tokens.get(i..i + 2), Some([(_, Token::Word(_)), (_, Token::Sign(':'))]));
+        let (mut braces, mut others) = (0, 0);
         while i < tokens.len() {
             let token = &tokens[i].1;
+            if is_field && braces == 0 && *token == Token::Sign('}') {
+                break;
+            }
+            others += i32::from(matches!(token, Token::Sign('(' | '[' | '<')));
+            others -= i32::from(matches!(token, Token::Sign(')' | ']' | '>')));
+            if is_field && braces == 0 && others == 0 && *token == Token::Sign(',') {
+                i += 1;
+                break;
+            }
             braces += usize::from(*token == Token::Sign('{'));
             let closed = *token == Token::Sign('}');
             braces -= usize::from(closed);

@@ -5,6 +5,7 @@
 //! a seed is the same sequence, everywhere. `book.rs` is the model, `play.rs` what is done.
 
 mod book;
+mod look;
 mod play;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -16,6 +16,7 @@ use super::{
     },
     Dice,
     book::{Book, Counts, Device as Known, In, OwnId},
+    look::enter,
 };
 use crate::{
     protocol::ack_mode::AckMode,
@@ -30,30 +31,30 @@ const START: Duration = Duration::from_secs(1_769_852_100);
 const WINDOW: u64 = 600_000;
 const BOUNDS: Bounds = Bounds { window: 3, outbox_bytes: 900 };
 
-struct Attached {
-    owner: (usize, usize),
-    client: Client,
+pub struct Attached {
+    pub owner: (usize, usize),
+    pub client: Client,
     /// The step in which it began.
-    since: usize,
+    pub since: usize,
     /// How much of what it saw, and of what it confirmed, was entered into the book.
-    entered: usize,
-    confirmed: usize,
+    pub entered: usize,
+    pub confirmed: usize,
     /// Its socket was full at some time: a frame may be finished after its time.
-    was_slow: bool,
+    pub was_slow: bool,
 }
 
-struct Attaching {
-    owner: (usize, usize),
-    task: JoinHandle<Result<Client, AttachError>>,
+pub struct Attaching {
+    pub owner: (usize, usize),
+    pub task: JoinHandle<Result<Client, AttachError>>,
     /// Where a new device begins that is not the first.
-    lasts: (u64, u64),
+    pub lasts: (u64, u64),
     /// Whether its user had another device when it came; `None`: that is not known.
-    others: Option<bool>,
+    pub others: Option<bool>,
 }
 
 /// What a call with a caller's own id must be answered.
 #[derive(Clone, Copy, Debug)]
-enum Expected {
+pub enum Expected {
     New,
     Repeated(u64),
     Taken,
@@ -61,37 +62,37 @@ enum Expected {
     Either,
 }
 
-struct Call {
-    log: In,
-    wait: Option<Wait>,
-    expected: Expected,
-    task: JoinHandle<Result<Sent, SendError>>,
+pub struct Call {
+    pub log: In,
+    pub wait: Option<Wait>,
+    pub expected: Expected,
+    pub task: JoinHandle<Result<Sent, SendError>>,
 }
 
 pub struct Play {
-    world: World,
-    double: Arc<Double>,
-    clock: Clock,
-    dice: Dice,
-    book: Book,
-    users: [UserId; 2],
-    devices: [Device; 3],
-    sessions: Vec<Attached>,
-    attaching: Vec<Attaching>,
-    calls: Vec<Call>,
+    pub world: World,
+    pub double: Arc<Double>,
+    pub clock: Clock,
+    pub dice: Dice,
+    pub book: Book,
+    pub users: [UserId; 2],
+    pub devices: [Device; 3],
+    pub sessions: Vec<Attached>,
+    pub attaching: Vec<Attaching>,
+    pub calls: Vec<Call>,
     /// Mailboxes that are being cleared and devices that are being forgotten.
-    chores: Vec<JoinHandle<()>>,
+    pub chores: Vec<JoinHandle<()>>,
     /// Devices whose creation, or end, a crash cut off.
-    uncertain: HashSet<(usize, usize)>,
+    pub uncertain: HashSet<(usize, usize)>,
     /// Devices that were certainly forgotten.
-    forgotten: HashSet<(usize, usize)>,
+    pub forgotten: HashSet<(usize, usize)>,
     /// What was asked to be sent: when it expires, and its collapse key.
-    asked: HashMap<(In, String), (u64, Option<String>)>,
-    events: Reader,
+    pub asked: HashMap<(In, String), (u64, Option<String>)>,
+    pub events: Reader,
     /// What holds a collapse key.
-    keys: HashMap<(In, String), u64>,
-    numbers: u64,
-    lives: usize,
+    pub keys: HashMap<(In, String), u64>,
+    pub numbers: u64,
+    pub lives: usize,
 }
 
 impl Play {
@@ -121,7 +122,7 @@ impl Play {
         }
     }
 
-    fn hub(&self) -> &Hub {
+    pub fn hub(&self) -> &Hub {
         &self.world.hub
     }
 
@@ -161,7 +162,7 @@ impl Play {
     }
 
     /// Lets every task come as far as it can.
-    async fn quiet(&self) {
+    pub async fn quiet(&self) {
         for _ in 0..24 {
             tokio::task::yield_now().await;
         }
@@ -284,25 +285,6 @@ impl Play {
         self.attaching.push(Attaching { owner, task, lasts, others });
     }
 
-    fn confirm_some(&mut self, n: usize) {
-        let client = &mut self.sessions[n].client;
-        if client.handle.core().session.ack_mode == AckMode::Client {
-            let seen = client.offsets().len();
-            client.ack_first(self.dice.roll(seen + 1));
-        }
-    }
-
-    fn slow(&mut self, n: usize, room: Option<usize>) {
-        self.sessions[n].was_slow = true;
-        self.sessions[n].client.takes(room);
-    }
-
-    fn leave(&mut self, n: usize) {
-        let mut left = self.sessions.swap_remove(n);
-        enter(&mut self.book, &mut left);
-        left.client.detach();
-    }
-
     async fn advance(&mut self) {
         let by = [100, 2000, 6000, 31_000, 200_000][self.dice.roll(5)];
         tokio::time::advance(Duration::from_millis(by)).await;
@@ -406,193 +388,6 @@ impl Play {
         self.events = self.hub().events().reader();
     }
 
-    /// Enters what has happened, and finds what must not have.
-    async fn look(&mut self) {
-        self.quiet().await;
-        self.book.now = self.clock.unix_millis().0;
-        self.book.latest = self.book.latest.max(self.book.now);
-        self.enter_staged();
-        let mut sessions = std::mem::take(&mut self.sessions);
-        sessions.retain_mut(|attached| {
-            enter(&mut self.book, attached);
-            let closing = attached.client.handle.core().closing.is_some();
-            if closing {
-                attached.client.detach();
-            }
-            !closing
-        });
-        self.sessions = sessions;
-        self.answers().await;
-        self.arrivals().await;
-    }
-
-    /// What has got an offset since the last look.
-    fn enter_staged(&mut self) {
-        let mut found = Vec::new();
-        let mut note = |log: In, entry: &crate::store::IndexEntry| {
-            let key = entry.collapse_key.as_ref().map(|key| key.as_str().to_owned());
-            let (offset, id) = (entry.offset.get(), entry.id.as_str().to_owned());
-            found.push((offset, log, id, key, entry.expires_at.0, entry.remembered));
-        };
-        for (n, id) in self.users.iter().enumerate() {
-            if let Some(user) = self.hub().0.users.get(id) {
-                user.state().log.index.iter().for_each(|entry| note(In::User(n), entry));
-            }
-        }
-        self.hub().0.broadcasts.state().log.index.iter().for_each(|entry| note(In::Broadcast, entry));
-        // What came and went between two looks.
-        while let Some(read) = self.events.try_read() {
-            let Read::Events(events) = read else { panic!("the ring is too short for a step") };
-            for event in events {
-                let (EventBody::NotificationDropped { user, id, offset, .. }
-                | EventBody::NotificationExpired { user, id, offset }) = &event.body
-                else {
-                    continue;
-                };
-                let of = user.as_ref().and_then(|user| self.users.iter().position(|known| known == user));
-                let (log, id) = (of.map_or(In::Broadcast, In::User), id.as_str().to_owned());
-                let Some((expires_at, key)) = self.asked.get(&(log, id.clone())).cloned() else { continue };
-                if !self.book.sent.contains_key(&offset.get()) {
-                    found.push((offset.get(), log, id, key, expires_at, false));
-                }
-            }
-        }
-        found.sort_unstable();
-        found.dedup_by_key(|(offset, ..)| *offset);
-        for (offset, log, id, key, expires_at, remembered) in found {
-            let is_new = !self.book.sent.contains_key(&offset);
-            self.book.staged(offset, log, &id, expires_at);
-            if !is_new {
-                continue;
-            }
-            if remembered && let Some(known) = self.book.ids.get_mut(&(log, id)) {
-                // Which of several calls it was is known where there was but one.
-                known.offset = known.certain.then_some(offset);
-            }
-            if let Some(key) = key
-                && let Some(before) = self.keys.insert((log, key), offset)
-            {
-                self.book.counts.collapsed += 1;
-                let before = self.book.sent.get_mut(&before).unwrap();
-                before.superseded_by = Some(offset);
-            }
-        }
-    }
-
-    async fn answers(&mut self) {
-        let mut waiting = Vec::new();
-        for call in std::mem::take(&mut self.calls) {
-            if call.task.is_finished() {
-                let answer = call.task.await.unwrap();
-                self.answer(call.log, call.wait, call.expected, answer);
-            } else {
-                waiting.push(call);
-            }
-        }
-        self.calls = waiting;
-    }
-
-    fn answer(&mut self, log: In, wait: Option<Wait>, expected: Expected, answer: Result<Sent, SendError>) {
-        let sent = match (answer, expected) {
-            (Ok(sent), _) => sent,
-            (Err(SendError::IdTaken), Expected::Taken | Expected::Either) => return,
-            // Only a crash in the middle of a commit fails one.
-            (Err(SendError::Unknown(_) | SendError::Store(_)), _) if self.hub().store().health().is_err() => return,
-            (Err(error), _) => panic!("a call failed: {error}"),
-        };
-        let offset = sent.offset.expect("all of them are stored").get();
-        match expected {
-            Expected::New => assert!(!sent.duplicate, "{offset} is no duplicate"),
-            Expected::Repeated(first) => {
-                assert!(sent.duplicate, "a repeated call was not known as such");
-                assert_eq!(offset, first, "a repeated call was answered with another offset");
-            }
-            Expected::Taken => panic!("an id was taken for other content"),
-            Expected::Either => {}
-        }
-        self.book.counts.repeated_calls += usize::from(sent.duplicate);
-        if !self.book.sent.contains_key(&offset) {
-            // What had ended already when it was looked for, or what an earlier life was told of.
-            assert!(matches!(expected, Expected::Either) || sent.outcome != Outcome::Stored, "{offset} is nowhere");
-            return;
-        }
-        if sent.outcome != Outcome::Accepted {
-            self.book.sent.get_mut(&offset).unwrap().may_be_gone &= !sent.duplicate;
-            self.book.acknowledged(offset);
-        }
-        let known = &self.book.sent[&offset];
-        assert_eq!(known.log, log);
-        match sent.outcome {
-            Outcome::Confirmed => {
-                self.book.counts.answered_confirmed += 1;
-                assert!(known.confirmed_at.is_some(), "{offset} was confirmed by nobody");
-            }
-            Outcome::Superseded => assert!(known.superseded_by.is_some(), "{offset} was superseded by nothing"),
-            Outcome::Expired => {
-                self.book.counts.expired += 1;
-                assert!(known.expires_at <= self.book.latest, "{offset} has not expired");
-            }
-            Outcome::Purged | Outcome::Dropped => assert!(known.purged, "{offset} was not purged"),
-            Outcome::Stored if matches!(wait, Some(Wait::Confirmed(_))) && !sent.duplicate => {
-                assert!(known.confirmed_at.is_none_or(|at| at == self.book.step), "{offset} was confirmed before");
-            }
-            Outcome::Stored | Outcome::Accepted => {}
-        }
-    }
-
-    /// Sessions whose device was written meanwhile.
-    async fn arrivals(&mut self) {
-        let mut waiting = Vec::new();
-        for mut attaching in std::mem::take(&mut self.attaching) {
-            if !attaching.task.is_finished() {
-                waiting.push(attaching);
-                continue;
-            }
-            let client = match (&mut attaching.task).await.unwrap() {
-                Ok(client) => client,
-                Err(error) => panic!("a session was refused: {error}"),
-            };
-            let owner = attaching.owner;
-            self.book.counts.sessions += 1;
-            if !self.book.devices.contains_key(&owner) {
-                self.arrived_anew(&attaching, &client);
-            }
-            let since = self.book.step;
-            self.sessions.push(Attached { owner, client, since, entered: 0, confirmed: 0, was_slow: false });
-        }
-        self.attaching = waiting;
-    }
-
-    /// The first device of a user takes all that waits, a further one begins at the present.
-    fn arrived_anew(&mut self, attaching: &Attaching, client: &Client) {
-        let Attaching { owner, lasts, others, .. } = *attaching;
-        let row = {
-            let mut state = client.handle.user.state();
-            state.device(&self.devices[owner.1]).expect("a session's device is known").row
-        };
-        let start = row.began.get();
-        let uncertain = self.uncertain.remove(&owner);
-        if !uncertain {
-            match others {
-                Some(true) => assert!(start >= lasts.0, "a further device begins at the present"),
-                Some(false) => assert_eq!(start, 0, "the first device takes all that waits"),
-                None => {}
-            }
-            assert!(row.broadcast.get() >= lasts.1, "a new device begins at the present of the broadcast log");
-            if self.forgotten.remove(&owner) {
-                assert!(client.gap, "a device that was forgotten is told that it lacks something");
-            }
-        }
-        if !self.book.devices.keys().any(|other| other.0 == owner.0) {
-            // Those for whom it waited were forgotten while this one came.
-            let before = |offset: &u64, sent: &super::book::Sent| sent.log == In::User(owner.0) && *offset <= start;
-            let gone = self.book.sent.iter_mut().filter(|(offset, sent)| before(offset, sent));
-            gone.for_each(|(_, sent)| sent.purged = true);
-        }
-        let known = Known { start, broadcast_start: row.broadcast.get(), ..Known::default() };
-        self.book.devices.insert(owner, known);
-    }
-
     /// Everything is let go, every device comes once more: nobody lacks anything.
     pub async fn end(mut self) -> Counts {
         self.book.step += 1;
@@ -640,23 +435,4 @@ impl Play {
         }
         self.book.counts
     }
-}
-
-/// Enters what a session saw and confirmed.
-fn enter(book: &mut Book, attached: &mut Attached) {
-    let seen = attached.client.offsets();
-    let fresh = attached.entered.max(1);
-    assert!(book.sent.is_empty() || seen.windows(2).skip(fresh - 1).all(|two| two[0] != two[1]), "the same came twice");
-    for (place, offset) in seen.iter().enumerate().skip(attached.entered) {
-        let id = &attached.client.ids[place];
-        book.delivered(attached.owner, attached.since, *offset, id, !attached.was_slow);
-        let log = book.sent[offset].log;
-        let before = seen[..place].iter().rev().find(|before| book.sent[*before].log == log);
-        assert!(before.is_none_or(|before| before < offset), "{offset} came out of order");
-    }
-    attached.entered = seen.len();
-    for offset in &seen[attached.confirmed..attached.client.confirmed.max(attached.confirmed)] {
-        book.confirmed(attached.owner, *offset);
-    }
-    attached.confirmed = attached.confirmed.max(attached.client.confirmed);
 }
