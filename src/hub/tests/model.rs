@@ -58,16 +58,22 @@ fn sequence(seed: u64) -> Result<Counts, String> {
 #[test]
 fn every_device_sees_what_it_must_and_nothing_that_it_must_not() {
     let mut counts = Counts::default();
-    // More of them, for a longer look.
-    let last = std::env::var("MODEL_SEQUENCES").ok().and_then(|count| count.parse().ok()).unwrap_or(SEQUENCES);
-    for seed in 1..=last {
+    // `MODEL_SEEDS=1-30000` for a longer look, `MODEL_SEEDS=7-7` for one.
+    let seeds = std::env::var("MODEL_SEEDS").ok().and_then(|seeds| {
+        let (first, last) = seeds.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    });
+    let (first, last): (u64, u64) = seeds.unwrap_or((1, SEQUENCES));
+    for seed in first..=last {
         match sequence(seed) {
             Ok(more) => counts.add(&more),
             Err(problem) => panic!("the sequence of seed {seed}: {problem}"),
         }
     }
-    println!("{last} sequences of {STEPS} steps, seeds 1 to {last}: {counts}");
-    counts.assert_all_happened();
+    println!("{} sequences of {STEPS} steps, seeds {first} to {last}: {counts}", last - first + 1);
+    if last - first > 100 {
+        counts.assert_all_happened();
+    }
 }
 
 /// The bugs that the model must find, each turned on alone.

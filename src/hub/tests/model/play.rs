@@ -310,14 +310,15 @@ impl Play {
         }));
         self.uncertain.remove(&owner);
         self.forgotten.insert(owner);
-        // What only it lacked goes with it.
+        // What only it lacked goes with it: all of it, where a device may be there of which nobody was told.
+        let maybe_others = self.uncertain.iter().any(|other| other.0 == owner.0);
         let others: Vec<&Known> =
             self.book.devices.iter().filter(|(other, _)| other.0 == owner.0).map(|(_, known)| known).collect();
         let lacks = |known: &Known, offset: u64| offset > known.start && !known.confirmed.contains_key(&offset);
         for (offset, sent) in &mut self.book.sent {
             let had = sent.confirmed_at.is_some();
             let done = if others.is_empty() { had } else { !others.iter().any(|known| lacks(known, *offset)) };
-            sent.purged |= sent.log == In::User(owner.0) && done;
+            sent.purged |= sent.log == In::User(owner.0) && (done || maybe_others);
         }
     }
 
