@@ -3,46 +3,69 @@
 //! What sled wants of its user, each of it seen to matter: what was not flushed is lost on `kill -9`, so every commit
 //! flushes; `flush_async` and `Mode::HighThroughput` deadlock, so neither is used; memory is about ten times the cache;
 //! values stay far below the 128 KiB at which sled writes them to side files that it never syncs. `flush` hands the
-//! data to the kernel and does not wait for the disk: it survives the process, not the power.
+//! data to the kernel and does not wait for the disk: it survives the process, not the power. For the power there is a
+//! sync of our own behind it, of the one file that holds all the data; a snapshot only shortens the next opening, and
+//! sled syncs it by itself.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::engine::{Engine, EngineError, Visit, Write};
+use super::{
+    engine::{Engine, EngineError, Visit, Write, sync_failed},
+    kind::Kind,
+};
+use crate::store::Durability;
 
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// sled's file in the folder, which it also locks.
-pub const DATA_FILE: &str = "db";
+const DATA_FILE: &str = "db";
 
-/// Whether a file or folder of that name in the folder is sled's.
-pub fn is_own(name: &str) -> bool {
+/// sled, as `store.engine` names it.
+pub const KIND: Kind = Kind {
+    name: "sled",
+    lock_file: DATA_FILE,
+    is_own,
+    is_leftover: is_unfinished_snapshot,
+    rehearse: None,
+    open: |path, durability| Ok(Arc::new(SledEngine::open(path, durability)?)),
+};
+
+fn is_own(name: &str) -> bool {
     matches!(name, DATA_FILE | "conf" | "blobs") || name.starts_with("snap.")
 }
 
 /// Whether it is a snapshot that a crash left unfinished. Every opening fails as long as one is there.
-pub fn is_unfinished_snapshot(name: &str) -> bool {
+fn is_unfinished_snapshot(name: &str) -> bool {
     name.starts_with("snap.") && name.ends_with(".generating")
 }
 
 /// An opened sled.
-pub struct SledEngine {
+struct SledEngine {
     tree: sled::Db,
     path: PathBuf,
+    /// What is synced behind every commit, where it must survive the power.
+    data: Option<File>,
 }
 
 impl SledEngine {
     /// Opens or creates it. May panic over damage; see [`super::open`].
-    pub fn open(path: &Path) -> Result<Self, EngineError> {
+    fn open(path: &Path, durability: Durability) -> Result<Self, EngineError> {
         let tree = sled::Config::new()
             .path(path)
             .mode(sled::Mode::LowSpace)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .open()?;
-        Ok(Self { tree, path: path.to_owned() })
+        let data = match durability {
+            Durability::Process => None,
+            Durability::Power => Some(File::open(path.join(DATA_FILE))?),
+        };
+        Ok(Self { tree, path: path.to_owned(), data })
     }
 }
 
@@ -61,6 +84,9 @@ impl Engine for SledEngine {
         }
         self.tree.apply_batch(batch)?;
         self.tree.flush()?;
+        if let Some(data) = &self.data {
+            data.sync_data().map_err(sync_failed)?;
+        }
         Ok(())
     }
 
@@ -69,6 +95,9 @@ impl Engine for SledEngine {
     }
 
     fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        if from >= to {
+            return Ok(());
+        }
         for row in self.tree.range(from..to) {
             let (key, value) = row?;
             if visit(&key, &value).is_break() {
@@ -116,5 +145,32 @@ impl From<sled::Error> for EngineError {
             }
             error => EngineError::Corrupt(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    #[test]
+    fn a_commit_that_must_survive_the_power_fails_where_it_cannot_be_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut engine = SledEngine::open(folder.path(), Durability::Power).unwrap();
+        assert!(engine.data.is_some());
+        engine.commit(vec![(vec![1], Some(vec![1]))]).unwrap();
+        // A pipe cannot be synced.
+        engine.data = Some(File::from(OwnedFd::from(std::io::pipe().unwrap().1)));
+        match engine.commit(vec![(vec![2], Some(vec![2]))]) {
+            Err(EngineError::Io(error)) => assert!(error.to_string().contains("syncing failed"), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_full_disk_stays_one_through_its_errors() {
+        let full = sled::Error::Io(io::ErrorKind::StorageFull.into());
+        assert!(matches!(full.into(), EngineError::Io(error) if error.kind() == io::ErrorKind::StorageFull));
     }
 }
