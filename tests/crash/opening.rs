@@ -1,0 +1,79 @@
+//! The daemon killed while it opens its store: that must cost nothing either, however often it happens in a row.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use super::{
+    Ledger, Session,
+    daemon::{self, Daemon, Keeping},
+    send,
+};
+
+const KILLS: u32 = 24;
+const USERS: [&str; 3] = ["ann", "bob", "eve"];
+
+/// Kills a daemon that long after it was spawned.
+fn killed_after(folder: &Path, keeping: Keeping, wait: Duration) {
+    let mut child = daemon::spawn(folder, keeping, "refuse");
+    // The moment is what is tried out.
+    std::thread::sleep(wait);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+async fn killed_while_opening(keeping: Keeping) {
+    // A store that is being made: its beginning is no damage, so it is not refused.
+    let started = Instant::now();
+    drop(Daemon::start(TempDir::new().unwrap().path(), keeping));
+    let start = started.elapsed();
+    for kill in 0..KILLS {
+        let folder = TempDir::new().unwrap();
+        killed_after(folder.path(), keeping, start * kill / KILLS);
+        let daemon = Daemon::start(folder.path(), keeping);
+        send(&mut daemon.client().await, "ann", 1).await.unwrap();
+        daemon.kill();
+    }
+
+    let folder = TempDir::new().unwrap();
+    let daemon = Daemon::start(folder.path(), keeping);
+    let mut client = daemon.client().await;
+    let mut ledgers = USERS.map(|user| (user, Ledger::default()));
+    let mut number = 0;
+    for _ in 0..200 {
+        for (user, ledger) in &mut ledgers {
+            number += 1;
+            let (offset, content) = send(&mut client, user, number).await.unwrap();
+            ledger.answered(offset, &content, 0);
+        }
+    }
+    daemon.kill();
+    for kill in 0..KILLS {
+        killed_after(folder.path(), keeping, start * kill * 5 / (KILLS * 4));
+    }
+    let daemon = Daemon::start(folder.path(), keeping);
+    let mut client = daemon.client().await;
+    for (user, ledger) in &mut ledgers {
+        let mut session = Session::open(&daemon, user).await;
+        session.drain(&mut client).await;
+        ledger.session(&session.received);
+        assert_eq!((ledger.stored.len(), ledger.lost()), (200, 0));
+        let highest = ledger.highest;
+        let (offset, _) = send(&mut client, user, 0).await.unwrap();
+        assert!(offset > highest, "no offset is given twice");
+    }
+    println!("{keeping}: killed {KILLS} times within {start:?} of a start, and {KILLS} times of a first one");
+}
+
+#[tokio::test]
+async fn with_sled_a_kill_while_the_store_opens_costs_nothing() {
+    killed_while_opening(Keeping { engine: "sled", durability: "process" }).await;
+}
+
+#[tokio::test]
+async fn with_redb_a_kill_while_the_store_opens_costs_nothing() {
+    killed_while_opening(Keeping { engine: "redb", durability: "process" }).await;
+}
