@@ -92,15 +92,15 @@ pub fn spawn(folder: &Path, keeping: Keeping, on_corruption: &str) -> Child {
 
 impl Daemon {
     /// Starts it where nothing is damaged, and waits until it is ready.
-    pub fn start(folder: &Path, keeping: Keeping) -> Daemon {
-        match Daemon::try_start(folder, keeping, "refuse") {
+    pub async fn start(folder: &Path, keeping: Keeping) -> Daemon {
+        match Daemon::try_start(folder, keeping, "refuse").await {
             Ok(daemon) => daemon,
             Err(end) => panic!("{keeping}: the daemon did not start: {end:?}"),
         }
     }
 
     /// Starts it and waits until it is ready, or has ended by itself.
-    pub fn try_start(folder: &Path, keeping: Keeping, on_corruption: &str) -> Result<Daemon, End> {
+    pub async fn try_start(folder: &Path, keeping: Keeping, on_corruption: &str) -> Result<Daemon, End> {
         let mut child = spawn(folder, keeping, on_corruption);
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let errors = Arc::new(Mutex::new(Vec::new()));
@@ -123,7 +123,7 @@ impl Daemon {
         loop {
             let line = match tells.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => line,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(daemon.ended()),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(daemon.ended().await),
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     panic!("{keeping}: the daemon hangs at its start: {:?}", daemon.errors.lock())
                 }
@@ -149,22 +149,23 @@ impl Daemon {
     }
 
     /// Asks it to stop, and waits for its end.
-    pub fn stop(mut self) -> End {
+    pub async fn stop(mut self) -> End {
         let pid = rustix::process::Pid::from_child(&self.child);
         // It may have ended by itself.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        self.ended()
+        self.ended().await
     }
 
     /// Waits for its end.
-    pub fn ended(&mut self) -> End {
+    pub async fn ended(&mut self) -> End {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
             assert!(Instant::now() < deadline, "the daemon hangs at its end: {:?}", self.errors.lock());
-            thread::sleep(Duration::from_millis(5));
+            // Clients close their connections meanwhile.
+            tokio::time::sleep(Duration::from_millis(5)).await;
         };
         if let Some(lines) = self.lines.take() {
             lines.join().unwrap();

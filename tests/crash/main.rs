@@ -314,7 +314,7 @@ async fn killed_again_and_again(keeping: Keeping) {
     let mut ledgers: Ledgers = ABSENT.into_iter().chain(ONLINE).map(|user| (user, Ledger::default())).collect();
     let (mut acknowledged, mut cut_off) = (0, 0);
     for round in 0..ROUNDS {
-        let daemon = Daemon::start(folder.path(), keeping);
+        let daemon = Daemon::start(folder.path(), keeping).await;
         // The moment of the kill differs from round to round.
         let enough = ACKNOWLEDGED_PER_ROUND + round * 37 % 90;
         let (answered, cut) = killed_at_work(daemon, &mut ledgers, &numbers, enough).await;
@@ -322,7 +322,7 @@ async fn killed_again_and_again(keeping: Keeping) {
         if round % 4 != 3 {
             continue;
         }
-        let daemon = Daemon::start(folder.path(), keeping);
+        let daemon = Daemon::start(folder.path(), keeping).await;
         let sessions = take_all(&daemon, &mut ledgers).await;
         if round % 8 == 7 {
             // Cursors are written lazily, but in the order of all writes: with this answer they are on disk.
@@ -334,12 +334,12 @@ async fn killed_again_and_again(keeping: Keeping) {
         drop(sessions);
         daemon.kill();
     }
-    let daemon = Daemon::start(folder.path(), keeping);
+    let daemon = Daemon::start(folder.path(), keeping).await;
     let sessions = take_all(&daemon, &mut ledgers).await;
     send(&mut daemon.client().await, "witness", 0).await.unwrap();
     drop(sessions);
     daemon.kill();
-    let daemon = Daemon::start(folder.path(), keeping);
+    let daemon = Daemon::start(folder.path(), keeping).await;
     let lost: usize = ledgers.values().map(Ledger::lost).sum();
     let repeated: usize = ledgers.values().map(Ledger::repeated).sum();
     let back: usize = ledgers.values().map(|ledger| ledger.back).sum();
@@ -434,7 +434,7 @@ impl Mute {
 #[tokio::test]
 async fn a_client_that_never_answers_pings_gets_everything_again_on_its_next_connection() {
     let folder = TempDir::new().unwrap();
-    let daemon = Daemon::start(folder.path(), Keeping::default());
+    let daemon = Daemon::start(folder.path(), Keeping::default()).await;
     let mut client = daemon.client().await;
     let mut sent = Vec::new();
     for number in 0..5 {
@@ -456,7 +456,7 @@ async fn a_client_that_never_answers_pings_gets_everything_again_on_its_next_con
     let mut mute = Mute::open(&daemon, "ann").await;
     assert_eq!(mute.take(8).await, again, "all of it comes again");
     daemon.kill();
-    let daemon = Daemon::start(folder.path(), Keeping::default());
+    let daemon = Daemon::start(folder.path(), Keeping::default()).await;
     let mut second = Mute::open(&daemon, "ann").await;
     assert_eq!(second.take(8).await, again, "and after the crash");
     // Something that stands behind the ping shows that there was one.

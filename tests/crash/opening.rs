@@ -28,18 +28,18 @@ fn killed_after(folder: &Path, keeping: Keeping, wait: Duration) {
 async fn killed_while_opening(keeping: Keeping) {
     // A store that is being made: its beginning is no damage, so it is not refused.
     let started = Instant::now();
-    drop(Daemon::start(TempDir::new().unwrap().path(), keeping));
+    drop(Daemon::start(TempDir::new().unwrap().path(), keeping).await);
     let start = started.elapsed();
     for kill in 0..KILLS {
         let folder = TempDir::new().unwrap();
         killed_after(folder.path(), keeping, start * kill / KILLS);
-        let daemon = Daemon::start(folder.path(), keeping);
+        let daemon = Daemon::start(folder.path(), keeping).await;
         send(&mut daemon.client().await, "ann", 1).await.unwrap();
         daemon.kill();
     }
 
     let folder = TempDir::new().unwrap();
-    let daemon = Daemon::start(folder.path(), keeping);
+    let daemon = Daemon::start(folder.path(), keeping).await;
     let mut client = daemon.client().await;
     let mut ledgers = USERS.map(|user| (user, Ledger::default()));
     let mut number = 0;
@@ -54,7 +54,7 @@ async fn killed_while_opening(keeping: Keeping) {
     for kill in 0..KILLS {
         killed_after(folder.path(), keeping, start * kill * 5 / (KILLS * 4));
     }
-    let daemon = Daemon::start(folder.path(), keeping);
+    let daemon = Daemon::start(folder.path(), keeping).await;
     let mut client = daemon.client().await;
     for (user, ledger) in &mut ledgers {
         let mut session = Session::open(&daemon, user).await;

@@ -7,7 +7,7 @@ use super::{
     engine::{Engine, EngineError},
     redb, sled,
 };
-use crate::store::{Durability, EngineName};
+use crate::store::{Durability, EngineName, OnCorruption};
 
 /// An engine that is not opened yet.
 pub struct Kind {
@@ -17,10 +17,11 @@ pub struct Kind {
     pub lock_file: &'static str,
     /// Whether a file or folder of that name in the store's folder is the engine's. No two engines share a name.
     pub is_own: fn(&str) -> bool,
-    /// Whether one of its own files is what a crash left unfinished, keeps it from opening, and holds nothing.
+    /// Whether one of its own files or folders is what a crash left, and holds nothing that is not elsewhere.
     pub is_leftover: fn(&str) -> bool,
-    /// Opens it over its files as they are, and keeps all that is written in memory, where it can do that.
-    pub rehearse: Option<fn(&Path) -> Opening>,
+    /// Opens it in a way that leaves its files as they are, whatever they are; gone when it is dropped. None where that
+    /// is not worth its price.
+    pub rehearse: fn(&Path, OnCorruption) -> Result<Option<Arc<dyn Engine>>, EngineError>,
     /// Opens it, or makes it where there is none.
     pub open: fn(&Path, Durability) -> Opening,
 }

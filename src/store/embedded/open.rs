@@ -1,6 +1,6 @@
 //! Opens an engine and reads the store's own rows, whatever state the files are in.
 //!
-//! Rules: nothing is ever deleted but snapshots that a crash left unfinished. What cannot be read for want of rights
+//! Rules: nothing is ever deleted but what a crash left unfinished, a snapshot or a copy. What cannot be read for want of rights
 //! or for a failing disk is left alone and refused; what is damaged is moved aside or refused, as configured; what
 //! another engine wrote is left alone. The engine is opened on a thread of its own, because it may panic over damage;
 //! what such a panic leaves behind in the process is unknown, so the process must end then.
@@ -125,10 +125,12 @@ pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
                 return Err(OpenError::Corrupt { path: path.clone(), detail });
             }
             let moved_to = set_aside(kind, path, clock).map_err(|source| io_error(path, source))?;
-            tracing::error!(
-                path = %path.display(), moved_to = %moved_to.display(), detail,
-                "the store is damaged; it was moved aside and a new one is begun"
-            );
+            let (path_name, moved_to_name) = (path.display(), moved_to.display());
+            if cut_short {
+                tracing::warn!(path = %path_name, moved_to = %moved_to_name, detail, "a store whose making was cut short was moved aside");
+            } else {
+                tracing::error!(path = %path_name, moved_to = %moved_to_name, detail, "the store is damaged; it was moved aside and a new one is begun");
+            }
             if panicked {
                 return Err(OpenError::Panicked { path: path.clone(), moved_to, detail });
             }
@@ -244,13 +246,14 @@ fn prepare(kind: &Kind, path: &Path) -> Result<bool, Attempt> {
             return Err(EngineError::Foreign { found: other.name, configured: kind.name }.into());
         }
         if (kind.is_leftover)(&name) {
-            leftovers.push(entry.path());
+            leftovers.push((entry.path(), entry.file_type()?.is_dir()));
+            continue;
         }
         is_new &= !(kind.is_own)(&name);
     }
-    for file in leftovers {
-        tracing::warn!(file = %file.display(), "removing a snapshot that a crash left unfinished");
-        fs::remove_file(file)?;
+    for (entry, is_folder) in leftovers {
+        tracing::warn!(path = %entry.display(), "removing what a crash left unfinished");
+        if is_folder { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
     }
     let begun = path.join(BEGUN);
     if is_new {
@@ -258,8 +261,12 @@ fn prepare(kind: &Kind, path: &Path) -> Result<bool, Attempt> {
         // Before anything else is there, or a power cut could leave the engine's files and not this one.
         sync_folder(path)?;
     }
-    drop(lock);
-    Ok(begun.try_exists()?)
+    let may_be_new = begun.try_exists()?;
+    if lock.is_none() && !may_be_new {
+        // The engine would make it anew.
+        return Err(EngineError::Corrupt(format!("its file {} is missing", kind.lock_file)).into());
+    }
+    Ok(may_be_new)
 }
 
 /// Makes the store's folder where it is missing, and brings it to the disk.
@@ -272,16 +279,14 @@ fn make_folder(path: &Path) -> io::Result<()> {
 /// Opens the engine and reads the store's rows where a panic does no harm.
 fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, Attempt> {
     let (kind, path, durability) = (Kind::of(config.engine), config.path.clone(), config.durability);
-    let clock = clock.clone();
+    let (clock, on_corruption) = (clock.clone(), config.on_corruption());
     let opened = on_a_thread(move || {
         let suspicion = suspect::suspicion(&path)?;
         if let Suspicion::Damaged(why) = suspicion {
             return Err(EngineError::Corrupt(why));
         }
-        if let Some(rehearse) = kind.rehearse
-            && !may_be_new
-        {
-            let rehearsed = Opened::over(rehearse(&path)?, clock.clone(), false)?;
+        if !may_be_new && let Some(engine) = (kind.rehearse)(&path, on_corruption)? {
+            let rehearsed = Opened::over(engine, clock.clone(), false)?;
             if suspicion == Suspicion::Read {
                 suspect::read_all(&*rehearsed.engine)?;
             }

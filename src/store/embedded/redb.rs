@@ -33,10 +33,10 @@ pub const KIND: Kind = Kind {
     lock_file: DATA_FILE,
     is_own: |name| name == DATA_FILE,
     is_leftover: |_| false,
-    rehearse: Some(|path| {
+    rehearse: |path, _| {
         let path = path.join(DATA_FILE);
-        Ok(Arc::new(RedbEngine::open(Rehearsal::over(&path)?, true, path)?))
-    }),
+        Ok(Some(Arc::new(RedbEngine::open(Rehearsal::over(&path)?, true, path)?)))
+    },
     open: |path, _| {
         let path = path.join(DATA_FILE);
         Ok(Arc::new(RedbEngine::open(Direct::over(&path)?, false, path)?))
@@ -263,7 +263,7 @@ mod tests {
         let engine = (KIND.open)(folder.path(), crate::store::Durability::Process).unwrap();
         engine.commit(batch(1)).unwrap();
         let path = folder.path().join(DATA_FILE);
-        let rehearse = KIND.rehearse.unwrap();
+        let rehearse = |path| (KIND.rehearse)(path, crate::store::OnCorruption::Quarantine);
         assert!(matches!(rehearse(folder.path()), Err(EngineError::Busy)));
         // As after a kill, and as after a close.
         let killed = tempfile::tempdir().unwrap();
@@ -271,7 +271,7 @@ mod tests {
         drop(engine);
         for folder in [&folder, &killed] {
             let before = fs::read(folder.path().join(DATA_FILE)).unwrap();
-            let engine = rehearse(folder.path()).unwrap();
+            let engine = rehearse(folder.path()).unwrap().unwrap();
             assert!(engine.get(&[1, 39]).unwrap().is_some());
             engine.commit(batch(2)).unwrap();
             assert!(engine.get(&[2, 39]).unwrap().is_some());

@@ -14,29 +14,38 @@ use std::{
     sync::Arc,
 };
 
+use self::rehearsal::Rehearsal;
 use super::{
     engine::{Engine, EngineError, Visit, Write, sync_failed},
     kind::Kind,
 };
-use crate::store::Durability;
+use crate::store::{Durability, OnCorruption};
+
+mod rehearsal;
 
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// sled's file in the folder, which it also locks.
 const DATA_FILE: &str = "db";
 
+/// sled's settings; it reads them without a look at the checksum at their end.
+const SETTINGS_FILE: &str = "conf";
+
 /// sled, as `store.engine` names it.
 pub const KIND: Kind = Kind {
     name: "sled",
     lock_file: DATA_FILE,
     is_own,
-    is_leftover: is_unfinished_snapshot,
-    rehearse: None,
+    is_leftover: rehearsal::is_leftover,
+    rehearse: |path, on_corruption| match on_corruption {
+        OnCorruption::Refuse => Ok(Rehearsal::over(path)?.map(|engine| Arc::new(engine) as Arc<dyn Engine>)),
+        OnCorruption::Quarantine => Ok(None),
+    },
     open: |path, durability| Ok(Arc::new(SledEngine::open(path, durability)?)),
 };
 
 fn is_own(name: &str) -> bool {
-    matches!(name, DATA_FILE | "conf" | "blobs") || name.starts_with("snap.")
+    matches!(name, DATA_FILE | SETTINGS_FILE | rehearsal::FOLDER | "blobs") || name.starts_with("snap.")
 }
 
 /// Whether it is a snapshot that a crash left unfinished. Every opening fails as long as one is there.
@@ -60,7 +69,13 @@ impl SledEngine {
             .mode(sled::Mode::LowSpace)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
-            .open()?;
+            .open();
+        let tree = tree.map_err(|error| match error {
+            sled::Error::Unsupported(_) if !is_intact(&path.join(SETTINGS_FILE)) => {
+                EngineError::Corrupt(format!("its file {SETTINGS_FILE} is not as it was written"))
+            }
+            error => error.into(),
+        })?;
         let data = match durability {
             Durability::Process => None,
             Durability::Power => Some(File::open(path.join(DATA_FILE))?),
@@ -127,6 +142,16 @@ fn size_of(folder: &Path, counts: fn(&str) -> bool) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Whether a file ends with the CRC-32 of what comes before it.
+fn is_intact(file: &Path) -> bool {
+    let Ok(bytes) = fs::read(file) else { return false };
+    let Some((text, written)) = bytes.split_last_chunk::<4>() else { return false };
+    let crc = text.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+    });
+    !crc == u32::from_le_bytes(*written)
+}
+
 impl From<sled::Error> for EngineError {
     fn from(error: sled::Error) -> Self {
         match error {
@@ -166,6 +191,26 @@ mod tests {
             Err(EngineError::Io(error)) => assert!(error.to_string().contains("syncing failed"), "{error}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn settings_of_another_sled_are_told_apart_from_damaged_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || SledEngine::open(folder.path(), Durability::Process).map(drop);
+        open().unwrap();
+        let settings = folder.path().join(SETTINGS_FILE);
+        assert!(is_intact(&settings));
+        let mut bytes = fs::read(&settings).unwrap();
+        // "version: 0.34", one bit off.
+        let at = bytes.windows(4).position(|four| four == b"0.34").unwrap();
+        bytes[at + 3] ^= 1;
+        fs::write(&settings, &bytes).unwrap();
+        assert!(matches!(open(), Err(EngineError::Corrupt(_))));
+        fs::remove_file(folder.path().join(DATA_FILE)).unwrap();
+        fs::remove_file(&settings).unwrap();
+        // Another size of segments, by sled itself.
+        drop(sled::Config::new().path(folder.path()).segment_size(1 << 18).open().unwrap());
+        assert!(matches!(open(), Err(EngineError::Format { .. })));
     }
 
     #[test]
