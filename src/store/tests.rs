@@ -923,6 +923,69 @@ async fn damaged(engine: EngineName) {
     assert!(refused > 0 && moved > 0, "{refused} refused, {moved} moved");
 }
 
+/// Reads all that these users have and appends to it. Whether that was possible.
+async fn is_usable(store: &Store, users: &[UserId]) -> bool {
+    let mut is_usable = true;
+    for user in users {
+        is_usable &= store.load(user).await.is_ok();
+        is_usable &= store.page(user, Offset::ZERO, Offset::MAX, EVERYTHING).await.is_ok();
+        let mut log = Log { user: user.clone(), ..Log::of("ann") };
+        is_usable &= log.append(store, &notification(10)).await.is_ok();
+    }
+    is_usable
+}
+
+#[tokio::test]
+async fn what_is_damaged_below_an_open_store_is_met_once_and_not_at_every_start() {
+    let folder = TempDir::new().unwrap();
+    let users: Vec<_> = (0..40).map(|n| user(&format!("user-{n}"))).collect();
+    for _ in 0..2 {
+        let store = open_sled(&folder);
+        for user in &users {
+            let mut log = Log { user: user.clone(), ..Log::of("ann") };
+            for _ in 0..5 {
+                log.append(&store, &notification(3000)).await.unwrap();
+            }
+        }
+        store.close().unwrap();
+    }
+    let (sound, mut met) = (config_at(folder.path()).path, 0);
+    let length = fs::metadata(sound.join("db")).unwrap().len();
+    for part in 0..16 {
+        for on_corruption in [OnCorruption::Refuse, OnCorruption::Quarantine] {
+            let place = TempDir::new().unwrap();
+            let config = Config { on_corruption: Some(on_corruption), ..config_at(place.path()) };
+            copy(&sound, &config.path);
+            let store = opened_in_time(&config).unwrap();
+            let file = fs::File::options().write(true).open(config.path.join("db")).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], length * part / 16 / 4096 * 4096).unwrap();
+            drop(file);
+            if is_usable(&store, &users).await {
+                continue;
+            }
+            met += 1;
+            drop(store);
+            let mut usable = false;
+            for _start in 0..3 {
+                match opened_in_time(&config) {
+                    Ok(store) => usable = is_usable(&store, &users).await,
+                    Err(OpenError::Panicked { .. }) => assert_eq!(on_corruption, OnCorruption::Quarantine),
+                    Err(OpenError::Corrupt { .. }) => {
+                        assert_eq!(on_corruption, OnCorruption::Refuse);
+                        usable = true;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                if usable {
+                    break;
+                }
+            }
+            assert!(usable, "{part}, {on_corruption:?}: it fails at every start");
+        }
+    }
+    assert!(met > 0, "no damage was met");
+}
+
 #[test]
 fn an_emptied_store_is_damage_and_one_cut_short_at_its_making_is_not() {
     let folder = TempDir::new().unwrap();

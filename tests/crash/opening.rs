@@ -1,6 +1,7 @@
 //! The daemon killed while it opens its store: that must cost nothing either, however often it happens in a row.
 
 use std::{
+    io::Read as _,
     path::Path,
     time::{Duration, Instant},
 };
@@ -16,13 +17,16 @@ use super::{
 const KILLS: u32 = 24;
 const USERS: [&str; 3] = ["ann", "bob", "eve"];
 
-/// Kills a daemon that long after it was spawned.
-fn killed_after(folder: &Path, keeping: Keeping, wait: Duration) {
+/// Kills a daemon that long after it was spawned. Whether it was not ready yet.
+fn killed_after(folder: &Path, keeping: Keeping, wait: Duration) -> bool {
     let mut child = daemon::spawn(folder, keeping, "refuse");
     // The moment is what is tried out.
     std::thread::sleep(wait);
     child.kill().unwrap();
     child.wait().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    !said.contains(r#""message":"ready""#)
 }
 
 async fn killed_while_opening(keeping: Keeping) {
@@ -30,9 +34,10 @@ async fn killed_while_opening(keeping: Keeping) {
     let started = Instant::now();
     drop(Daemon::start(TempDir::new().unwrap().path(), keeping).await);
     let start = started.elapsed();
+    let (mut new, mut early) = (0, 0);
     for kill in 0..KILLS {
         let folder = TempDir::new().unwrap();
-        killed_after(folder.path(), keeping, start * kill / KILLS);
+        new += u32::from(killed_after(folder.path(), keeping, start * kill / KILLS));
         let daemon = Daemon::start(folder.path(), keeping).await;
         send(&mut daemon.client().await, "ann", 1).await.unwrap();
         daemon.kill();
@@ -51,8 +56,12 @@ async fn killed_while_opening(keeping: Keeping) {
         }
     }
     daemon.kill();
+    // Found as a kill leaves it, so that there is something to mend.
+    let started = Instant::now();
+    Daemon::start(folder.path(), keeping).await.kill();
+    let start = started.elapsed();
     for kill in 0..KILLS {
-        killed_after(folder.path(), keeping, start * kill * 5 / (KILLS * 4));
+        early += u32::from(killed_after(folder.path(), keeping, start * kill * 5 / (KILLS * 4)));
     }
     let daemon = Daemon::start(folder.path(), keeping).await;
     let mut client = daemon.client().await;
@@ -65,7 +74,11 @@ async fn killed_while_opening(keeping: Keeping) {
         let (offset, _) = send(&mut client, user, 0).await.unwrap();
         assert!(offset > highest, "no offset is given twice");
     }
-    println!("{keeping}: killed {KILLS} times within {start:?} of a start, and {KILLS} times of a first one");
+    println!(
+        "{keeping}: a start takes {start:?}; of {KILLS} kills {early} came before it was ready, and {new} of {KILLS} at a \
+         first start"
+    );
+    assert!(early >= KILLS / 4 && new >= KILLS / 4, "the kills came too late to meet an opening");
 }
 
 #[tokio::test]
