@@ -21,13 +21,16 @@ pub struct Kind {
     pub is_leftover: fn(&str) -> bool,
     /// Opens it in a way that leaves its files as they are, whatever they are; gone when it is dropped. None where that
     /// is not worth its price.
-    pub rehearse: fn(&Path, OnCorruption) -> Result<Option<Arc<dyn Engine>>, EngineError>,
+    pub rehearse: fn(&Path, OnCorruption) -> Rehearsed,
     /// Opens it, or makes it where there is none.
     pub open: fn(&Path, Durability) -> Opening,
 }
 
 /// What comes of an opening.
 pub type Opening = Result<Arc<dyn Engine>, EngineError>;
+
+/// What comes of a rehearsal.
+pub type Rehearsed = Result<Option<Arc<dyn Engine>>, EngineError>;
 
 /// All engines.
 pub const KINDS: [&Kind; 2] = [&sled::KIND, &redb::KIND];

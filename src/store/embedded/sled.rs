@@ -78,7 +78,11 @@ impl SledEngine {
         })?;
         let data = match durability {
             Durability::Process => None,
-            Durability::Power => Some(File::open(path.join(DATA_FILE))?),
+            Durability::Power => {
+                // sled wrote them without a sync, and does not open without them.
+                File::open(path.join(SETTINGS_FILE))?.sync_all()?;
+                Some(File::open(path.join(DATA_FILE))?)
+            }
         };
         Ok(Self { tree, path: path.to_owned(), data })
     }
