@@ -822,6 +822,9 @@ fn an_engine_is_opened_again_in_the_process_once_nobody_has_it() {
         let engine = open::reopen(&config).unwrap();
         let opened = Opened::over(engine, Clock::system(), false).unwrap();
         assert_eq!(opened.epoch, epoch);
+        drop(opened);
+        fs::remove_dir_all(&config.path).unwrap();
+        assert!(matches!(open::reopen(&config), Err(EngineError::Corrupt(_))), "and no other one is made");
     }
 }
 

@@ -151,7 +151,9 @@ pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
 pub fn reopen(config: &Config) -> Result<Arc<dyn Engine>, EngineError> {
     let (kind, path, durability) = (Kind::of(config.engine), config.path.clone(), config.durability);
     let reopened = when_free(|| {
-        prepare(kind, &config.path)?;
+        if prepare(kind, &config.path)? {
+            return Err(EngineError::Corrupt("its files are gone".into()).into());
+        }
         let (path, opened) = (path.clone(), config.path.clone());
         let engine = on_a_thread(move || (kind.open)(&path, durability))?;
         Ok(Arc::new(Watched::over(engine, &opened)) as Arc<dyn Engine>)
