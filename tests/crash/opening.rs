@@ -29,11 +29,22 @@ fn killed_after(folder: &Path, keeping: Keeping, wait: Duration) -> bool {
     !said.contains(r#""message":"ready""#)
 }
 
+/// How long a start takes that nothing cuts short. The shortest of several is what a machine with other work to do says
+/// of it.
+async fn killed_when_ready(folder: &Path, keeping: Keeping) -> Duration {
+    let started = Instant::now();
+    let daemon = Daemon::start(folder, keeping).await;
+    let took = started.elapsed();
+    daemon.kill();
+    took
+}
+
 async fn killed_while_opening(keeping: Keeping) {
     // A store that is being made: its beginning is no damage, so it is not refused.
-    let started = Instant::now();
-    drop(Daemon::start(TempDir::new().unwrap().path(), keeping).await);
-    let start = started.elapsed();
+    let mut start = Duration::MAX;
+    for _ in 0..3 {
+        start = start.min(killed_when_ready(TempDir::new().unwrap().path(), keeping).await);
+    }
     let (mut new, mut early) = (0, 0);
     for kill in 0..KILLS {
         let folder = TempDir::new().unwrap();
@@ -57,9 +68,10 @@ async fn killed_while_opening(keeping: Keeping) {
     }
     daemon.kill();
     // Found as a kill leaves it, so that there is something to mend.
-    let started = Instant::now();
-    Daemon::start(folder.path(), keeping).await.kill();
-    let start = started.elapsed();
+    let mut start = Duration::MAX;
+    for _ in 0..3 {
+        start = start.min(killed_when_ready(folder.path(), keeping).await);
+    }
     for kill in 0..KILLS {
         early += u32::from(killed_after(folder.path(), keeping, start * kill * 5 / (KILLS * 4)));
     }
