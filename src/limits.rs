@@ -68,6 +68,8 @@ pub const STORE_READ_QUEUE_JOBS_MAX: usize = 1024;
 pub const STORE_DISK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long opening the store waits for another process to let go of it.
 pub const STORE_LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
+/// A store whose damage is to be refused is tried out on a copy up to this size (sled only).
+pub const STORE_COPY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// What `store.max_disk` keeps back for cursors and deletions, at most; else a sixteenth of it.
 pub const STORE_DISK_RESERVE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Users without a session whose state is kept in memory.

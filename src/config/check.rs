@@ -11,7 +11,7 @@ use crate::{
     auth::{Algorithm, KeyConfig},
     grpc::config::{TokenConfig, TokenError},
     limits,
-    store::{Durability, EngineName, OnCorruption, Overflow},
+    store::{OnCorruption, Overflow},
     types::{ByteSize, ListenAddress, Span, TlsFiles},
 };
 
@@ -423,8 +423,6 @@ fn not_yet(config: &Config, found: &mut Found) {
             "a key set {}; leave it empty and use [[auth.keys]]",
         ),
         (!auth.public_claims.is_empty(), "auth.public_claims", "showing claims {}; leave it empty"),
-        (store.engine == EngineName::Redb, "store.engine", "`redb` {}; allowed: sled"),
-        (store.durability == Durability::Power, "store.durability", "`power` {}; allowed: process"),
         (store.overflow == Overflow::DropOldest, "store.overflow", "`drop-oldest` {}; allowed: refuse"),
         (config.delivery.max_attempts.0 > 0, "delivery.max_attempts", "a limit {}; allowed: 0"),
         (!config.clients.forward.is_empty(), "clients.forward", "forwarding {}; leave it empty"),

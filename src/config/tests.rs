@@ -620,8 +620,6 @@ fn a_bad_log_filter_names_key_and_value() {
 fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
     let not_yet = "is not available in this version";
     for (section, line, key, text) in [
-        ("store", "engine = \"redb\"", "store.engine", format!("`redb` {not_yet}; allowed: sled")),
-        ("store", "durability = \"power\"", "store.durability", format!("`power` {not_yet}; allowed: process")),
         ("store", "overflow = \"drop-oldest\"", "store.overflow", format!("`drop-oldest` {not_yet}; allowed: refuse")),
         ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
         ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),

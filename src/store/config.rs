@@ -13,7 +13,7 @@ pub enum Engine {
     /// sled, the default.
     #[default]
     Sled,
-    /// redb.
+    /// redb: one file, and every commit waits for the disk, whatever [`Durability`] asks for.
     Redb,
 }
 
@@ -24,7 +24,7 @@ pub enum Durability {
     /// The end of the process, `kill -9` included.
     #[default]
     Process,
-    /// The loss of power too.
+    /// The loss of power too: every commit waits for the disk.
     Power,
 }
 

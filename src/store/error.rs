@@ -62,15 +62,18 @@ pub enum OpenError {
         /// What the panic said.
         detail: String,
     },
-    /// A value of the configuration that this build cannot honour.
-    #[error("{key} = \"{value}\" is not available in this build; set it to \"{instead}\"")]
-    Unavailable {
-        /// The key.
-        key: &'static str,
-        /// What it was set to.
-        value: &'static str,
-        /// What it can be set to.
-        instead: &'static str,
+    /// Another engine wrote it.
+    #[error(
+        "the store at {path} was written by {found}, and store.engine is \"{configured}\"; set store.engine = \"{found}\", \
+         or bring what it holds over with `pushgate store export` and `pushgate store import`"
+    )]
+    Foreign {
+        /// The store's folder.
+        path: PathBuf,
+        /// The engine whose files are there.
+        found: &'static str,
+        /// The engine that is configured.
+        configured: &'static str,
     },
 }
 

@@ -73,12 +73,6 @@ impl Store {
     /// Opens the store, or makes it where there is none. Blocks: for as long as the engine takes to recover, and up to
     /// [`crate::limits::STORE_LOCK_WAIT`] for another process to let go of it.
     pub fn open(config: &Config, clock: Clock) -> Result<Store, OpenError> {
-        let unavailable = |key, value, instead| Err(OpenError::Unavailable { key, value, instead });
-        match (config.engine, config.durability) {
-            (EngineName::Redb, _) => return unavailable("store.engine", "redb", "sled"),
-            (_, Durability::Power) => return unavailable("store.durability", "power", "process"),
-            (EngineName::Sled, Durability::Process) => {}
-        }
         let opened = open::open(config, &clock)?;
         Self::start(opened, config).map_err(|source| OpenError::Io { path: config.path.clone(), source })
     }

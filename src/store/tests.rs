@@ -1,4 +1,4 @@
-//! The store as its users see it: over sled in a temporary folder, over memory, and over engines that misbehave.
+//! The store as its users see it: over each engine in a temporary folder, over memory, and over engines that misbehave.
 
 use std::{
     fs,
@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 use super::{
     double::Double,
     embedded::{
-        engine::{Engine, Visit},
+        engine::{Engine, EngineError, Visit},
         keys::Key,
+        kind::Kind,
         sequencer::Sequencer,
     },
     *,
@@ -176,11 +177,35 @@ fn open_sled(folder: &TempDir) -> Store {
     Store::open(&config_at(folder.path()), Clock::system()).unwrap()
 }
 
+const ENGINES: [EngineName; 2] = [EngineName::Sled, EngineName::Redb];
+
+/// Every way of keeping a store on disk, at the same place in the folder.
+fn on_disk(folder: &TempDir) -> [Config; 3] {
+    [
+        (EngineName::Sled, Durability::Process),
+        (EngineName::Sled, Durability::Power),
+        (EngineName::Redb, Durability::Process),
+    ]
+    .map(|(engine, durability)| Config { engine, durability, ..config_at(folder.path()) })
+}
+
+/// Runs `test` over every way of keeping a store on disk, each in a folder of its own.
+async fn over_every_disk(test: impl AsyncFn(TempDir, Config)) {
+    for number in 0..3 {
+        let folder = TempDir::new().unwrap();
+        let config = on_disk(&folder)[number].clone();
+        test(folder, config).await;
+    }
+}
+
+fn open(config: &Config) -> Store {
+    Store::open(config, Clock::system()).unwrap_or_else(|error| panic!("{:?}: {error}", config.engine))
+}
+
 /// Runs `test` over every engine.
 async fn over_every_engine(test: impl AsyncFn(Store)) {
     test(Store::open_memory(&Config::default(), Clock::system())).await;
-    let folder = TempDir::new().unwrap();
-    test(open_sled(&folder)).await;
+    over_every_disk(async |_folder, config| test(open(&config)).await).await;
 }
 
 fn over(double: &Arc<Double>) -> Store {
@@ -216,84 +241,91 @@ async fn what_is_appended_is_paged_until_it_is_deleted() {
 
 #[tokio::test]
 async fn everything_survives_closing_and_opening_again() {
-    let folder = TempDir::new().unwrap();
-    let store = open_sled(&folder);
-    let epoch = store.epoch();
-    let mut ann = Log::of("ann");
-    for n in [10, 5000, 300] {
-        ann.append(&store, &notification(n)).await.unwrap();
-    }
-    let first = ann.index[0].offset;
-    ann.put_device(&store, "phone", Offset::ZERO).await.unwrap();
-    ann.put_device(&store, "", ann.counters.last).await.unwrap();
-    ann.put_device(&store, "gone", Offset::ZERO).await.unwrap();
-    let (done, answer) = oneshot::channel();
-    let hold = Hold::default();
-    store.stage(Op::RemoveDevice {
-        user: ann.user.clone(),
-        device: device("gone"),
-        at: UnixMillis(9),
-        unremembered: Vec::new(),
-        hold,
-        done: Some(done),
-    });
-    answer.await.unwrap().unwrap();
-    ann.cursor(&store, "phone", first);
-    ann.delete(&store, first);
-    // Lazy writes are flushed by closing.
-    store.close().unwrap();
+    over_every_disk(async |_folder, config| {
+        let store = open(&config);
+        let epoch = store.epoch();
+        let mut ann = Log::of("ann");
+        for n in [10, 5000, 300] {
+            ann.append(&store, &notification(n)).await.unwrap();
+        }
+        let first = ann.index[0].offset;
+        ann.put_device(&store, "phone", Offset::ZERO).await.unwrap();
+        ann.put_device(&store, "", ann.counters.last).await.unwrap();
+        ann.put_device(&store, "gone", Offset::ZERO).await.unwrap();
+        let (done, answer) = oneshot::channel();
+        let hold = Hold::default();
+        store.stage(Op::RemoveDevice {
+            user: ann.user.clone(),
+            device: device("gone"),
+            at: UnixMillis(9),
+            unremembered: Vec::new(),
+            hold,
+            done: Some(done),
+        });
+        answer.await.unwrap().unwrap();
+        ann.cursor(&store, "phone", first);
+        ann.delete(&store, first);
+        // Lazy writes are flushed by closing.
+        store.close().unwrap();
 
-    let store = open_sled(&folder);
-    assert_eq!(store.epoch(), epoch);
-    assert_eq!(store.engine_name(), "sled");
-    assert_eq!(store.totals(), Totals { count: 2, bytes: ann.counters.bytes });
-    let found = store.load(&ann.user).await.unwrap();
-    let forgotten = vec![(device("gone"), UnixMillis(9))];
-    let devices = vec![(Device::UNNAMED, row(ann.counters.last)), (device("phone"), row(first))];
-    assert_eq!(found, Mailbox { counters: ann.counters, devices, forgotten, index: ann.index.clone(), damaged: None });
-    assert_eq!(store.load(&user("stranger")).await.unwrap(), Mailbox::default());
-    assert!(store.disk_bytes() > 0);
+        let store = open(&config);
+        assert_eq!(store.epoch(), epoch);
+        assert_eq!(store.engine_name(), Kind::of(config.engine).name);
+        assert_eq!(store.totals(), Totals { count: 2, bytes: ann.counters.bytes });
+        let found = store.load(&ann.user).await.unwrap();
+        let forgotten = vec![(device("gone"), UnixMillis(9))];
+        let devices = vec![(Device::UNNAMED, row(ann.counters.last)), (device("phone"), row(first))];
+        assert_eq!(
+            found,
+            Mailbox { counters: ann.counters, devices, forgotten, index: ann.index.clone(), damaged: None }
+        );
+        assert_eq!(store.load(&user("stranger")).await.unwrap(), Mailbox::default());
+        assert!(store.disk_bytes() > 0);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_users_at_once_each_get_their_own_log_in_order() {
-    const USERS: usize = 32;
-    const ROUNDS: usize = 20;
-    let folder = TempDir::new().unwrap();
-    let store = open_sled(&folder);
-    let users = (0..USERS).map(|number| {
-        let store = store.clone();
-        tokio::spawn(async move {
-            let mut log = Log::of(&format!("user-{number}"));
-            for round in 0..ROUNDS {
-                let sent = [notification(round * 10), notification(round * 900)];
-                for one in &sent {
-                    log.append(&store, one).await.unwrap();
+    over_every_disk(async |_folder, config| {
+        const USERS: usize = 32;
+        const ROUNDS: usize = 20;
+        let store = open(&config);
+        let users = (0..USERS).map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let mut log = Log::of(&format!("user-{number}"));
+                for round in 0..ROUNDS {
+                    let sent = [notification(round * 10), notification(round * 900)];
+                    for one in &sent {
+                        log.append(&store, one).await.unwrap();
+                    }
+                    let before = log.index.iter().rev().nth(2).map_or(Offset::ZERO, |entry| entry.offset);
+                    let found = log.page(&store, before).await;
+                    assert!(found.records.iter().map(|(_, one)| one).eq(&sent));
+                    log.cursor(&store, "phone", before);
+                    if round % 3 == 2 {
+                        log.delete(&store, before);
+                    }
                 }
-                let before = log.index.iter().rev().nth(2).map_or(Offset::ZERO, |entry| entry.offset);
-                let found = log.page(&store, before).await;
-                assert!(found.records.iter().map(|(_, one)| one).eq(&sent));
-                log.cursor(&store, "phone", before);
-                if round % 3 == 2 {
-                    log.delete(&store, before);
-                }
-            }
-            log
-        })
-    });
-    let mut logs = Vec::new();
-    for user in users.collect::<Vec<_>>() {
-        logs.push(user.await.unwrap());
-    }
-    store.close().unwrap();
-    let store = open_sled(&folder);
-    for log in &logs {
-        let found = store.load(&log.user).await.unwrap();
-        assert_eq!((found.counters, &found.index, found.damaged), (log.counters, &log.index, None));
-    }
-    let count = logs.iter().map(|log| u64::from(log.counters.count)).sum();
-    let bytes = logs.iter().map(|log| log.counters.bytes).sum();
-    assert_eq!(store.totals(), Totals { count, bytes });
+                log
+            })
+        });
+        let mut logs = Vec::new();
+        for user in users.collect::<Vec<_>>() {
+            logs.push(user.await.unwrap());
+        }
+        store.close().unwrap();
+        let store = open(&config);
+        for log in &logs {
+            let found = store.load(&log.user).await.unwrap();
+            assert_eq!((found.counters, &found.index, found.damaged), (log.counters, &log.index, None));
+        }
+        let count = logs.iter().map(|log| u64::from(log.counters.count)).sum();
+        let bytes = logs.iter().map(|log| log.counters.bytes).sum();
+        assert_eq!(store.totals(), Totals { count, bytes });
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -313,17 +345,20 @@ async fn an_append_is_answered_when_it_is_durable_and_its_log_is_told_before() {
 
 #[tokio::test]
 async fn what_was_answered_is_in_the_files_although_nothing_was_closed() {
-    let folder = TempDir::new().unwrap();
-    let store = open_sled(&folder);
-    let mut ann = Log::of("ann");
-    for n in 0..20 {
-        ann.append(&store, &notification(n * 300)).await.unwrap();
-        // The files are what `kill -9` would leave at this moment.
-        let killed = TempDir::new().unwrap();
-        copy(&config_at(folder.path()).path, &config_at(killed.path()).path);
-        let found = open_sled(&killed).load(&ann.user).await.unwrap();
-        assert_eq!((found.counters, found.index, found.damaged), (ann.counters, ann.index.clone(), None));
-    }
+    over_every_disk(async |_folder, config| {
+        let store = open(&config);
+        let mut ann = Log::of("ann");
+        for n in 0..20 {
+            ann.append(&store, &notification(n * 300)).await.unwrap();
+            // The files are what `kill -9` would leave at this moment.
+            let killed = TempDir::new().unwrap();
+            let again = Config { path: config_at(killed.path()).path, ..config.clone() };
+            copy(&config.path, &again.path);
+            let found = open(&again).load(&ann.user).await.unwrap();
+            assert_eq!((found.counters, found.index, found.damaged), (ann.counters, ann.index.clone(), None));
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -392,21 +427,23 @@ async fn what_gathers_during_a_commit_is_one_batch_with_one_row_for_counters_and
 
 #[tokio::test]
 async fn offsets_go_on_above_all_that_were_given_when_the_clock_went_back() {
-    let folder = TempDir::new().unwrap();
-    let store = open_sled(&folder);
-    let mut ann = Log::of("ann");
-    let before = ann.append(&store, &notification(1)).await.unwrap();
-    // Given, and perhaps seen, but never written.
-    let lost = store.assign(&mut store.permit(1).await.unwrap(), before);
-    store.close().unwrap();
+    over_every_disk(async |_folder, config| {
+        let store = open(&config);
+        let mut ann = Log::of("ann");
+        let before = ann.append(&store, &notification(1)).await.unwrap();
+        // Given, and perhaps seen, but never written.
+        let lost = store.assign(&mut store.permit(1).await.unwrap(), before);
+        store.close().unwrap();
 
-    let clock = Clock::system();
-    clock.set_skew_micros(-3_600_000_000);
-    let store = Store::open(&config_at(folder.path()), clock).unwrap();
-    let mut bob = Log::of("bob");
-    let after = bob.append(&store, &notification(1)).await.unwrap();
-    assert!(after > lost && lost > before, "{before} < {lost} < {after}");
-    assert_eq!(store.load(&ann.user).await.unwrap().damaged, None);
+        let clock = Clock::system();
+        clock.set_skew_micros(-3_600_000_000);
+        let store = Store::open(&config, clock).unwrap();
+        let mut bob = Log::of("bob");
+        let after = bob.append(&store, &notification(1)).await.unwrap();
+        assert!(after > lost && lost > before, "{before} < {lost} < {after}");
+        assert_eq!(store.load(&ann.user).await.unwrap().damaged, None);
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -661,15 +698,17 @@ async fn a_closed_store_has_written_everything_and_takes_nothing() {
 
 #[tokio::test]
 async fn a_store_in_use_is_locked_and_free_again_when_it_is_closed() {
-    let folder = TempDir::new().unwrap();
-    let store = open_sled(&folder);
-    let again = Store::open(&config_at(folder.path()), Clock::system());
-    assert!(matches!(again.map(drop), Err(OpenError::Locked { .. })));
-    store.close().unwrap();
-    // The handle may live on.
-    drop(open_sled(&folder));
-    drop(store);
-    drop(open_sled(&folder));
+    over_every_disk(async |_folder, config| {
+        let store = open(&config);
+        let again = Store::open(&config, Clock::system());
+        assert!(matches!(again.map(drop), Err(OpenError::Locked { .. })));
+        store.close().unwrap();
+        // The handle may live on.
+        drop(open(&config));
+        drop(store);
+        drop(open(&config));
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -688,20 +727,21 @@ async fn a_snapshot_that_a_crash_left_unfinished_is_removed() {
 
 #[test]
 fn a_store_of_a_newer_version_is_refused_and_left_alone() {
-    let folder = TempDir::new().unwrap();
-    let config = config_at(folder.path());
-    drop(open_sled(&folder));
-    let tree = sled::open(&config.path).unwrap();
-    tree.insert(Key::Format.encode(), &3u32.to_le_bytes()).unwrap();
-    tree.flush().unwrap();
-    drop(tree);
-    match Store::open(&config, Clock::system()).map(drop) {
-        Err(OpenError::Format { found, supported, .. }) => {
-            assert_eq!((&*found, &*supported), ("format version 3", "format version 2"));
+    for engine in ENGINES {
+        let folder = TempDir::new().unwrap();
+        let config = Config { engine, ..config_at(folder.path()) };
+        drop(open(&config));
+        let raw = (Kind::of(engine).open)(&config.path, Durability::Process).unwrap();
+        raw.commit(vec![(Key::Format.encode(), Some(3u32.to_le_bytes().to_vec()))]).unwrap();
+        drop(raw);
+        match Store::open(&config, Clock::system()).map(drop) {
+            Err(OpenError::Format { found, supported, .. }) => {
+                assert_eq!((&*found, &*supported), ("format version 3", "format version 2"));
+            }
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[test]
@@ -713,16 +753,107 @@ fn a_folder_that_cannot_be_made_is_an_error_that_names_it() {
     assert!(error.to_string().contains(&*folder.path().join("store").to_string_lossy()), "{error}");
 }
 
-#[test]
-fn what_this_build_does_not_have_is_refused_before_anything_is_touched() {
-    let folder = TempDir::new().unwrap();
-    for config in [
-        Config { engine: EngineName::Redb, ..config_at(folder.path()) },
-        Config { durability: Durability::Power, ..config_at(folder.path()) },
-    ] {
-        assert!(matches!(Store::open(&config, Clock::system()).map(drop), Err(OpenError::Unavailable { .. })));
+/// All files of a folder and what is in them.
+fn contents(folder: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(contents(&entry.path()));
+        } else {
+            found.insert(entry.path(), fs::read(entry.path()).unwrap());
+        }
     }
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    found
+}
+
+#[test]
+fn a_store_of_another_engine_is_refused_with_its_name_and_left_alone() {
+    for [written, configured] in [ENGINES, [EngineName::Redb, EngineName::Sled]] {
+        let folder = TempDir::new().unwrap();
+        drop(open(&Config { engine: written, ..config_at(folder.path()) }));
+        let before = contents(folder.path());
+        for on_corruption in [OnCorruption::Quarantine, OnCorruption::Refuse] {
+            let config = Config { engine: configured, on_corruption: Some(on_corruption), ..config_at(folder.path()) };
+            let error = Store::open(&config, Clock::system()).map(drop).unwrap_err();
+            assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+            let wanted = format!("set store.engine = \"{}\"", Kind::of(written).name);
+            assert!(
+                error.to_string().contains(&wanted) && error.to_string().contains("pushgate store export"),
+                "{error}"
+            );
+        }
+        assert!(contents(folder.path()) == before);
+        drop(open(&Config { engine: written, ..config_at(folder.path()) }));
+    }
+}
+
+#[test]
+fn a_beginning_that_was_cut_short_is_set_aside_where_damage_is_refused() {
+    for (engine, file) in ENGINES.into_iter().zip(["db", "store.redb"]) {
+        let folder = TempDir::new().unwrap();
+        let config = Config { engine, on_corruption: Some(OnCorruption::Refuse), ..config_at(folder.path()) };
+        fs::create_dir(&config.path).unwrap();
+        fs::write(config.path.join("begun"), b"").unwrap();
+        fs::write(config.path.join(file), vec![0xA5; 70_000]).unwrap();
+        match Store::open(&config, Clock::system()) {
+            Ok(_) => {}
+            Err(OpenError::Panicked { .. }) => drop(open(&config)),
+            Err(error) => panic!("{error}"),
+        }
+        assert!(!config.path.join("begun").exists());
+        drop(open(&config));
+    }
+}
+
+#[tokio::test]
+async fn a_store_over_which_commits_fail_is_read_whole_and_at_last_taken_for_damaged() {
+    over_every_disk(async |_folder, config| {
+        let mut ann = Log::of("ann");
+        ann.append(&open(&config), &notification(1)).await.unwrap();
+        // What a commit that failed over damage leaves.
+        let suspect = config.path.join("suspect");
+        fs::write(&suspect, "1\nsomething is wrong\n").unwrap();
+        let store = open(&config);
+        assert_eq!(ann.page(&store, Offset::ZERO).await.records.len(), 1, "all of it can be read");
+        assert!(suspect.exists(), "nothing is proven yet");
+        drop(store);
+        assert!(!suspect.exists(), "it went on until it was closed");
+
+        fs::write(&suspect, "2\nsomething is wrong\n").unwrap();
+        let refuse = Config { on_corruption: Some(OnCorruption::Refuse), ..config.clone() };
+        let before = contents(&config.path);
+        let error = Store::open(&refuse, Clock::system()).map(drop).unwrap_err();
+        assert!(
+            matches!(error, OpenError::Corrupt { .. }) && error.to_string().contains("something is wrong"),
+            "{error}"
+        );
+        assert!(contents(&config.path) == before);
+        let quarantine = Config { on_corruption: Some(OnCorruption::Quarantine), ..config.clone() };
+        let store = open(&quarantine);
+        assert_eq!(ann.page(&store, Offset::ZERO).await.records, []);
+        assert!(!suspect.exists(), "it is set aside with the files");
+    })
+    .await;
+}
+
+#[test]
+fn an_engine_is_opened_again_in_the_process_once_nobody_has_it() {
+    for config in
+        on_disk(&TempDir::new().unwrap()).into_iter().filter(|config| config.durability == Durability::Process)
+    {
+        let folder = TempDir::new().unwrap();
+        let config = Config { path: config_at(folder.path()).path, ..config };
+        let store = open(&config);
+        assert!(matches!(open::reopen(&config), Err(EngineError::Busy)));
+        let epoch = store.epoch();
+        drop(store);
+        let engine = open::reopen(&config).unwrap();
+        let opened = Opened::over(engine, Clock::system(), false).unwrap();
+        assert_eq!(opened.epoch, epoch);
+        drop(opened);
+        fs::remove_dir_all(&config.path).unwrap();
+        assert!(matches!(open::reopen(&config), Err(EngineError::Corrupt(_))), "and no other one is made");
+    }
 }
 
 /// Opens on a thread of its own, since an opening that hangs could not be ended.
@@ -746,22 +877,35 @@ fn copy(from: &Path, to: &Path) {
 
 #[tokio::test]
 async fn a_damaged_store_is_opened_moved_aside_or_refused_but_never_hangs_or_panics() {
+    for engine in ENGINES {
+        damaged(engine).await;
+    }
+}
+
+async fn damaged(engine: EngineName) {
     let folder = TempDir::new().unwrap();
+    let config = Config { engine, ..config_at(folder.path()) };
     // Twice, so that there is a snapshot, and something behind it.
     let mut logs: Vec<_> = (0..20).map(|n| Log::of(&format!("user-{n}"))).collect();
     for _ in 0..2 {
-        let store = open_sled(&folder);
+        let store = open(&config);
         for log in &mut logs {
             log.append(&store, &notification(3000)).await.unwrap();
             log.append(&store, &notification(9000)).await.unwrap();
         }
         store.close().unwrap();
     }
-    let sound = config_at(folder.path()).path;
-    let snapshot = fs::read_dir(&sound).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let snapshot = snapshot.into_iter().find(|name| name.starts_with("snap.")).unwrap();
+    let sound = config.path.clone();
+    let names: Vec<_> =
+        fs::read_dir(&sound).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let blobs = usize::from(names.iter().any(|name| name == "blobs"));
     let mut damages: Vec<(&str, Option<u64>, u64)> = Vec::new();
-    for (file, step) in [("db", 97_531), ("conf", 9), (&*snapshot, 211)] {
+    for file in names.iter().map(String::as_str).filter(|name| *name != "blobs") {
+        let step = match file {
+            "conf" => 9,
+            snapshot if snapshot.starts_with("snap.") => 211,
+            _ => 97_531,
+        };
         let length = fs::metadata(sound.join(file)).unwrap().len();
         let positions = (0..length).step_by(step).chain([1, 20, length - 1]);
         damages.extend(positions.take(16).map(|at| (file, None, at)));
@@ -771,7 +915,7 @@ async fn a_damaged_store_is_opened_moved_aside_or_refused_but_never_hangs_or_pan
     for (number, (file, cut, flip)) in damages.into_iter().enumerate() {
         for on_corruption in [OnCorruption::Refuse, OnCorruption::Quarantine] {
             let place = TempDir::new().unwrap();
-            let config = Config { on_corruption: Some(on_corruption), ..config_at(place.path()) };
+            let config = Config { engine, on_corruption: Some(on_corruption), ..config_at(place.path()) };
             copy(&sound, &config.path);
             let mut bytes = fs::read(config.path.join(file)).unwrap();
             match cut {
@@ -791,22 +935,86 @@ async fn a_damaged_store_is_opened_moved_aside_or_refused_but_never_hangs_or_pan
                     let _ = Log::of("newcomer").append(&store, &notification(10)).await;
                 }
                 Err(OpenError::Panicked { moved_to, .. }) => {
-                    assert!(on_corruption == OnCorruption::Quarantine && moved_to.join("db").exists());
+                    assert!(on_corruption == OnCorruption::Quarantine);
+                    assert!(moved_to.join(Kind::of(engine).lock_file).exists());
                     moved += 1;
                     opened_in_time(&config).expect("the next start finds a new store");
                 }
                 Err(OpenError::Corrupt { .. }) => {
                     assert_eq!(on_corruption, OnCorruption::Refuse, "{number}");
                     assert!(!quarantined());
-                    assert!(fs::read(config.path.join(file)).unwrap().len() == bytes.len() || file == "db");
+                    assert!(fs::read(config.path.join(file)).unwrap() == bytes, "{file} was changed");
+                    assert_eq!(contents(&config.path).len(), names.len() - blobs, "nothing else is there");
                     refused += 1;
                 }
-                Err(OpenError::Format { .. }) => assert_eq!(file, "conf"),
                 Err(error) => panic!("{file} {cut:?} {flip}: {error}"),
             }
         }
     }
     assert!(refused > 0 && moved > 0, "{refused} refused, {moved} moved");
+}
+
+/// Reads all that these users have and appends to it. Whether that was possible.
+async fn is_usable(store: &Store, users: &[UserId]) -> bool {
+    let mut is_usable = true;
+    for user in users {
+        is_usable &= store.load(user).await.is_ok();
+        is_usable &= store.page(&LogId::User(user.clone()), Offset::ZERO, Offset::MAX, EVERYTHING).await.is_ok();
+        let mut log = Log { user: user.clone(), ..Log::of("ann") };
+        is_usable &= log.append(store, &notification(10)).await.is_ok();
+    }
+    is_usable
+}
+
+#[tokio::test]
+async fn what_is_damaged_below_an_open_store_is_met_once_and_not_at_every_start() {
+    let folder = TempDir::new().unwrap();
+    let users: Vec<_> = (0..40).map(|n| user(&format!("user-{n}"))).collect();
+    for _ in 0..2 {
+        let store = open_sled(&folder);
+        for user in &users {
+            let mut log = Log { user: user.clone(), ..Log::of("ann") };
+            for _ in 0..5 {
+                log.append(&store, &notification(3000)).await.unwrap();
+            }
+        }
+        store.close().unwrap();
+    }
+    let (sound, mut met) = (config_at(folder.path()).path, 0);
+    let length = fs::metadata(sound.join("db")).unwrap().len();
+    for part in 0..16 {
+        for on_corruption in [OnCorruption::Refuse, OnCorruption::Quarantine] {
+            let place = TempDir::new().unwrap();
+            let config = Config { on_corruption: Some(on_corruption), ..config_at(place.path()) };
+            copy(&sound, &config.path);
+            let store = opened_in_time(&config).unwrap();
+            let file = fs::File::options().write(true).open(config.path.join("db")).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], length * part / 16 / 4096 * 4096).unwrap();
+            drop(file);
+            if is_usable(&store, &users).await {
+                continue;
+            }
+            met += 1;
+            drop(store);
+            let mut usable = false;
+            for _start in 0..3 {
+                match opened_in_time(&config) {
+                    Ok(store) => usable = is_usable(&store, &users).await,
+                    Err(OpenError::Panicked { .. }) => assert_eq!(on_corruption, OnCorruption::Quarantine),
+                    Err(OpenError::Corrupt { .. }) => {
+                        assert_eq!(on_corruption, OnCorruption::Refuse);
+                        usable = true;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                if usable {
+                    break;
+                }
+            }
+            assert!(usable, "{part}, {on_corruption:?}: it fails at every start");
+        }
+    }
+    assert!(met > 0, "no damage was met");
 }
 
 #[test]

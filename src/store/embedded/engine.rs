@@ -23,7 +23,7 @@ pub enum EngineError {
     /// Another process has it.
     #[error("it is in use by another process")]
     Busy,
-    /// The system said no.
+    /// The system said no; the error's kind is the system's, so that a full disk can be told apart.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// What is on disk makes no sense.
@@ -37,6 +37,20 @@ pub enum EngineError {
         /// What this build reads.
         supported: String,
     },
+    /// The folder holds the files of another engine.
+    #[error("{found} wrote it, and store.engine is {configured}")]
+    Foreign {
+        /// Whose files are there.
+        found: &'static str,
+        /// Whose were to be opened.
+        configured: &'static str,
+    },
+}
+
+/// A sync of the disk that failed. What of it is on disk is unknown, and the kernel takes it as written from then on:
+/// so it keeps the kind of no error that could be waited out in this process, such as a full disk.
+pub fn sync_failed(error: io::Error) -> io::Error {
+    io::Error::other(format!("syncing failed: {error}"))
 }
 
 /// An embedded engine.

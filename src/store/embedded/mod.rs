@@ -1,18 +1,25 @@
 //! The store in one process, over an embedded engine: a sequencer gives offsets, one writer thread commits, a few
-//! reader threads read pages. [`engine`] is all that an engine must do.
+//! reader threads read pages. [`engine`] is all that an engine must do, [`kind`] what is to be known of one before it is
+//! opened.
 
+mod aside;
+#[cfg(test)]
+mod conformance;
 pub mod engine;
 pub mod keys;
+pub mod kind;
 mod migrate;
 pub mod open;
 pub mod queries;
 mod queue;
 pub mod reader;
 pub mod record;
+mod redb;
 mod rows;
 pub mod sequencer;
 pub mod shared;
 mod sled;
+mod suspect;
 pub mod writer;
 
 pub use shared::Permit;

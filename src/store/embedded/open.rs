@@ -1,16 +1,16 @@
 //! Opens an engine and reads the store's own rows, whatever state the files are in.
 //!
-//! Rules: nothing is ever deleted but snapshots that a crash left unfinished. What cannot be read for want of rights
-//! or for a failing disk is left alone and refused; what is damaged is moved aside or refused, as configured. The
-//! engine is opened on a thread of its own, because it may panic over damage; what such a panic leaves behind in the
-//! process is unknown, so the process must end then.
+//! Rules: nothing is ever deleted but what a crash left unfinished, a snapshot or a copy. What cannot be read for want of rights
+//! or for a failing disk is left alone and refused; what is damaged is moved aside or refused, as configured; what
+//! another engine wrote is left alone. The engine is opened on a thread of its own, because it may panic over damage;
+//! what such a panic leaves behind in the process is unknown, so the process must end then.
 
 use std::{
     fs::{self, File, TryLockError},
     io,
     os::unix::fs::DirBuilderExt,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -19,11 +19,13 @@ use std::{
 use uuid::Uuid;
 
 use super::{
+    aside::{set_aside, sync_folder},
     engine::{Engine, EngineError},
     keys::{self, Key},
+    kind::Kind,
     migrate, panic_text, rows,
     sequencer::Sequencer,
-    sled::{self, SledEngine},
+    suspect::{self, Suspicion, Watched},
 };
 use crate::{
     clock::Clock,
@@ -34,6 +36,7 @@ use crate::{
 
 /// Stands in the folder from before the engine first opens it until the store's own rows are in it. So a folder whose
 /// files hold no rows is told apart: begun and cut short, or emptied by damage that the engine took for a new store.
+/// Nobody was ever told that something is stored as long as it stands.
 const BEGUN: &str = "begun";
 
 /// An opened engine, and what the store's own rows say.
@@ -122,21 +125,24 @@ fn recount(engine: &dyn Engine) -> Result<Totals, EngineError> {
 
 /// Opens the store on disk.
 pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
-    let path = &config.path;
-    match attempt(path, clock) {
-        Err(Failure::Damaged { detail, panicked }) => {
-            if config.on_corruption() == OnCorruption::Refuse {
+    let (path, kind) = (&config.path, Kind::of(config.engine));
+    match attempt(config, clock) {
+        Err(Failure::Damaged { detail, panicked, cut_short }) => {
+            // A beginning that was cut short holds nothing that an operator could want back.
+            if config.on_corruption() == OnCorruption::Refuse && !cut_short {
                 return Err(OpenError::Corrupt { path: path.clone(), detail });
             }
-            let moved_to = quarantine(path, clock).map_err(|source| io_error(path, source))?;
-            tracing::error!(
-                path = %path.display(), moved_to = %moved_to.display(), detail,
-                "the store is damaged; it was moved aside and a new one is begun"
-            );
+            let moved_to = set_aside(kind, path, clock).map_err(|source| io_error(path, source))?;
+            let (path_name, moved_to_name) = (path.display(), moved_to.display());
+            if cut_short {
+                tracing::warn!(path = %path_name, moved_to = %moved_to_name, detail, "a store whose making was cut short was moved aside");
+            } else {
+                tracing::error!(path = %path_name, moved_to = %moved_to_name, detail, "the store is damaged; it was moved aside and a new one is begun");
+            }
             if panicked {
                 return Err(OpenError::Panicked { path: path.clone(), moved_to, detail });
             }
-            attempt(path, clock).map_err(|failure| match failure {
+            attempt(config, clock).map_err(|failure| match failure {
                 Failure::Damaged { detail, .. } => OpenError::Corrupt { path: path.clone(), detail },
                 Failure::Refused(error) => error,
             })
@@ -146,8 +152,28 @@ pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
     }
 }
 
+/// Opens the engine of a store that this process had open, and nothing else: no rows are read or written, nothing is
+/// moved aside. Whatever used the engine before must be gone; [`EngineError::Busy`] where it is not within
+/// [`limits::STORE_LOCK_WAIT`]. Blocks.
+#[allow(dead_code, reason = "for opening again in the process once there is room on the disk")]
+pub fn reopen(config: &Config) -> Result<Arc<dyn Engine>, EngineError> {
+    let (kind, path, durability) = (Kind::of(config.engine), config.path.clone(), config.durability);
+    let reopened = when_free(|| {
+        if prepare(kind, &config.path)? {
+            return Err(EngineError::Corrupt("its files are gone".into()).into());
+        }
+        let (path, opened) = (path.clone(), config.path.clone());
+        let engine = on_a_thread(move || (kind.open)(&path, durability))?;
+        Ok(Arc::new(Watched::over(engine, &opened)) as Arc<dyn Engine>)
+    });
+    reopened.map_err(|attempt| match attempt {
+        Attempt::Engine(error) => error,
+        Attempt::Panicked(detail) => EngineError::Corrupt(format!("a panic: {detail}")),
+    })
+}
+
 enum Failure {
-    Damaged { detail: String, panicked: bool },
+    Damaged { detail: String, panicked: bool, cut_short: bool },
     Refused(OpenError),
 }
 
@@ -159,28 +185,39 @@ fn io_error(path: &Path, source: io::Error) -> OpenError {
     }
 }
 
-/// Opens what lies at `path`, and waits a while for another process to let go of it.
-fn attempt(path: &Path, clock: &Clock) -> Result<Opened, Failure> {
+/// Opens what lies at the store's path, and waits a while for another process to let go of it.
+fn attempt(config: &Config, clock: &Clock) -> Result<Opened, Failure> {
+    let (kind, path) = (Kind::of(config.engine), &config.path);
+    let mut cut_short = false;
+    let tried = when_free(|| {
+        let may_be_new = prepare(kind, path)?;
+        cut_short = may_be_new;
+        guarded(config, clock, may_be_new)
+    });
+    let refused = |error| Err(Failure::Refused(error));
+    let path = path.to_owned();
+    match tried {
+        Ok(opened) => Ok(opened),
+        Err(Attempt::Panicked(detail)) => Err(Failure::Damaged { detail, panicked: true, cut_short }),
+        Err(Attempt::Engine(error)) => match error {
+            EngineError::Busy => refused(OpenError::Locked { path }),
+            EngineError::Io(source) => refused(io_error(&path, source)),
+            EngineError::Format { found, supported } => refused(OpenError::Format { path, found, supported }),
+            EngineError::Foreign { found, configured } => refused(OpenError::Foreign { path, found, configured }),
+            EngineError::Corrupt(detail) => Err(Failure::Damaged { detail, panicked: false, cut_short }),
+        },
+    }
+}
+
+/// Tries until no other process has the store, for as long as is waited for that.
+fn when_free<T>(mut attempt: impl FnMut() -> Result<T, Attempt>) -> Result<T, Attempt> {
     let deadline = Instant::now() + limits::STORE_LOCK_WAIT;
     loop {
-        let tried = prepare(path).and_then(|new| guarded(path, clock, new));
-        match tried {
+        match attempt() {
             Err(Attempt::Engine(EngineError::Busy)) if Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(50));
             }
-            Ok(opened) => return Ok(opened),
-            Err(Attempt::Panicked(detail)) => return Err(Failure::Damaged { detail, panicked: true }),
-            Err(Attempt::Engine(error)) => {
-                let path = path.to_owned();
-                return Err(match error {
-                    EngineError::Busy => Failure::Refused(OpenError::Locked { path }),
-                    EngineError::Io(source) => Failure::Refused(io_error(&path, source)),
-                    EngineError::Format { found, supported } => {
-                        Failure::Refused(OpenError::Format { path, found, supported })
-                    }
-                    EngineError::Corrupt(detail) => Failure::Damaged { detail, panicked: false },
-                });
-            }
+            tried => return tried,
         }
     }
 }
@@ -196,11 +233,12 @@ impl<E: Into<EngineError>> From<E> for Attempt {
     }
 }
 
-/// Makes the folder, and removes what would keep the engine from opening. Looks at the lock first, since an unfinished
-/// snapshot may be another process at work. Tells whether the store may be a new one.
-fn prepare(path: &Path) -> Result<bool, Attempt> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let lock = match File::options().read(true).write(true).open(path.join(sled::DATA_FILE)) {
+/// Makes the folder, sees to it that no other engine's files are in it, and removes what would keep the engine from
+/// opening. Looks at the lock first, since an unfinished snapshot may be another process at work. Tells whether the
+/// store may be a new one.
+fn prepare(kind: &Kind, path: &Path) -> Result<bool, Attempt> {
+    make_folder(path)?;
+    let lock = match File::options().read(true).write(true).open(path.join(kind.lock_file)) {
         Ok(file) => match file.try_lock() {
             Ok(()) => Some(file),
             Err(TryLockError::WouldBlock) => return Err(EngineError::Busy.into()),
@@ -209,86 +247,83 @@ fn prepare(path: &Path) -> Result<bool, Attempt> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
     };
-    let mut is_new = true;
+    let (mut is_new, mut leftovers) = (true, Vec::new());
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
-        if sled::is_unfinished_snapshot(&name.to_string_lossy()) {
-            tracing::warn!(file = %entry.path().display(), "removing a snapshot that a crash left unfinished");
-            fs::remove_file(entry.path())?;
+        let name = name.to_string_lossy();
+        if let Some(other) = kind.owner_beside(&name) {
+            return Err(EngineError::Foreign { found: other.name, configured: kind.name }.into());
         }
-        is_new &= !sled::is_own(&name.to_string_lossy());
+        if (kind.is_leftover)(&name) {
+            leftovers.push((entry.path(), entry.file_type()?.is_dir()));
+            continue;
+        }
+        is_new &= !(kind.is_own)(&name);
+    }
+    for (entry, is_folder) in leftovers {
+        tracing::warn!(path = %entry.display(), "removing what a crash left unfinished");
+        if is_folder { fs::remove_dir_all(entry)? } else { fs::remove_file(entry)? }
     }
     let begun = path.join(BEGUN);
     if is_new {
         File::create(&begun)?;
+        // Before anything else is there, or a power cut could leave the engine's files and not this one.
+        sync_folder(path)?;
     }
-    drop(lock);
-    Ok(begun.try_exists()?)
+    let may_be_new = begun.try_exists()?;
+    if lock.is_none() && !may_be_new {
+        // The engine would make it anew.
+        return Err(EngineError::Corrupt(format!("its file {} is missing", kind.lock_file)).into());
+    }
+    Ok(may_be_new)
+}
+
+/// Makes the store's folder where it is missing, and brings it to the disk.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).count();
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    path.ancestors().skip(1).take(missing).try_for_each(sync_folder)
 }
 
 /// Opens the engine and reads the store's rows where a panic does no harm.
-fn guarded(path: &Path, clock: &Clock, may_be_new: bool) -> Result<Opened, Attempt> {
-    let (owned, clock) = (path.to_owned(), clock.clone());
-    let open = move || Opened::over(Arc::new(SledEngine::open(&owned)?), clock, may_be_new);
-    let opening =
-        thread::Builder::new().name("pushgate-open".into()).spawn(move || catch_unwind(AssertUnwindSafe(open)))?;
-    let opened = match opening.join() {
-        Ok(Ok(opened)) => opened?,
-        Ok(Err(panic)) | Err(panic) => return Err(Attempt::Panicked(panic_text(&*panic))),
-    };
+fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, Attempt> {
+    let (kind, path, durability) = (Kind::of(config.engine), config.path.clone(), config.durability);
+    let (clock, on_corruption) = (clock.clone(), config.on_corruption());
+    let opened = on_a_thread(move || {
+        let suspicion = suspect::suspicion(&path)?;
+        if let Suspicion::Damaged(why) = suspicion {
+            return Err(EngineError::Corrupt(why));
+        }
+        if !may_be_new && let Some(engine) = (kind.rehearse)(&path, on_corruption)? {
+            let rehearsed = Opened::over(engine, clock.clone(), false)?;
+            if suspicion == Suspicion::Read {
+                suspect::read_all(&*rehearsed.engine)?;
+            }
+        }
+        let engine = (kind.open)(&path, durability)?;
+        if suspicion == Suspicion::Read {
+            tracing::warn!(path = %path.display(), "something failed over damage before; the whole store is read");
+            suspect::read_all(&*engine)?;
+        }
+        Opened::over(Arc::new(Watched::over(engine, &path)), clock, may_be_new)
+    })?;
     if may_be_new {
-        fs::remove_file(path.join(BEGUN))?;
+        // The engine's files are in the folder for good before this one is not.
+        sync_folder(&config.path)?;
+        fs::remove_file(config.path.join(BEGUN))?;
+        sync_folder(&config.path)?;
     }
     Ok(opened)
 }
 
-/// Moves the engine's files to a folder beside the store's, or to one inside where none can be made beside it (it may
-/// be a mount, or the only folder that the daemon may write).
-fn quarantine(path: &Path, clock: &Clock) -> io::Result<PathBuf> {
-    let seconds = clock.unix_micros() / 1_000_000;
-    let inside = path.join(format!("corrupt-{seconds}"));
-    let beside = path.file_name().map(|name| {
-        let mut name = name.to_owned();
-        name.push(format!(".corrupt-{seconds}"));
-        path.with_file_name(name)
-    });
-    match beside.map(|beside| move_aside(path, &beside)) {
-        Some(Ok(moved_to)) => Ok(moved_to),
-        Some(Err(_)) | None => move_aside(path, &inside),
+fn on_a_thread<T: Send + 'static>(
+    open: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, Attempt> {
+    let opening =
+        thread::Builder::new().name("pushgate-open".into()).spawn(move || catch_unwind(AssertUnwindSafe(open)))?;
+    match opening.join() {
+        Ok(Ok(opened)) => Ok(opened?),
+        Ok(Err(panic)) | Err(panic) => Err(Attempt::Panicked(panic_text(&*panic))),
     }
-}
-
-fn move_aside(path: &Path, to: &Path) -> io::Result<PathBuf> {
-    let folder = free_name(to)?;
-    fs::DirBuilder::new().mode(0o700).create(&folder)?;
-    let moved = move_files(path, &folder);
-    if moved.is_err() {
-        // Only goes where nothing was moved.
-        let _ = fs::remove_dir(&folder);
-    }
-    moved.map(|()| folder)
-}
-
-fn free_name(to: &Path) -> io::Result<PathBuf> {
-    let mut name = to.to_owned();
-    let mut number = 1;
-    while name.try_exists()? {
-        number += 1;
-        let mut next = to.as_os_str().to_owned();
-        next.push(format!("-{number}"));
-        name = next.into();
-    }
-    Ok(name)
-}
-
-fn move_files(path: &Path, folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if sled::is_own(&name.to_string_lossy()) {
-            fs::rename(entry.path(), folder.join(&name))?;
-        }
-    }
-    Ok(())
 }

@@ -3,46 +3,88 @@
 //! What sled wants of its user, each of it seen to matter: what was not flushed is lost on `kill -9`, so every commit
 //! flushes; `flush_async` and `Mode::HighThroughput` deadlock, so neither is used; memory is about ten times the cache;
 //! values stay far below the 128 KiB at which sled writes them to side files that it never syncs. `flush` hands the
-//! data to the kernel and does not wait for the disk: it survives the process, not the power.
+//! data to the kernel and does not wait for the disk: it survives the process, not the power. For the power there is a
+//! sync of our own behind it, of the one file that holds all the data; a snapshot only shortens the next opening, and
+//! sled syncs it by itself.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::engine::{Engine, EngineError, Visit, Write};
+use self::rehearsal::Rehearsal;
+use super::{
+    engine::{Engine, EngineError, Visit, Write, sync_failed},
+    kind::Kind,
+};
+use crate::store::{Durability, OnCorruption};
+
+mod rehearsal;
 
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// sled's file in the folder, which it also locks.
-pub const DATA_FILE: &str = "db";
+const DATA_FILE: &str = "db";
 
-/// Whether a file or folder of that name in the folder is sled's.
-pub fn is_own(name: &str) -> bool {
-    matches!(name, DATA_FILE | "conf" | "blobs") || name.starts_with("snap.")
+/// sled's settings; it reads them without a look at the checksum at their end.
+const SETTINGS_FILE: &str = "conf";
+
+/// sled, as `store.engine` names it.
+pub const KIND: Kind = Kind {
+    name: "sled",
+    lock_file: DATA_FILE,
+    is_own,
+    is_leftover: rehearsal::is_leftover,
+    rehearse: |path, on_corruption| match on_corruption {
+        OnCorruption::Refuse => Ok(Rehearsal::over(path)?.map(|engine| Arc::new(engine) as Arc<dyn Engine>)),
+        OnCorruption::Quarantine => Ok(None),
+    },
+    open: |path, durability| Ok(Arc::new(SledEngine::open(path, durability)?)),
+};
+
+fn is_own(name: &str) -> bool {
+    matches!(name, DATA_FILE | SETTINGS_FILE | rehearsal::FOLDER | "blobs") || name.starts_with("snap.")
 }
 
 /// Whether it is a snapshot that a crash left unfinished. Every opening fails as long as one is there.
-pub fn is_unfinished_snapshot(name: &str) -> bool {
+fn is_unfinished_snapshot(name: &str) -> bool {
     name.starts_with("snap.") && name.ends_with(".generating")
 }
 
 /// An opened sled.
-pub struct SledEngine {
+struct SledEngine {
     tree: sled::Db,
     path: PathBuf,
+    /// What is synced behind every commit, where it must survive the power.
+    data: Option<File>,
 }
 
 impl SledEngine {
     /// Opens or creates it. May panic over damage; see [`super::open`].
-    pub fn open(path: &Path) -> Result<Self, EngineError> {
+    fn open(path: &Path, durability: Durability) -> Result<Self, EngineError> {
         let tree = sled::Config::new()
             .path(path)
             .mode(sled::Mode::LowSpace)
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
-            .open()?;
-        Ok(Self { tree, path: path.to_owned() })
+            .open();
+        let tree = tree.map_err(|error| match error {
+            sled::Error::Unsupported(_) if !is_intact(&path.join(SETTINGS_FILE)) => {
+                EngineError::Corrupt(format!("its file {SETTINGS_FILE} is not as it was written"))
+            }
+            error => error.into(),
+        })?;
+        let data = match durability {
+            Durability::Process => None,
+            Durability::Power => {
+                // sled wrote them without a sync, and does not open without them.
+                File::open(path.join(SETTINGS_FILE))?.sync_all()?;
+                Some(File::open(path.join(DATA_FILE))?)
+            }
+        };
+        Ok(Self { tree, path: path.to_owned(), data })
     }
 }
 
@@ -61,6 +103,9 @@ impl Engine for SledEngine {
         }
         self.tree.apply_batch(batch)?;
         self.tree.flush()?;
+        if let Some(data) = &self.data {
+            data.sync_data().map_err(sync_failed)?;
+        }
         Ok(())
     }
 
@@ -69,6 +114,9 @@ impl Engine for SledEngine {
     }
 
     fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        if from >= to {
+            return Ok(());
+        }
         for row in self.tree.range(from..to) {
             let (key, value) = row?;
             if visit(&key, &value).is_break() {
@@ -98,6 +146,16 @@ fn size_of(folder: &Path, counts: fn(&str) -> bool) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Whether a file ends with the CRC-32 of what comes before it.
+fn is_intact(file: &Path) -> bool {
+    let Ok(bytes) = fs::read(file) else { return false };
+    let Some((text, written)) = bytes.split_last_chunk::<4>() else { return false };
+    let crc = text.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+    });
+    !crc == u32::from_le_bytes(*written)
+}
+
 impl From<sled::Error> for EngineError {
     fn from(error: sled::Error) -> Self {
         match error {
@@ -116,5 +174,52 @@ impl From<sled::Error> for EngineError {
             }
             error => EngineError::Corrupt(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    #[test]
+    fn a_commit_that_must_survive_the_power_fails_where_it_cannot_be_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut engine = SledEngine::open(folder.path(), Durability::Power).unwrap();
+        assert!(engine.data.is_some());
+        engine.commit(vec![(vec![1], Some(vec![1]))]).unwrap();
+        // A pipe cannot be synced.
+        engine.data = Some(File::from(OwnedFd::from(std::io::pipe().unwrap().1)));
+        match engine.commit(vec![(vec![2], Some(vec![2]))]) {
+            Err(EngineError::Io(error)) => assert!(error.to_string().contains("syncing failed"), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn settings_of_another_sled_are_told_apart_from_damaged_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || SledEngine::open(folder.path(), Durability::Process).map(drop);
+        open().unwrap();
+        let settings = folder.path().join(SETTINGS_FILE);
+        assert!(is_intact(&settings));
+        let mut bytes = fs::read(&settings).unwrap();
+        // "version: 0.34", one bit off.
+        let at = bytes.windows(4).position(|four| four == b"0.34").unwrap();
+        bytes[at + 3] ^= 1;
+        fs::write(&settings, &bytes).unwrap();
+        assert!(matches!(open(), Err(EngineError::Corrupt(_))));
+        fs::remove_file(folder.path().join(DATA_FILE)).unwrap();
+        fs::remove_file(&settings).unwrap();
+        // Another size of segments, by sled itself.
+        drop(sled::Config::new().path(folder.path()).segment_size(1 << 18).open().unwrap());
+        assert!(matches!(open(), Err(EngineError::Format { .. })));
+    }
+
+    #[test]
+    fn a_full_disk_stays_one_through_its_errors() {
+        let full = sled::Error::Io(io::ErrorKind::StorageFull.into());
+        assert!(matches!(full.into(), EngineError::Io(error) if error.kind() == io::ErrorKind::StorageFull));
     }
 }

@@ -4,23 +4,20 @@
 //! the offsets; no offset is ever given to two notifications; what was confirmed, and whose confirmation is on disk,
 //! does not come again. What comes twice otherwise is counted, not condemned: delivery is at least once.
 
+mod daemon;
+mod damage;
+mod opening;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
-    path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc as std_mpsc,
     },
-    thread,
     time::Duration,
 };
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use parking_lot::Mutex;
 use pushgate::api::proto::{
     ListSessionsRequest, Notification, Outcome, SendToUserRequest, Wait, gateway_client::GatewayClient,
     notification::Payload,
@@ -35,7 +32,9 @@ use tokio::{
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
 use tonic::transport::Channel;
 
-const ROUNDS: usize = 20;
+use daemon::{Daemon, Keeping};
+
+const ROUNDS: usize = 26;
 const SENDERS: usize = 10;
 const ACKNOWLEDGED_PER_ROUND: usize = 200;
 /// Nobody of theirs is there while they are sent to.
@@ -44,96 +43,6 @@ const ABSENT: [&str; 4] = ["ann", "bob", "eve", "kim"];
 const ONLINE: [&str; 2] = ["lea", "max"];
 /// How long anything here may take before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(20);
-const SECRET: &str = "a secret that only tests know";
-
-/// A daemon on the data of a folder. Killed, not stopped, at its end.
-struct Daemon {
-    child: Child,
-    http: SocketAddr,
-    grpc: SocketAddr,
-    /// Lines of level ERROR.
-    errors: Arc<Mutex<Vec<String>>>,
-}
-
-impl Daemon {
-    fn start(folder: &Path) -> Daemon {
-        let config = folder.join("pushgate.toml");
-        let text = format!(
-            r#"
-            http.listen = ["127.0.0.1:0"]
-            grpc = {{ listen = ["127.0.0.1:0"], insecure = true }}
-            ops.listen = ["127.0.0.1:0"]
-            auth = {{ require_exp = false, keys = [{{ algorithm = "HS256", secret = "{SECRET}" }}] }}
-            store = {{ path = "{}", max_pending_per_user = 1000000 }}
-            log.format = "json"
-            "#,
-            folder.join("data").display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pushgate"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .env_remove("RUST_LOG")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let errors = Arc::new(Mutex::new(Vec::new()));
-        let (told, tells) = std_mpsc::channel();
-        let seen = Arc::clone(&errors);
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let value: Value = serde_json::from_str(&line).unwrap_or_default();
-                if value["level"].as_str().is_none_or(|level| level == "ERROR") {
-                    seen.lock().push(line);
-                }
-                // Nobody listens once the daemon is up.
-                let _ = told.send(value);
-            }
-        });
-        let mut addresses = HashMap::new();
-        loop {
-            let line = match tells.recv_timeout(PATIENCE) {
-                Ok(line) => line,
-                Err(_) => panic!("the daemon did not start: {:?}", errors.lock()),
-            };
-            match line["message"].as_str() {
-                Some("listening") => {
-                    let address = line["address"].as_str().unwrap().parse::<SocketAddr>().unwrap();
-                    addresses.insert(line["name"].as_str().unwrap().to_owned(), address);
-                }
-                Some("ready") => break,
-                _ => {}
-            }
-        }
-        Daemon { child, http: addresses["http"], grpc: addresses["grpc"], errors }
-    }
-
-    /// `kill -9`.
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        assert_eq!(*self.errors.lock(), Vec::<String>::new(), "the daemon complained");
-    }
-
-    async fn client(&self) -> GatewayClient<Channel> {
-        GatewayClient::connect(format!("http://{}", self.grpc)).await.unwrap()
-    }
-
-    fn url(&self, user: &str) -> String {
-        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
-        let token = jsonwebtoken::encode(&Default::default(), &serde_json::json!({ "sub": user }), &key).unwrap();
-        format!("ws://{}/ws?token={token}", self.http)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // A test that fails leaves nothing running.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// What an offset stands for: the notification's id and its payload.
 type Content = (String, String);
@@ -166,12 +75,19 @@ struct Session {
 
 impl Session {
     async fn open(daemon: &Daemon, user: &str) -> Session {
-        let (socket, _) = tokio_tungstenite::connect_async(daemon.url(user)).await.unwrap();
+        Session::try_open(daemon, user).await.expect("a session")
+    }
+
+    /// None where the gateway lets nobody in.
+    async fn try_open(daemon: &Daemon, user: &str) -> Option<Session> {
+        let (socket, _) = tokio_tungstenite::connect_async(daemon.url(user)).await.ok()?;
         let mut session = Session { user: user.to_owned(), socket, pending: 0, received: Vec::new() };
-        let hello = session.next().await.unwrap();
-        assert_eq!(hello["type"], "auth_success", "{hello}");
-        session.pending = usize::try_from(hello["pending"].as_u64().unwrap()).unwrap();
-        session
+        let hello = session.next().await?;
+        if hello["type"] != "auth_success" {
+            return None;
+        }
+        session.pending = usize::try_from(hello["pending"].as_u64()?).ok()?;
+        Some(session)
     }
 
     /// The next text message; none once the connection is gone.
@@ -373,13 +289,32 @@ async fn take_all(daemon: &Daemon, ledgers: &mut Ledgers) -> Vec<Session> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_stored_arrives_in_order_however_often_the_daemon_is_killed() {
+async fn with_sled_what_was_answered_stored_arrives_however_often_the_daemon_is_killed() {
+    killed_again_and_again(Keeping { engine: "sled", durability: "process" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_sled_synced_what_was_answered_stored_arrives_however_often_the_daemon_is_killed() {
+    killed_again_and_again(Keeping { engine: "sled", durability: "power" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_redb_what_was_answered_stored_arrives_however_often_the_daemon_is_killed() {
+    killed_again_and_again(Keeping { engine: "redb", durability: "process" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_redb_for_the_power_what_was_answered_stored_arrives_however_often_the_daemon_is_killed() {
+    killed_again_and_again(Keeping { engine: "redb", durability: "power" }).await;
+}
+
+async fn killed_again_and_again(keeping: Keeping) {
     let folder = TempDir::new().unwrap();
     let numbers = Arc::new(AtomicU64::new(0));
     let mut ledgers: Ledgers = ABSENT.into_iter().chain(ONLINE).map(|user| (user, Ledger::default())).collect();
     let (mut acknowledged, mut cut_off) = (0, 0);
     for round in 0..ROUNDS {
-        let daemon = Daemon::start(folder.path());
+        let daemon = Daemon::start(folder.path(), keeping).await;
         // The moment of the kill differs from round to round.
         let enough = ACKNOWLEDGED_PER_ROUND + round * 37 % 90;
         let (answered, cut) = killed_at_work(daemon, &mut ledgers, &numbers, enough).await;
@@ -387,7 +322,7 @@ async fn what_was_answered_stored_arrives_in_order_however_often_the_daemon_is_k
         if round % 4 != 3 {
             continue;
         }
-        let daemon = Daemon::start(folder.path());
+        let daemon = Daemon::start(folder.path(), keeping).await;
         let sessions = take_all(&daemon, &mut ledgers).await;
         if round % 8 == 7 {
             // Cursors are written lazily, but in the order of all writes: with this answer they are on disk.
@@ -399,17 +334,17 @@ async fn what_was_answered_stored_arrives_in_order_however_often_the_daemon_is_k
         drop(sessions);
         daemon.kill();
     }
-    let daemon = Daemon::start(folder.path());
+    let daemon = Daemon::start(folder.path(), keeping).await;
     let sessions = take_all(&daemon, &mut ledgers).await;
     send(&mut daemon.client().await, "witness", 0).await.unwrap();
     drop(sessions);
     daemon.kill();
-    let daemon = Daemon::start(folder.path());
+    let daemon = Daemon::start(folder.path(), keeping).await;
     let lost: usize = ledgers.values().map(Ledger::lost).sum();
     let repeated: usize = ledgers.values().map(Ledger::repeated).sum();
     let back: usize = ledgers.values().map(|ledger| ledger.back).sum();
     println!(
-        "{ROUNDS} rounds, {acknowledged} acknowledged, {cut_off} cut off, {lost} lost, {repeated} repeated, {back} of them \
+        "{keeping}: {ROUNDS} rounds, {acknowledged} acknowledged, {cut_off} cut off, {lost} lost, {repeated} repeated, {back} of them \
          although confirmed"
     );
     // Of ten senders at work at each kill, some were waiting for an answer in one round or another.
@@ -499,7 +434,7 @@ impl Mute {
 #[tokio::test]
 async fn a_client_that_never_answers_pings_gets_everything_again_on_its_next_connection() {
     let folder = TempDir::new().unwrap();
-    let daemon = Daemon::start(folder.path());
+    let daemon = Daemon::start(folder.path(), Keeping::default()).await;
     let mut client = daemon.client().await;
     let mut sent = Vec::new();
     for number in 0..5 {
@@ -521,7 +456,7 @@ async fn a_client_that_never_answers_pings_gets_everything_again_on_its_next_con
     let mut mute = Mute::open(&daemon, "ann").await;
     assert_eq!(mute.take(8).await, again, "all of it comes again");
     daemon.kill();
-    let daemon = Daemon::start(folder.path());
+    let daemon = Daemon::start(folder.path(), Keeping::default()).await;
     let mut second = Mute::open(&daemon, "ann").await;
     assert_eq!(second.take(8).await, again, "and after the crash");
     // Something that stands behind the ping shows that there was one.
