@@ -11,7 +11,7 @@ use super::{
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
-    token,
+    store, token,
 };
 
 /// What an operator asks of a running gateway, and what he needs around it.
@@ -84,6 +84,9 @@ pub enum Operator {
   pushgate doctor
   pushgate doctor --config ./pushgate.toml --json")]
     Doctor(doctor::Doctor),
+    /// Look into a store on disk, write it out, read it in, make it small, while no gateway has it open
+    #[command(subcommand, arg_required_else_help = true)]
+    Store(store::Store),
     /// Print a script that completes pushgate's command line
     #[command(after_help = "Examples:
   pushgate completions bash > /usr/share/bash-completion/completions/pushgate
@@ -115,6 +118,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Listen(args) => listen::listen(args).await,
             Operator::Token(args) => token::token(args),
             Operator::Doctor(args) => doctor::doctor(args).await,
+            Operator::Store(args) => store::store(args),
             Operator::Completions(args) => completions(&args, command),
         }
     });

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
-pub use embedded::{Permit, record::chunks_of};
+pub use embedded::{Permit, record::chunks_of, tools};
 pub use error::{OpenError, StoreError};
 pub use model::{
     Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,

@@ -13,6 +13,7 @@ mod rows;
 pub mod sequencer;
 pub mod shared;
 mod sled;
+pub mod tools;
 pub mod writer;
 
 pub use shared::Permit;
