@@ -38,6 +38,13 @@ pub enum ApiError {
     },
     /// Fields that a retry cannot mend.
     Invalid(Vec<Violation>),
+    /// Something is there that must not be replaced.
+    Exists {
+        /// ErrorInfo's reason.
+        reason: &'static str,
+        /// In words.
+        message: String,
+    },
     /// A quota is used up.
     Quota {
         /// ErrorInfo's reason.
@@ -88,6 +95,9 @@ impl ApiError {
                 let message: Vec<_> =
                     violations.into_iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
                 (Failure::GrpcInvalidArgument, Code::InvalidArgument, message.join("; "), details)
+            }
+            Self::Exists { reason, message } => {
+                (Failure::GrpcInvalidArgument, Code::AlreadyExists, message, info(reason))
             }
             Self::Quota { reason, message } => {
                 let mut details = info(reason);

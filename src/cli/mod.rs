@@ -17,6 +17,7 @@
 //! | 77 | not allowed: `UNAUTHENTICATED`, `PERMISSION_DENIED`, a socket or file that may not be opened |
 //! | 78 | the configuration is wrong |
 
+mod backup;
 mod connect;
 mod doctor;
 mod events;

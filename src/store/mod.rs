@@ -19,6 +19,7 @@ mod model;
 mod tests;
 
 use std::{
+    path::Path,
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
 };
@@ -28,9 +29,9 @@ use uuid::Uuid;
 
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
 pub use embedded::{Permit, record::chunks_of, tools};
-pub use error::{OpenError, StoreError};
+pub use error::{BackupError, OpenError, StoreError};
 pub use model::{
-    Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
+    Backup, Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
     Remembered, Totals,
 };
 
@@ -39,6 +40,7 @@ use crate::{
     types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId},
 };
 use embedded::{
+    backup,
     engine::MemoryEngine,
     open::{self, Opened},
     queries,
@@ -57,6 +59,7 @@ struct Handle {
     readers: Readers,
     engine: &'static str,
     epoch: Uuid,
+    config: Config,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -106,7 +109,8 @@ impl Store {
         let name = engine.name();
         let writer = Writer::new(Arc::clone(&shared), engine);
         threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
-        Ok(Store(Arc::new(Handle { shared, readers, engine: name, epoch, threads: Mutex::new(threads) })))
+        let (config, threads) = (config.clone(), Mutex::new(threads));
+        Ok(Store(Arc::new(Handle { shared, readers, engine: name, epoch, config, threads })))
     }
 
     /// The store's identity: made with it and kept with it. Another epoch is another store, with other offsets.
@@ -265,6 +269,14 @@ impl Store {
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
         self.health()?;
         self.0.readers.read(move |engine| queries::due(engine, now, max)).await
+    }
+
+    /// Copies the store to `path`, while it is in use: a folder that `store.path` can be set to, with the store as it is at
+    /// one moment between two commits after the call began. `path` must be absolute, on this machine, not there yet, and
+    /// in a folder that is. Whoever drops the future ends the copying. One at a time.
+    pub async fn backup(&self, path: &Path) -> Result<Backup, BackupError> {
+        self.health()?;
+        backup::backup(&self.0.shared, &self.0.readers, &self.0.config, path).await
     }
 
     /// Writes all that is staged, ends the threads and lets go of the files. Blocks. What comes after it is answered

@@ -1,6 +1,8 @@
 //! The store in one process, over an embedded engine: a sequencer gives offsets, one writer thread commits, a few
 //! reader threads read pages. [`engine`] is all that an engine must do.
 
+pub mod backup;
+mod changes;
 pub mod engine;
 pub mod keys;
 mod migrate;

@@ -80,7 +80,7 @@ fn is_there(path: &Path) -> Result<There, ToolError> {
     })
     .map_err(failed)?;
     if rows > 0 {
-        let what = format!("a store of {rows} rows is there");
+        let what = format!("a {} store of {rows} rows is there", kind.name);
         return Err(ToolError::NotEmpty { path: path.to_owned(), what });
     }
     Ok(There::Empty(Some(kind)))

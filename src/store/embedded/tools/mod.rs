@@ -12,7 +12,7 @@ pub(super) mod files;
 mod import;
 mod line;
 mod stats;
-mod walk;
+pub(super) mod walk;
 
 use std::{
     io,
