@@ -102,6 +102,16 @@ impl Store {
         Self::start(opened, &Config::default()).unwrap()
     }
 
+    #[cfg(test)]
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    #[cfg(test)]
+    fn readers(&self) -> &Readers {
+        &self.0.readers
+    }
+
     fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
         let Opened { engine, epoch, sequencer, totals } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));

@@ -319,3 +319,6 @@ fn not_written(path: &Path, error: EngineError) -> BackupError {
 
 const _: () =
     assert!(NOTED_KEYS_KEPT * 512 < limits::BACKUP_NOTED_BYTES_MAX, "they are taken before they are too many");
+
+#[cfg(test)]
+mod tests;

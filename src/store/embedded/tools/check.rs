@@ -62,8 +62,13 @@ pub fn check(place: &Place) -> Result<Report, ToolError> {
         if let Some(format) = own.format {
             place.check_format(format, false)?;
         }
-        Checker::run(&**engine, &own).map_err(|error| ToolError::engine(&place.path, error))
+        check_rows(&**engine, &own).map_err(|error| ToolError::engine(&place.path, error))
     })
+}
+
+/// Reads all rows of an engine whose own rows are `own`.
+pub(super) fn check_rows(engine: &dyn Engine, own: &OwnRows) -> Result<Report, EngineError> {
+    Checker::run(engine, own)
 }
 
 /// What is known of the log whose notifications are being read.

@@ -38,11 +38,24 @@ pub fn export(
             Stopped::Engine(error) => ToolError::engine(&place.path, error),
             Stopped::Out(source) => ToolError::Stream { what: "cannot write the export", source },
         };
-        Exporter { engine, out, end: End::default() }.run(own, user, now).map_err(failed)
+        export_rows(engine, own, user, now, out).map_err(failed)
     })
 }
 
-enum Stopped {
+/// Writes down the rows of an engine.
+pub(super) fn export_rows(
+    engine: &dyn Engine,
+    own: &Own,
+    user: Option<&UserId>,
+    now: UnixMillis,
+    out: &mut dyn Write,
+) -> Result<Exported, Stopped> {
+    Exporter { engine, out, end: End::default() }.run(own, user, now)
+}
+
+/// Why it did not come to its end.
+#[derive(Debug)]
+pub(super) enum Stopped {
     Engine(EngineError),
     Out(io::Error),
 }

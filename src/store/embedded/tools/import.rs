@@ -40,7 +40,7 @@ pub fn import(place: &Place, input: &mut dyn BufRead) -> Result<u64, ToolError> 
         Stopped::Engine(error) => ToolError::engine(&folder, error),
         Stopped::Told(error) => error,
     };
-    let rows = fresh.engine().map_err(Stopped::from).and_then(|engine| Importer::run(engine, input)).map_err(failed)?;
+    let rows = fresh.engine().map_err(Stopped::from).and_then(|engine| import_rows(engine, input)).map_err(failed)?;
     match there {
         There::Nothing => fresh.put_at(&place.path).map_err(at)?,
         There::Empty(old) => fresh.swap_with(&place.path, old)?,
@@ -86,7 +86,14 @@ fn is_there(path: &Path) -> Result<There, ToolError> {
     Ok(There::Empty(Some(kind)))
 }
 
-enum Stopped {
+/// Reads an export into an empty engine.
+pub(super) fn import_rows(engine: &dyn Engine, input: &mut dyn BufRead) -> Result<u64, Stopped> {
+    Importer::run(engine, input)
+}
+
+/// Why it did not come to its end.
+#[derive(Debug)]
+pub(super) enum Stopped {
     Engine(EngineError),
     Told(ToolError),
 }

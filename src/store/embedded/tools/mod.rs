@@ -12,6 +12,8 @@ pub(super) mod files;
 mod import;
 mod line;
 mod stats;
+#[cfg(test)]
+pub(super) mod tests;
 pub(super) mod walk;
 
 use std::{
