@@ -154,7 +154,11 @@ async fn read(shared: &Arc<Shared>, readers: &Readers, pieces: &mpsc::Sender<Pie
     // Held to the end, and made before noting begins.
     let noting = Noting(shared);
     let beginning = Arc::clone(shared);
-    between(shared, move |_| Ok(beginning.changes.begin())).await?;
+    between(shared, move |_| {
+        beginning.changes.begin();
+        Ok(())
+    })
+    .await?;
     // Behind the format, which no commit changes, and which the copy gets last.
     let mut rest = walk::behind(keys::all(), &[(Key::Format.encode(), Vec::new())]);
     while let Some(range) = rest {

@@ -43,8 +43,11 @@ pub struct Kind {
     /// Whether one of its own files is what a crash left unfinished, keeps it from opening, and holds nothing.
     pub is_leftover: fn(&str) -> bool,
     /// Opens it, or makes it where there is none.
-    pub open: fn(&Path, Durability) -> Result<Arc<dyn Engine>, EngineError>,
+    pub open: fn(&Path, Durability) -> Opening,
 }
+
+/// What comes of an opening.
+pub type Opening = Result<Arc<dyn Engine>, EngineError>;
 
 const SLED: Kind = Kind {
     name: "sled",

@@ -2,8 +2,8 @@
 //! reading that in again, and making it small.
 //!
 //! Each function opens the store exclusively; one that another process has is refused in the daemon's own words. What
-//! only reads changes no row, not even the mark. An older format: [`check`] and [`stats`] refuse it, since they change
-//! nothing; [`export`] and [`compact`] bring it up to the present one first, as the daemon does.
+//! only reads changes no row, not even the mark. An older format: [`check()`] and [`stats()`] refuse it, since they change
+//! nothing; [`export()`] and [`compact()`] bring it up to the present one first, as the daemon does.
 
 mod check;
 mod compact;

@@ -64,7 +64,7 @@ pub struct Stats {
     pub by_bytes: Vec<Mailbox>,
 }
 
-/// Counts what is there. Rows that cannot be read are passed over: [`super::check`] finds them.
+/// Counts what is there. Rows that cannot be read are passed over: [`super::check()`] finds them.
 pub fn stats(place: &Place) -> Result<Stats, ToolError> {
     place.with_store(false, |engine, own| count(engine, own).map_err(|error| ToolError::engine(&place.path, error)))
 }
