@@ -61,7 +61,7 @@ pub fn compact(place: &Place) -> Result<Compacted, ToolError> {
         }
         let bytes_after = copy.disk_bytes().map_err(in_copy)?;
         // The lock of the old one is held until the new one is in its place.
-        fresh.swap_with(&place.path, Some(kind))?;
+        fresh.swap_with(&place.path, kind)?;
         Ok(Compacted { rows: original.rows, bytes_before, bytes_after })
     })
 }

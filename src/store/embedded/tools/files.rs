@@ -136,7 +136,7 @@ impl Fresh {
     }
 
     /// Closes it and brings it to the disk. It has no marker any more, and stays unless it is dropped before
-    /// [`Fresh::put_at`] or [`Fresh::swap_with`].
+    /// it got its name.
     fn finish(&mut self) -> io::Result<()> {
         self.engine = None;
         self.wait_for_the_lock()?;
@@ -166,17 +166,24 @@ impl Fresh {
         sync_folder(parent(path))
     }
 
+    /// Brings it to the disk and in the place of the empty folder at `path`; fails where that is not empty any more.
+    pub fn put_over(mut self, path: &Path) -> io::Result<()> {
+        self.finish()?;
+        self.give_to_owner_of(path)?;
+        fs::rename(&self.folder, path)?;
+        self.is_whole = true;
+        sync_folder(parent(path))
+    }
+
     /// Brings it to the disk and in the place of the folder at `path`, at one stroke; the files of `old` that were there
-    /// are removed. Its files are given to who had the folder.
-    pub fn swap_with(mut self, path: &Path, old: Option<&Kind>) -> Result<(), ToolError> {
+    /// are removed. The caller holds the old one's lock. Its files are given to who had the folder.
+    pub fn swap_with(mut self, path: &Path, old: &Kind) -> Result<(), ToolError> {
         let failed = |what: &'static str| {
             let path = path.to_owned();
             move |source: io::Error| ToolError::File { what, path, source }
         };
         self.finish().map_err(failed("cannot bring to the disk what is to replace"))?;
-        let owner = fs::metadata(path).map_err(failed("cannot look at"))?;
-        fs::set_permissions(&self.folder, owner.permissions()).map_err(failed("cannot set the mode of a copy of"))?;
-        give_to(&self.folder, &owner).map_err(failed("cannot give the owner of the store a copy of"))?;
+        self.give_to_owner_of(path).map_err(failed("cannot give the owner of the store a copy of"))?;
         renameat_with(CWD, &self.folder, CWD, path, RenameFlags::EXCHANGE).map_err(|error| {
             failed("nothing has changed: cannot swap two folders (RENAME_EXCHANGE) for")(error.into())
         })?;
@@ -185,6 +192,12 @@ impl Fresh {
         sync_folder(parent(path)).map_err(failed("cannot sync the folder of"))?;
         let left = self.folder.clone();
         clear_away(&left, path, old).map_err(|source| ToolError::OldOneLeft { path: path.to_owned(), left, source })
+    }
+
+    fn give_to_owner_of(&self, path: &Path) -> io::Result<()> {
+        let owner = fs::metadata(path)?;
+        fs::set_permissions(&self.folder, owner.permissions())?;
+        give_to(&self.folder, &owner)
     }
 }
 
@@ -214,11 +227,11 @@ fn remove_unfinished(folder: &Path) -> io::Result<()> {
 }
 
 /// Brings what is not the engine's from the folder `old` to `path`, and removes the rest.
-fn clear_away(old: &Path, path: &Path, kind: Option<&Kind>) -> io::Result<()> {
+fn clear_away(old: &Path, path: &Path, kind: &Kind) -> io::Result<()> {
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(old)? {
         let entry = entry?;
-        let is_own = kind.is_some_and(|kind| (kind.is_own)(&entry.file_name().to_string_lossy()));
+        let is_own = (kind.is_own)(&entry.file_name().to_string_lossy());
         if is_own { &mut own } else { &mut others }.push(entry);
     }
     for entry in others {

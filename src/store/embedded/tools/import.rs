@@ -8,6 +8,7 @@ use std::{
     fs,
     io::{self, BufRead, Read as _},
     path::Path,
+    sync::Arc,
 };
 
 use super::{
@@ -43,15 +44,21 @@ pub fn import(place: &Place, input: &mut dyn BufRead) -> Result<u64, ToolError> 
     let rows = fresh.engine().map_err(Stopped::from).and_then(|engine| import_rows(engine, input)).map_err(failed)?;
     match there {
         There::Nothing => fresh.put_at(&place.path).map_err(at)?,
-        There::Empty(old) => fresh.swap_with(&place.path, old)?,
+        There::Folder => fresh.put_over(&place.path).map_err(at)?,
+        There::Store(old, engine) => {
+            fresh.swap_with(&place.path, old)?;
+            drop(engine);
+        }
     }
     Ok(rows)
 }
 
 enum There {
     Nothing,
-    /// A folder, and the engine of the store in it, where there is one without any rows but its own.
-    Empty(Option<&'static Kind>),
+    /// An empty folder.
+    Folder,
+    /// A store without any rows but its own, open, so that nobody begins to use it.
+    Store(&'static Kind, Arc<dyn Engine>),
 }
 
 fn is_there(path: &Path) -> Result<There, ToolError> {
@@ -63,7 +70,7 @@ fn is_there(path: &Path) -> Result<There, ToolError> {
     };
     let Some(kind) = Kind::at(path) else {
         return match entries.flatten().next() {
-            None => Ok(There::Empty(None)),
+            None => Ok(There::Folder),
             Some(entry) => {
                 let what = format!("{} is there", entry.file_name().to_string_lossy());
                 Err(ToolError::NotEmpty { path: path.to_owned(), what })
@@ -83,7 +90,7 @@ fn is_there(path: &Path) -> Result<There, ToolError> {
         let what = format!("a {} store of {rows} rows is there", kind.name);
         return Err(ToolError::NotEmpty { path: path.to_owned(), what });
     }
-    Ok(There::Empty(Some(kind)))
+    Ok(There::Store(kind, engine))
 }
 
 /// Reads an export into an empty engine.

@@ -495,6 +495,15 @@ async fn a_store_that_is_in_use_missing_or_not_empty_is_refused_by_name() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     let said = import(&place, &mut text.as_bytes()).unwrap_err().to_string();
     assert!(said.contains("is not empty: a sled store of"), "{said}");
+    let other = Place { path: folder.path().join("other"), engine: None };
+    fs::create_dir(&other.path).unwrap();
+    import(&other, &mut text.as_bytes()).unwrap();
+    assert_eq!(check(&other).unwrap().problems, []);
+    fs::remove_dir_all(&other.path).unwrap();
+    fs::create_dir(&other.path).unwrap();
+    fs::write(other.path.join("notes"), "mine").unwrap();
+    let said = import(&other, &mut text.as_bytes()).unwrap_err().to_string();
+    assert!(said.contains("is not empty: notes is there"), "{said}");
 
     let store = Store::open(&config, Clock::system()).unwrap();
     for refused in [
