@@ -72,6 +72,12 @@ pub const STORE_LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(
 pub const STORE_COPY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// What `store.max_disk` keeps back for cursors and deletions, at most; else a sixteenth of it.
 pub const STORE_DISK_RESERVE_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// The longest path that a caller may name (the kernel's PATH_MAX, less the end of the text).
+pub const PATH_BYTES_MAX: usize = 4095;
+/// Keys that commits change while a backup copies are noted up to so many bytes; the backup fails where that is too few.
+pub const BACKUP_NOTED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The longest line of an export that is read: the largest notification, written as text in the longest way.
+pub const IMPORT_LINE_BYTES_MAX: usize = 6 * WRITER_QUEUE_BYTES_MAX + 1024 * 1024;
 /// Users without a session whose state is kept in memory.
 pub const IDLE_USERS_MAX: usize = 65_536;
 /// Bytes of broadcasts that wait to be handed out.

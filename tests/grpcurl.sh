@@ -14,7 +14,7 @@ require curl jq openssl
 find_binary
 
 # What grpcurl exits with: 64 and the status code.
-OK=0 INVALID_ARGUMENT=67 PERMISSION_DENIED=71 RESOURCE_EXHAUSTED=72 UNAUTHENTICATED=80
+OK=0 INVALID_ARGUMENT=67 ALREADY_EXISTS=70 PERMISSION_DENIED=71 RESOURCE_EXHAUSTED=72 UNAUTHENTICATED=80
 
 cat >"$WORK/pushgate.toml" <<END
 [http]
@@ -170,6 +170,12 @@ every_rpc() {
     wait "$stream" 2>/dev/null || true
     forget "$stream"
 
+    call $OK Backup '{"path":"'"$WORK/backup-$user"'"}'
+    is '(.bytes | tonumber) > 0 and (.records | tonumber) > 0'
+    "$BIN" store check --path "$WORK/backup-$user" >"$WORK/said" 2>&1 || fail "the backup is not whole: $(cat "$WORK/said")"
+    call $ALREADY_EXISTS Backup '{"path":"'"$WORK/backup-$user"'"}'
+    has PATH_EXISTS
+
     local method
     for method in "${METHODS[@]}"; do
         [[ -n ${CALLED[$method]:-} ]] || fail "$method is not tried here; add it"
@@ -195,6 +201,8 @@ refusals() {
     call $INVALID_ARGUMENT CloseUserSessions '{"user_id":"'"$user"'","code":1001}'
     call $INVALID_ARGUMENT StreamEvents '{"types":["no_such_event"]}'
     call $INVALID_ARGUMENT ListSessions '{"page_token":"made up"}'
+    call $INVALID_ARGUMENT Backup '{"path":"not/absolute"}'
+    has '"field": "path"'
     local i
     for i in 1 2 3; do
         call $OK SendToUser '{"user_id":"full-'"$user"'","notification":{"data":'"$i"'}}'
@@ -233,6 +241,7 @@ for method in GetStatus ListSessions StreamEvents; do
     has SCOPE_MISSING
 done
 call $PERMISSION_DENIED CloseUserSessions '{"user_id":"sam"}'
+call $PERMISSION_DENIED Backup '{"path":"/nowhere"}'
 
 say "a daemon that is gone"
 stop "$PID"

@@ -3,6 +3,7 @@
 //!
 //! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
 
+mod backup;
 mod convert;
 mod error;
 mod events;

@@ -2,8 +2,8 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `status.rs`, `sessions.rs`, `events.rs`: one or a few RPCs each; `listen.rs`: a client of the public
-//!   listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once.
+//! * `send.rs`, `status.rs`, `sessions.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a client of
+//!   the public listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once; `store/`: a store on disk.
 //! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
 //! Results go to standard output, notes and errors to standard error. Exit codes (those above 2 are of sysexits.h):
@@ -17,6 +17,7 @@
 //! | 77 | not allowed: `UNAUTHENTICATED`, `PERMISSION_DENIED`, a socket or file that may not be opened |
 //! | 78 | the configuration is wrong |
 
+mod backup;
 mod connect;
 mod doctor;
 mod events;
@@ -30,6 +31,7 @@ mod output;
 mod send;
 mod sessions;
 mod status;
+mod store;
 mod table;
 mod token;
 

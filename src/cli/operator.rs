@@ -4,14 +4,14 @@ use clap::{Args, Subcommand};
 use clap_complete::Shell;
 
 use super::{
-    doctor,
+    backup, doctor,
     events::{self, Events},
     failure::{Outcome, failed},
     init, listen, output,
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
-    token,
+    store, token,
 };
 
 /// What an operator asks of a running gateway, and what he needs around it.
@@ -84,6 +84,17 @@ pub enum Operator {
   pushgate doctor
   pushgate doctor --config ./pushgate.toml --json")]
     Doctor(doctor::Doctor),
+    /// Copy the running gateway's store to a folder
+    ///
+    /// The copy is the store as it is at one moment after the call began; sending goes on meanwhile. It takes as long as it
+    /// takes: --timeout does not end it. To go back to it: stop the gateway, set store.path to it or move it there, start.
+    #[command(after_help = "Examples:
+  pushgate backup /var/lib/pushgate/backup-1
+  pushgate backup \"$PWD/backup-$(date +%F)\" --json")]
+    Backup(backup::Backup),
+    /// Look into a store on disk, write it out, read it in, make it small, while no gateway has it open
+    #[command(subcommand, arg_required_else_help = true)]
+    Store(store::Store),
     /// Print a script that completes pushgate's command line
     #[command(after_help = "Examples:
   pushgate completions bash > /usr/share/bash-completion/completions/pushgate
@@ -115,6 +126,8 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Listen(args) => listen::listen(args).await,
             Operator::Token(args) => token::token(args),
             Operator::Doctor(args) => doctor::doctor(args).await,
+            Operator::Backup(args) => backup::backup(args).await,
+            Operator::Store(args) => store::store(args),
             Operator::Completions(args) => completions(&args, command),
         }
     });

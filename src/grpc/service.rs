@@ -9,9 +9,9 @@ use super::access::{self, Deadline};
 use crate::api::{
     Api, ApiError, Caller,
     proto::{
-        BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, CloseUserSessionsResponse, Event,
-        GetStatusRequest, GetStatusResponse, ListSessionsRequest, ListSessionsResponse, SendToUserRequest,
-        SendToUserResponse, StreamEventsRequest, gateway_server::Gateway,
+        BackupRequest, BackupResponse, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest,
+        CloseUserSessionsResponse, Event, GetStatusRequest, GetStatusResponse, ListSessionsRequest,
+        ListSessionsResponse, SendToUserRequest, SendToUserResponse, StreamEventsRequest, gateway_server::Gateway,
     },
 };
 
@@ -71,6 +71,10 @@ impl Gateway for Service {
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
         self.answer(request, async |caller, request| self.0.list_sessions(&caller, &request)).await
+    }
+
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.backup(&caller, request).await).await
     }
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;

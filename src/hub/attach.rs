@@ -115,8 +115,6 @@ impl Hub {
         self.put_cursor(user, known, &state.log.hold);
         // So that `pending` counts what can still be delivered.
         self.expire(user, state);
-        // What every device had before a crash cut off its deletion.
-        self.drop_done(user, state);
 
         let settings = self.settings();
         let nonce = Uuid::new_v4().as_u64_pair().0;

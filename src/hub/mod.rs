@@ -335,6 +335,12 @@ impl Hub {
                     tracing::error!(user = %id, %damage, "stored notifications are missing or damaged");
                 }
                 user.load(mailbox);
+                // What every device was past when a crash cut off its deletion. How it ended is not known any more.
+                let mut state = user.state();
+                let entries = state.take_done();
+                if !entries.is_empty() {
+                    self.delete(&user.log(), &state.log, &entries, None);
+                }
             }
         }
         Ok(user)

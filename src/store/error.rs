@@ -91,3 +91,34 @@ pub enum StoreError {
     #[error("the store is closed")]
     Closed,
 }
+
+/// Why a copy of the running store was not made. Nothing is left of it then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackupError {
+    /// Nothing can be made at that path, now or later.
+    #[error("{0}")]
+    Path(String),
+    /// Something is there.
+    #[error("{0} is there already; name a folder that is not")]
+    Exists(PathBuf),
+    /// Another copy is being made.
+    #[error("another backup is under way; there is one at a time")]
+    Running,
+    /// The disk that it should lie on is full.
+    #[error("there is no room for a copy of the store at {path} ({detail})")]
+    NoSpace {
+        /// Where it should have come.
+        path: PathBuf,
+        /// What the system said.
+        detail: String,
+    },
+    /// Commits changed more than could be followed.
+    #[error("the store changed faster than it could be copied; try again when less is sent")]
+    TooFast,
+    /// The copy could not be made.
+    #[error("the backup failed: {0}")]
+    Failed(String),
+    /// The store itself cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -19,6 +19,7 @@ mod model;
 mod tests;
 
 use std::{
+    path::Path,
     sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
 };
@@ -27,10 +28,10 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
-pub use embedded::{Permit, record::chunks_of};
-pub use error::{OpenError, StoreError};
+pub use embedded::{Permit, record::chunks_of, tools};
+pub use error::{BackupError, OpenError, StoreError};
 pub use model::{
-    Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
+    Backup, Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
     Remembered, Totals,
 };
 
@@ -39,6 +40,7 @@ use crate::{
     types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId},
 };
 use embedded::{
+    backup,
     engine::MemoryEngine,
     open::{self, Opened},
     queries,
@@ -57,6 +59,7 @@ struct Handle {
     readers: Readers,
     engine: &'static str,
     epoch: Uuid,
+    config: Config,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// The writer of a store without threads.
     #[cfg(test)]
@@ -96,6 +99,16 @@ impl Store {
         Self::start(opened, &Config::default()).unwrap()
     }
 
+    #[cfg(test)]
+    fn shared(&self) -> &Arc<Shared> {
+        &self.0.shared
+    }
+
+    #[cfg(test)]
+    fn readers(&self) -> &Readers {
+        &self.0.readers
+    }
+
     fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
         let Opened { engine, epoch, sequencer, totals } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));
@@ -108,6 +121,7 @@ impl Store {
             readers,
             engine: name,
             epoch,
+            config: config.clone(),
             threads: Mutex::new(threads),
             #[cfg(test)]
             writer: None,
@@ -123,7 +137,8 @@ impl Store {
         let readers = Readers::inline(Arc::clone(&engine));
         let name = engine.name();
         let writer = Some(Mutex::new(Writer::new(Arc::clone(&shared), engine)));
-        Store(Arc::new(Handle { shared, readers, engine: name, epoch, threads: Mutex::default(), writer }))
+        let config = Config::default();
+        Store(Arc::new(Handle { shared, readers, engine: name, epoch, config, threads: Mutex::default(), writer }))
     }
 
     /// Commits one batch of what is staged, `lazy` writes included or not; whether there was something.
@@ -288,6 +303,14 @@ impl Store {
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
         self.health()?;
         self.0.readers.read(move |engine| queries::due(engine, now, max)).await
+    }
+
+    /// Copies the store to `path`, while it is in use: a folder that `store.path` can be set to, with the store as it is at
+    /// one moment between two commits after the call began. `path` must be absolute, on this machine, not there yet, and
+    /// in a folder that is. Whoever drops the future ends the copying. One at a time.
+    pub async fn backup(&self, path: &Path) -> Result<Backup, BackupError> {
+        self.health()?;
+        backup::backup(&self.0.shared, &self.0.readers, &self.0.config, path).await
     }
 
     /// Writes all that is staged, ends the threads and lets go of the files. Blocks. What comes after it is answered

@@ -156,6 +156,15 @@ pub struct DueId {
     pub id: NotificationId,
 }
 
+/// A copy of the running store that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// The bytes that its files take.
+    pub bytes: u64,
+    /// The notifications that are pending in it.
+    pub records: u64,
+}
+
 /// Hears what becomes of a log. Called from the writer's thread, which waits: it must be quick and must not wait for
 /// the store.
 pub trait LogObserver: Send + Sync {

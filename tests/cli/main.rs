@@ -5,6 +5,7 @@ mod doctor;
 mod follow;
 mod listen;
 mod secrets;
+mod store;
 mod support;
 
 use support::{Gateway, pushgate};
@@ -42,10 +43,15 @@ fn help_has_examples_and_exit_codes() {
         "health",
         "listen",
         "doctor",
+        "backup",
         "completions",
     ];
-    for command in
-        commands.map(|command| vec![command]).into_iter().chain([vec!["token", "user"], vec!["token", "admin"]])
+    let store = ["check", "stats", "export", "import", "compact"].map(|command| vec!["store", command]);
+    for command in commands
+        .map(|command| vec![command])
+        .into_iter()
+        .chain([vec!["token", "user"], vec!["token", "admin"]])
+        .chain(store)
     {
         let text = pushgate(&[&command[..], &["--help"]].concat()).ok();
         assert!(text.contains("Examples:\n  "), "{command:?}: {text}");
@@ -80,6 +86,12 @@ fn a_wrong_command_line_ends_with_2() {
         &["token", "user", "--sub", "alice", "--private-key-file", "x"],
         &["token", "admin", "--name", "x", "--scopes", "all"],
         &["status", "--grpc", "nowhere"],
+        &["backup"],
+        &["store"],
+        &["store", "import"],
+        &["store", "check", "--engine", "rocksdb"],
+        &["store", "export", "--json"],
+        &["store", "export", "--user", ""],
     ] {
         let run = pushgate(args);
         assert_eq!(run.code, 2, "{args:?}: {run:?}");
@@ -103,6 +115,7 @@ fn a_wrong_configuration_ends_with_78() {
         &["health"],
         &["listen", "--token", "x"],
         &["token", "user", "--sub", "alice"],
+        &["backup", "/nowhere/copy"],
     ] {
         pushgate(&[args, &["--config", file]].concat()).fails(78, "pushgate.toml: grpc.listen: found a number");
     }

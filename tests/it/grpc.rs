@@ -3,8 +3,8 @@
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use pushgate::api::proto::{
-    BroadcastRequest, CloseUserSessionsRequest, GetStatusRequest, ListSessionsRequest, Notification, SendToUserRequest,
-    StreamEventsRequest, notification::Payload,
+    BackupRequest, BroadcastRequest, CloseUserSessionsRequest, GetStatusRequest, ListSessionsRequest, Notification,
+    SendToUserRequest, StreamEventsRequest, notification::Payload,
 };
 use serde_json::json;
 use tonic::{Code, Request, Status};
@@ -19,12 +19,14 @@ use crate::support::{
 };
 
 /// Makes one call of each RPC; the code of each answer.
-async fn call_all(rpc: &mut Rpc) -> [Code; 6] {
+async fn call_all(rpc: &mut Rpc) -> [Code; 7] {
     fn code<T>(answer: Result<T, Status>) -> Code {
         answer.map_or_else(|status| status.code(), |_| Code::Ok)
     }
     let client = &mut rpc.client;
     let close = CloseUserSessionsRequest { user_id: "nobody".into(), ..Default::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy").to_str().unwrap().to_owned();
     [
         code(client.send_to_user(request("scopes", notification(1))).await),
         code(client.broadcast(BroadcastRequest { notification: Some(notification(1)) }).await),
@@ -32,13 +34,14 @@ async fn call_all(rpc: &mut Rpc) -> [Code; 6] {
         code(client.get_status(GetStatusRequest {}).await),
         code(client.list_sessions(ListSessionsRequest::default()).await),
         code(client.stream_events(StreamEventsRequest::default()).await),
+        code(client.backup(BackupRequest { path }).await),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_needs_its_scope_and_admin_opens_all() {
     let gateway = Gateway::start().await;
-    let needs = ["send", "send", "close", "read", "read", "events"];
+    let needs = ["send", "send", "close", "read", "read", "events", "admin"];
     let mut denied = 0;
     for scope in SCOPES {
         let mut rpc = Rpc::over_tcp(gateway.grpc, Some(&format!("{scope}-token"))).await;
@@ -61,13 +64,13 @@ async fn without_a_valid_token_every_call_over_tcp_is_unauthenticated() {
     let gateway = Gateway::start().await;
     for token in [None, Some("wrong"), Some("admin-token2"), Some("")] {
         let mut rpc = Rpc::over_tcp(gateway.grpc, token).await;
-        assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Unauthenticated; 6], "{token:?}");
+        assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Unauthenticated; 7], "{token:?}");
     }
     let mut anonymous = Rpc::over_tcp(gateway.grpc, None).await;
     let refused = anonymous.try_send(request("alice", notification(1))).await.unwrap_err();
     assert_eq!(refused.get_error_details().error_info().unwrap().domain, "pushgate");
     let mut rpc = gateway.rpc().await;
-    assert_eq!(rpc.errors("grpc_unauthenticated").await, 25);
+    assert_eq!(rpc.errors("grpc_unauthenticated").await, 29);
     assert_eq!(rpc.status().await.pending.unwrap().count, 0, "nothing of it happened");
 }
 
@@ -76,7 +79,7 @@ async fn the_unix_socket_needs_no_token_and_gives_all_scopes() {
     use std::os::unix::fs::PermissionsExt as _;
     let gateway = Gateway::start().await;
     let mut rpc = Rpc::over_unix(&gateway.socket).await;
-    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 6]);
+    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 7]);
     assert_eq!(std::fs::metadata(&gateway.socket).unwrap().permissions().mode() & 0o777, 0o660);
     let socket = gateway.socket.clone();
     drop(rpc);
@@ -89,7 +92,7 @@ async fn insecure_opens_loopback_to_callers_without_a_token() {
     let changes = [("grpc.insecure", "true"), ("grpc.tokens", "[]"), ("grpc.listen", r#"["127.0.0.1:0"]"#)];
     let gateway = Gateway::with(&changes).await;
     let mut rpc = Rpc::over_tcp(gateway.grpc, None).await;
-    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 6]);
+    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 7]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,4 +387,28 @@ async fn the_status_page_tells_what_happened() {
     let limits = status.limits.unwrap();
     assert_eq!((limits.connections, limits.window, limits.message_bytes), (100_000, 256, 65_536));
     assert_eq!(json!(status.store_epoch), client.hello["storeEpoch"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_says_what_is_in_it_and_what_is_wrong_with_its_path() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    for n in 0..3 {
+        rpc.send("alice", n).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| BackupRequest { path: folder.path().join(name).to_str().unwrap().to_owned() };
+    let made = rpc.client.backup(path("copy")).await.unwrap().into_inner();
+    assert!(made.bytes > 0 && made.records == 3, "{made:?}");
+
+    let there = rpc.client.backup(path("copy")).await.unwrap_err();
+    assert_eq!(there.code(), Code::AlreadyExists);
+    assert_eq!(there.get_error_details().error_info().unwrap().reason, "PATH_EXISTS");
+    for bad in [path("no/such"), BackupRequest { path: "copy".into() }, BackupRequest::default()] {
+        let refused = rpc.client.backup(bad).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, "path");
+    }
+    assert_eq!(gateway.errors("grpc_invalid_argument").await, 4);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }

@@ -265,6 +265,26 @@ pub fn due_ids(now: UnixMillis) -> [KeyRange; 2] {
     [until_minute(ID_ENDS.0, now), until_minute(ID_ENDS.1, now)]
 }
 
+/// Every kind of row that an export writes down: what other rows follow from. Kinds beside each other are one range.
+pub fn exported() -> [KeyRange; 4] {
+    let kinds = |first: Kind, last: Kind| (vec![first as u8], vec![last as u8 + 1]);
+    [
+        kinds(Kind::Counters, Kind::Forgotten),
+        kinds(Kind::Head, Kind::Head),
+        kinds(Kind::BroadcastHead, Kind::BroadcastHead),
+        kinds(Kind::Id, Kind::BroadcastId),
+    ]
+}
+
+/// The same of one user.
+pub fn exported_of(user: &UserId) -> [KeyRange; 5] {
+    let log = LogId::User(user.clone());
+    let counters = of_log(COUNTERS, &log, 0);
+    let mut behind = counters.clone();
+    behind.push(0);
+    [(counters, behind), devices(user), forgotten(user), heads(&log, Offset::ZERO, Offset::MAX), ids(&log)]
+}
+
 /// The whole map.
 pub fn all() -> KeyRange {
     (vec![0], vec![u8::MAX])

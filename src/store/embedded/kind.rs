@@ -44,6 +44,11 @@ impl Kind {
         }
     }
 
+    /// The engine whose files are in the folder.
+    pub fn at(path: &Path) -> Option<&'static Kind> {
+        KINDS.into_iter().find(|kind| path.join(kind.lock_file).exists())
+    }
+
     /// Another engine that has a file of that name.
     pub fn owner_beside(&self, name: &str) -> Option<&'static Kind> {
         KINDS.into_iter().find(|kind| kind.name != self.name && (kind.is_own)(name))

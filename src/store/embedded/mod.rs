@@ -3,6 +3,8 @@
 //! opened.
 
 mod aside;
+pub mod backup;
+mod changes;
 #[cfg(test)]
 mod conformance;
 pub mod engine;
@@ -20,6 +22,7 @@ pub mod sequencer;
 pub mod shared;
 mod sled;
 mod suspect;
+pub mod tools;
 pub mod writer;
 
 pub use shared::Permit;

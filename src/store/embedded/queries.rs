@@ -228,6 +228,20 @@ fn fetch(engine: &dyn Engine, log: &LogId, offset: Offset, row: Vec<u8>) -> Resu
     }
 }
 
+/// The record that a head row leads to, or why it cannot be read. For a store that nobody changes meanwhile.
+pub fn record(
+    engine: &dyn Engine,
+    log: &LogId,
+    offset: Offset,
+    row: Vec<u8>,
+) -> Result<Result<Notification, String>, EngineError> {
+    Ok(match assemble(engine, log, offset, row)? {
+        Fetched::Record(_, notification) => Ok(notification),
+        Fetched::Damaged(why) => Err(why),
+        Fetched::Gone => Err("it is gone".into()),
+    })
+}
+
 fn assemble(engine: &dyn Engine, log: &LogId, offset: Offset, row: Vec<u8>) -> Result<Fetched, EngineError> {
     let (head, inline) = match record::decode_head(&row) {
         Ok((head, inline)) => (head, inline.map(<[u8]>::len)),

@@ -9,7 +9,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{queue::Queue, sequencer::Sequencer};
+use super::{changes::Changes, queue::Queue, sequencer::Sequencer};
 use crate::{
     limits,
     store::{Config, StoreError, Totals},
@@ -22,6 +22,7 @@ pub struct Shared {
     pub sequencer: Sequencer,
     pub totals: Mutex<Totals>,
     pub disk_bytes: AtomicU64,
+    pub changes: Changes,
     /// Why it takes no more: it was closed, or (which is never taken back) a commit failed or the writer died.
     pub end: watch::Sender<Option<StoreError>>,
     /// Room in the queue, in bytes. A semaphore since it is fair and can be closed over those who wait.
@@ -41,6 +42,7 @@ impl Shared {
             sequencer,
             totals: Mutex::new(totals),
             disk_bytes: AtomicU64::new(0),
+            changes: Changes::default(),
             end: watch::Sender::new(None),
             room: Arc::new(Semaphore::new(limits::WRITER_QUEUE_BYTES_MAX)),
             admitted_bytes: AtomicU64::new(0),

@@ -211,7 +211,7 @@ impl Writer {
         loop {
             // A panic in an observer must not leave those unanswered that come after it.
             match catch_unwind(AssertUnwindSafe(|| self.work())) {
-                Ok(()) => return,
+                Ok(()) => return self.shared.changes.close(),
                 Err(panic) => {
                     self.shared
                         .fail(&StoreError::Failed(format!("the writer panicked: {}", panic_text(&*panic)).into()));
@@ -228,6 +228,7 @@ impl Writer {
                 Next::Alarm => self.read_disk_bytes(),
                 Next::Commit { ops, raise } => {
                     self.write(ops, raise);
+                    self.shared.changes.run_between(&*self.engine);
                     self.disk_stale = true;
                     if self.disk_read.elapsed() >= limits::STORE_DISK_INTERVAL {
                         self.read_disk_bytes();
@@ -268,15 +269,19 @@ impl Writer {
         if let Some(mark) = mark {
             batch.put(&Key::Mark, rows::encode_mark(mark));
         }
+        let mut changed = Vec::new();
         let committed = catch_unwind(AssertUnwindSafe(|| {
             batch.forget_ids(&*self.engine)?;
             batch.forget_users(&*self.engine)?;
             let totals = self.count(&mut batch)?;
             if !batch.writes.is_empty() {
+                changed = self.shared.changes.keys_of(&batch.writes);
                 self.engine.commit(std::mem::take(&mut batch.writes))?;
             }
             Ok::<_, EngineError>(totals)
         }));
+        // Also after a failure: what of it is there is for a reader to see.
+        self.shared.changes.note(changed);
         let totals = match committed {
             Ok(Ok(totals)) => totals,
             Ok(Err(error)) => return Err(StoreError::Failed(error.to_string().into())),
