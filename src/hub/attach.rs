@@ -61,10 +61,10 @@ impl Hub {
     /// the first thing it hears. The caller ends it by [`Hub::detach`].
     pub async fn attach(&self, granted: Granted, peer: Peer, wire: Box<dyn Wire>) -> Result<Arc<Handle>, AttachError> {
         let Granted { identity, options, reply_to } = granted;
-        let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
         let device = options.device.clone().unwrap_or_default();
         let mut wire = Some(wire);
         loop {
+            let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
             self.ensure_device(&user, &device).await?;
             if self.is_draining() {
                 return Err(AttachError::Draining);
@@ -132,14 +132,15 @@ impl Hub {
         row: DeviceRow,
     ) -> oneshot::Receiver<Result<(), StoreError>> {
         let (done, written) = oneshot::channel();
-        self.0.store.stage(Op::PutDevice {
+        let op = Op::PutDevice {
             user: user.id.clone(),
             device: device.clone(),
             row,
             counters: state.counters(),
             hold: Arc::clone(&state.hold),
             done,
-        });
+        };
+        self.write(user, op);
         written
     }
 
@@ -170,18 +171,19 @@ impl Hub {
             .map(|(index, _)| index)
             .ok_or(AttachError::DeviceLimit)?;
         let forgotten = state.devices.remove(oldest);
-        self.0.store.stage(Op::RemoveDevice {
+        let op = Op::RemoveDevice {
             user: user.id.clone(),
             device: forgotten.name,
             hold: Arc::clone(&state.hold),
             done: None,
-        });
+        };
+        self.write(user, op);
         // What only the forgotten one lacked waits for nobody any more.
         self.drop_confirmed(user, state);
         Ok(())
     }
 
-    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile.
+    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile, or the store's engine lost.
     #[allow(clippy::too_many_arguments, reason = "one step of attach, split off for its lock's extent")]
     fn register(
         &self,
@@ -196,6 +198,9 @@ impl Hub {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let mut guard = user.state();
         let state = &mut *guard;
+        if self.is_stale(user) {
+            return Ok(None);
+        }
         // The count is taken again: others may have come while the device was written.
         self.admit_session(state)?;
         let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
@@ -380,12 +385,9 @@ impl Hub {
 
     /// Writes a device's row, lazily: losing it only repeats.
     pub(super) fn put_cursor(&self, user: &Arc<User>, known: &DeviceState, hold: &crate::store::Hold) {
-        self.0.store.stage(Op::Cursor {
-            user: user.id.clone(),
-            device: known.name.clone(),
-            row: known.row,
-            hold: Arc::clone(hold),
-        });
+        let op =
+            Op::Cursor { user: user.id.clone(), device: known.name.clone(), row: known.row, hold: Arc::clone(hold) };
+        self.write(user, op);
     }
 }
 

@@ -13,6 +13,7 @@ mod events;
 mod handle;
 mod outbox;
 mod receive;
+mod recovery;
 mod replay;
 mod send;
 mod sessions;
@@ -197,6 +198,8 @@ impl Hub {
         life.spawn_essential("the expiry sweep", until_stop(Box::pin(async move { hub.run_sweep().await })));
         let hub = self.clone();
         life.spawn_essential("the rate sampler", until_stop(Box::pin(async move { hub.run_sampler().await })));
+        let hub = self.clone();
+        life.spawn_essential("the store's return", until_stop(Box::pin(async move { hub.run_recovery().await })));
     }
 
     /// The store.
@@ -307,20 +310,25 @@ impl Hub {
         }
     }
 
-    /// The user, his state read from the store where it is not in memory. Whoever lets go of him notes that he may be
-    /// idle from then on, however that comes about.
+    /// The user, his state read from the store where it is not in memory, or was read before the store's engine was lost.
+    /// Whoever lets go of him notes that he may be idle from then on, however that comes about.
     async fn user(&self, id: &UserId) -> Result<InUse<'_>, StoreError> {
         let user = InUse { users: &self.0.users, user: self.0.users.get_or_insert(id) };
-        if !user.is_loaded() {
+        while self.is_stale(&user) {
             let _one_at_a_time = user.loading.lock().await;
-            if !user.is_loaded() {
+            if self.is_stale(&user) {
+                // Taken first: where the engine is lost during the read, he is stale again.
+                let generation = self.0.store.generation();
                 let mailbox =
                     self.0.store.load(id).await.inspect_err(|_| self.metrics().failure(Failure::StoreError))?;
                 if let Some(damage) = &mailbox.damaged {
                     self.metrics().failure(Failure::StoreDamage);
                     tracing::error!(user = %id, %damage, "stored notifications are missing or damaged");
                 }
-                user.load(mailbox);
+                match user.generation() {
+                    0 => user.load(mailbox, generation),
+                    _ => self.load_anew(&user, mailbox, generation),
+                }
             }
         }
         Ok(user)
@@ -375,7 +383,7 @@ impl Hub {
             loop {
                 let due = match self.0.store.due(self.clock().unix_millis(), SWEEP_USERS_MAX).await {
                     Ok(due) => due,
-                    Err(StoreError::Closed) => break,
+                    Err(StoreError::Closed | StoreError::Recovering(_)) => break,
                     Err(error) => {
                         self.metrics().failure(Failure::StoreError);
                         tracing::error!(%error, "expired notifications could not be looked up");
@@ -412,12 +420,15 @@ impl Hub {
         self.expire(user, &mut state);
         // Behind the deletes in the writer's queue, so that a crash between them leaves the row to find them by.
         for due in rows {
-            self.0.store.stage(Op::ForgetDue { due });
+            self.write(user, Op::ForgetDue { due });
         }
     }
 
     /// Deletes what has expired, under the log's lock.
     fn expire(&self, user: &Arc<User>, state: &mut user::UserState) {
+        if self.is_stale(user) {
+            return;
+        }
         let entries = state.take_expired(self.clock().unix_millis());
         for _ in &entries {
             self.metrics().failure(Failure::Expired);
@@ -427,6 +438,9 @@ impl Hub {
 
     /// Deletes what every device has and nobody has yet to take, under the log's lock.
     fn drop_confirmed(&self, user: &Arc<User>, state: &mut user::UserState) {
+        if self.is_stale(user) {
+            return;
+        }
         let entries = state.take_confirmed();
         self.delete(user, state, entries);
     }
@@ -434,7 +448,7 @@ impl Hub {
     fn delete(&self, user: &Arc<User>, state: &mut user::UserState, entries: Vec<crate::store::IndexEntry>) {
         if !entries.is_empty() {
             let (counters, hold) = (state.counters(), Arc::clone(&state.hold));
-            self.0.store.stage(Op::Delete { user: user.id.clone(), entries, counters, hold });
+            self.write(user, Op::Delete { user: user.id.clone(), entries, counters, hold });
         }
     }
 }

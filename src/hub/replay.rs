@@ -45,6 +45,10 @@ impl Hub {
         if core.closing.is_some() {
             return Pull::Wait;
         }
+        if self.is_stale(&handle.user) {
+            // He is read anew, and his sessions are woken, when the store works again.
+            return Pull::Wait;
+        }
         let position = core.session.delivery.position();
         if core.session.delivery.flow() == Flow::Live {
             return Pull::Live;
@@ -76,6 +80,9 @@ impl Hub {
         let PageRequest { user, after, upto, records, bytes } = request;
         let limit = PageLimit { records: *records, bytes: *bytes };
         self.0.store.page(user, *after, *upto, limit).await.inspect_err(|error| {
+            if matches!(error, StoreError::Recovering(_)) {
+                return;
+            }
             self.metrics().failure(Failure::StoreError);
             tracing::error!(%user, %error, "stored notifications could not be read");
         })

@@ -54,8 +54,8 @@ pub enum SendError {
         /// How many wait.
         pending: usize,
     },
-    /// `store.max_bytes` or `store.max_disk` is reached.
-    #[error("the store is full; see store.max_bytes and store.max_disk")]
+    /// `store.max_bytes` or `store.max_disk` is reached, or the disk is nearly full.
+    #[error("the store is full; see the room on its disk, store.max_bytes and store.max_disk")]
     StoreFull,
     /// The store failed before the notification was staged.
     #[error("{0}")]
@@ -144,6 +144,10 @@ impl Hub {
     ) -> Result<(Offset, Unflushed), SendError> {
         let now = self.clock().now();
         let mut state = user.state();
+        // Admitted and loaded before the engine was lost, in whole or in part: nothing of it holds any more.
+        if permit.generation() != user.generation() || self.is_stale(user) {
+            return Err(SendError::Store(StoreError::Recovering("it was opened again meanwhile".into())));
+        }
         if state.index.len() >= self.0.quotas.pending_per_user {
             self.expire(user, &mut state);
             self.make_mailbox_room(user, &mut state);
@@ -161,7 +165,7 @@ impl Hub {
             expires_at: notification.expires_at.unwrap_or(crate::types::UnixMillis(u64::MAX)),
         });
         state.bytes += bytes;
-        self.0.store.stage(Op::Append {
+        let op = Op::Append {
             user: user.id.clone(),
             offset,
             notification: Arc::clone(&notification),
@@ -169,7 +173,8 @@ impl Hub {
             permit,
             observer: Arc::clone(user) as Arc<dyn LogObserver>,
             done,
-        });
+        };
+        self.write(user, op);
         let mut taken = Vec::new();
         if !state.sessions.is_empty() {
             let bytes = matches!(notification.payload, Payload::Binary(_));

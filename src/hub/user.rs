@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -24,7 +27,8 @@ pub struct User {
     state: Mutex<UserState>,
     /// One load at a time.
     pub(super) loading: tokio::sync::Mutex<()>,
-    loaded: OnceLock<()>,
+    /// See [`User::generation`].
+    generation: AtomicU64,
     /// Whether it waits in the queue of those that may be forgotten.
     pub(super) idle: AtomicBool,
 }
@@ -78,23 +82,29 @@ impl User {
             id,
             state: Mutex::default(),
             loading: tokio::sync::Mutex::default(),
-            loaded: OnceLock::new(),
+            generation: AtomicU64::new(0),
             idle: AtomicBool::new(false),
         }
     }
 
-    /// His state. Without [`User::is_loaded`] it is empty.
+    /// His state. Without a [`User::generation`] it is empty.
     pub fn state(&self) -> MutexGuard<'_, UserState> {
         self.state.lock()
     }
 
-    /// Whether his state was read from the store.
-    pub fn is_loaded(&self) -> bool {
-        self.loaded.get().is_some()
+    /// The generation of the store that his state was read in; 0: it was not read. Where it is not the store's, he is
+    /// stale: what is in memory may differ from the disk. Changes under the state's lock.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
-    /// Takes over what the store has of him.
-    pub fn load(&self, mailbox: Mailbox) {
+    /// His state is that of this generation; the caller holds its lock.
+    pub(super) fn set_generation(&self, generation: u64) {
+        self.generation.store(generation, Ordering::Release);
+    }
+
+    /// Takes over what the store has of him, of whom nothing is in memory.
+    pub(super) fn load(&self, mailbox: Mailbox, generation: u64) {
         let mut state = self.state.lock();
         state.last = mailbox.counters.last;
         state.applied = mailbox.counters.last;
@@ -102,8 +112,7 @@ impl User {
             mailbox.devices.into_iter().map(|(name, row)| DeviceState { name, row, durable: true }).collect();
         state.bytes = mailbox.index.iter().map(|entry| u64::from(entry.bytes)).sum();
         state.index = mailbox.index.into();
-        drop(state);
-        let _ = self.loaded.set(());
+        self.set_generation(generation);
     }
 
     /// Whether nothing of him is under way; the caller makes sure that nobody else holds him.
@@ -165,7 +174,7 @@ impl UserState {
     }
 
     /// Wakes the tasks of sessions that pull.
-    fn wake_pulling(&mut self) {
+    pub(super) fn wake_pulling(&mut self) {
         if !self.maybe_pulling {
             return;
         }
@@ -207,11 +216,14 @@ impl LogObserver for User {
         state.wake_pulling();
     }
 
-    /// What was staged is not on disk and never will be: sessions that wait for it look again.
-    fn failed(&self, _: &StoreError) {
+    /// What was staged is not on disk and never will be (or that is found when he is read anew): sessions that wait for it
+    /// look again.
+    fn failed(&self, error: &StoreError) {
         let mut state = self.state.lock();
         let applied = state.applied;
-        state.last = applied;
+        if !matches!(error, StoreError::Recovering(_)) {
+            state.last = applied;
+        }
         while state.index.back().is_some_and(|entry| entry.offset > applied) {
             if let Some(entry) = state.index.pop_back() {
                 state.bytes -= u64::from(entry.bytes);

@@ -85,6 +85,11 @@ impl Delivery {
         self.position = self.position.max(last);
     }
 
+    /// Pulls from where it is.
+    pub fn pull(&mut self) {
+        self.flow = Flow::Pulling;
+    }
+
     /// How the session gets its log.
     pub fn flow(&self) -> Flow {
         self.flow

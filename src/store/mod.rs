@@ -6,7 +6,9 @@
 //!
 //! Rules: nobody hears that something is stored before it is on disk in the sense configured. The order of a log is the
 //! order of its offsets, of its staging and of its becoming readable. A commit that failed ends the store: what is
-//! staged then and later is answered with the failure, and only a restart tells what was kept.
+//! staged then and later is answered with the failure, and only a restart tells what was kept. The exception is a full
+//! disk: what is staged is answered with the failure, too, but the engine is opened again, as another *generation* of the
+//! store, and what of the failed batch was kept is there for whoever reads his log anew.
 
 mod config;
 #[cfg(test)]
@@ -22,7 +24,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
@@ -35,11 +38,13 @@ use crate::{
     types::{Offset, UnixMillis, UserId},
 };
 use embedded::{
-    engine::MemoryEngine,
+    engine::{Engine, EngineError, MemoryEngine},
     open::{self, Opened},
     queries,
-    reader::Readers,
+    reader::{Readers, Slot},
+    recovery::Recovery,
     shared::Shared,
+    watchdog::Watchdog,
     writer::Writer,
 };
 
@@ -90,18 +95,34 @@ impl Store {
     /// A store over an engine that the test holds up, makes fail, and opens again.
     #[cfg(test)]
     pub(crate) fn open_double(double: &Arc<double::Double>, clock: Clock) -> Store {
-        let opened = Opened::over(Arc::new(Arc::clone(double)), clock, true).unwrap();
+        Self::open_watched(double, clock, Watchdog::default())
+    }
+
+    /// The same, watched as the test says.
+    #[cfg(test)]
+    pub(crate) fn open_watched(double: &Arc<double::Double>, clock: Clock, watchdog: Watchdog) -> Store {
+        let mut opened = Opened::over(Arc::new(Arc::clone(double)), clock, true).unwrap();
+        let again = Arc::clone(double);
+        opened.reopen = Some(Box::new(move || again.reopen()));
         double.forget();
-        Self::start(opened, &Config::default()).unwrap()
+        Self::start_watched(opened, &Config::default(), watchdog).unwrap()
     }
 
     fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
-        let Opened { engine, epoch, sequencer, totals } = opened;
+        Self::start_watched(opened, config, Watchdog::default())
+    }
+
+    fn start_watched(opened: Opened, config: &Config, watchdog: Watchdog) -> std::io::Result<Store> {
+        let Opened { engine, epoch, sequencer, totals, reopen, room } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));
-        let (readers, mut threads) = Readers::start(&engine)?;
         let name = engine.name();
-        let writer = Writer::new(Arc::clone(&shared), engine);
+        let slot: Slot = Arc::new(RwLock::new(engine));
+        let (readers, mut threads) = Readers::start(&slot)?;
+        let recovery = reopen.map(|reopen| Recovery::new(reopen, epoch));
+        let writer = Writer::new(Arc::clone(&shared), slot, recovery, room);
         threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
+        let watched = Arc::clone(&shared);
+        threads.push(thread::Builder::new().name("pushgate-watchdog".into()).spawn(move || watchdog.run(&watched))?);
         Ok(Store(Arc::new(Handle { shared, readers, engine: name, epoch, threads: Mutex::new(threads) })))
     }
 
@@ -115,12 +136,33 @@ impl Store {
         self.0.engine
     }
 
-    /// Whether it takes writes, and if not, why.
+    /// Whether it takes writes and makes them, and if not, why.
     pub fn health(&self) -> Result<(), StoreError> {
         self.0.shared.health()
     }
 
-    /// Resolves when the store has failed for good. Closing it is no failure.
+    /// Told whenever [`Store::health`] may answer otherwise than before.
+    pub fn health_changes(&self) -> watch::Receiver<()> {
+        self.0.shared.changed.subscribe()
+    }
+
+    /// Whether its disk is full and it waits to be opened again: then there is nothing to be read or staged.
+    pub fn is_recovering(&self) -> bool {
+        matches!(*self.0.shared.end.borrow(), Some(StoreError::Recovering(_)))
+    }
+
+    /// Which opening of the engine this is. It rises when the engine is lost, before anything else is told of that; what
+    /// was read in an earlier generation may not be so any more.
+    pub fn generation(&self) -> u64 {
+        self.0.shared.generation()
+    }
+
+    /// The generation that was opened last: it changes when the store works again after its engine was lost.
+    pub fn opened(&self) -> watch::Receiver<u64> {
+        self.0.shared.opened.subscribe()
+    }
+
+    /// Resolves when the store has failed for good. Closing it is no failure, nor is a full disk.
     pub async fn failed(&self) -> StoreError {
         let mut end = self.0.shared.end.subscribe();
         let failed = end.wait_for(|end| matches!(end, Some(StoreError::Failed(_)))).await;
@@ -144,8 +186,8 @@ impl Store {
     /// Admits one record of `record_bytes` accounted bytes: waits for room in the writer's queue, in the order of the
     /// calls, and for an offset below the mark on disk.
     ///
-    /// [`StoreError::Full`] where `store.max_bytes` or `store.max_disk` (less its reserve) is reached, or the record is
-    /// larger than [`crate::limits::WRITER_QUEUE_BYTES_MAX`].
+    /// [`StoreError::Full`] where `store.max_bytes` or `store.max_disk` (less its reserve) is reached, its disk is nearly
+    /// full, or the record is larger than [`crate::limits::WRITER_QUEUE_BYTES_MAX`].
     pub async fn permit(&self, record_bytes: u64) -> Result<Permit, StoreError> {
         self.0.shared.permit(record_bytes).await
     }
@@ -156,11 +198,18 @@ impl Store {
         permit.assign(last)
     }
 
-    /// Queues a write. To be called under the log's lock, so that writes are queued in the order of their offsets.
-    /// Never fails, never waits: what becomes of it is told to the op's observer and `done`, from the writer's thread;
-    /// only where the store is closed, `done` is answered right here and the observer is not told.
-    pub fn stage(&self, op: Op) {
-        if let Some(op) = self.0.shared.queue.push(op) {
+    /// [`Store::stage_in`] the present generation.
+    #[cfg(test)]
+    pub(crate) fn stage(&self, op: Op) {
+        self.stage_in(self.generation(), op);
+    }
+
+    /// Queues a write that follows from what was read in `generation`. To be called under the log's lock, so that writes
+    /// are queued in the order of their offsets. Never fails, never waits: what becomes of it is told to the op's
+    /// observer and `done`, from the writer's thread; only where the store is closed or of another generation, `done` is
+    /// answered right here and the observer is not told.
+    pub fn stage_in(&self, generation: u64, op: Op) {
+        if let Some(op) = self.0.shared.queue.push(generation, op) {
             let done = match op {
                 Op::Append { done, .. } | Op::RemoveDevice { done, .. } => done,
                 Op::PutDevice { done, .. } => Some(done),
@@ -168,7 +217,7 @@ impl Store {
             };
             if let Some(done) = done {
                 // Whoever asked may have gone.
-                let _ = done.send(Err(self.0.shared.refusal()));
+                let _ = done.send(Err(self.0.shared.refusal_of_late()));
             }
         }
     }
@@ -177,19 +226,17 @@ impl Store {
     /// ignores what it says of damage. Refused, as every read is, once the store has failed: what a read would show may
     /// not be durable.
     pub async fn load(&self, user: &UserId) -> Result<Mailbox, StoreError> {
-        self.health()?;
+        let generation = self.generation();
         let wanted = user.clone();
         let (profile, mut part) = self
-            .0
-            .readers
-            .read(move |engine| {
+            .read(generation, move |engine| {
                 Ok((queries::profile(engine, &wanted)?, queries::index(engine, &wanted, Offset::ZERO)?))
             })
             .await?;
         let (mut index, mut unreadable) = (part.entries, profile.unreadable + part.unreadable);
         while let Some(after) = part.next {
             let wanted = user.clone();
-            part = self.0.readers.read(move |engine| queries::index(engine, &wanted, after)).await?;
+            part = self.read(generation, move |engine| queries::index(engine, &wanted, after)).await?;
             index.append(&mut part.entries);
             unreadable += part.unreadable;
         }
@@ -201,16 +248,31 @@ impl Store {
     /// The records of a user's log with offsets in (`after`, `upto`]. `upto` should be at or below what was applied, or
     /// the page may show what is not durable yet.
     pub async fn page(&self, user: &UserId, after: Offset, upto: Offset, limit: PageLimit) -> Result<Page, StoreError> {
-        self.health()?;
         let user = user.clone();
-        self.0.readers.read(move |engine| queries::page(engine, &user, after, upto, limit)).await
+        self.read(self.generation(), move |engine| queries::page(engine, &user, after, upto, limit)).await
     }
 
     /// Users of whom something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
     /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
-        self.health()?;
-        self.0.readers.read(move |engine| queries::due(engine, now, max)).await
+        self.read(self.generation(), move |engine| queries::due(engine, now, max)).await
+    }
+
+    /// Reads from the engine of that generation, and from no other.
+    async fn read<T, F>(&self, generation: u64, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Engine) -> Result<T, EngineError> + Send + 'static,
+    {
+        let shared = &self.0.shared;
+        shared.serving()?;
+        let found = self.0.readers.read(read).await;
+        if matches!(found, Err(StoreError::Recovering(_))) {
+            // Where the read met a full disk first: so does this commit.
+            shared.queue.raise();
+        }
+        // A lost engine may show what is not on disk, or fail at what is.
+        if shared.generation() == generation { found } else { Err(shared.refusal_of_late()) }
     }
 
     /// Writes all that is staged, ends the threads and lets go of the files. Blocks. What comes after it is answered

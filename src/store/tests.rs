@@ -713,7 +713,7 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &to.join(entry.file_name()));
-        } else {
+        } else if entry.file_name() != "ballast" {
             fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
         }
     }

@@ -4,14 +4,18 @@
 pub mod engine;
 pub mod keys;
 pub mod open;
+mod progress;
 pub mod queries;
 mod queue;
 pub mod reader;
 pub mod record;
+pub mod recovery;
+mod room;
 mod rows;
 pub mod sequencer;
 pub mod shared;
 mod sled;
+pub mod watchdog;
 pub mod writer;
 
 pub use shared::Permit;

@@ -19,9 +19,11 @@ use std::{
 use uuid::Uuid;
 
 use super::{
-    engine::{Engine, EngineError},
+    engine::{Engine, EngineError, is_no_space},
     keys::{self, Key},
-    panic_text, rows,
+    panic_text,
+    room::Room,
+    rows,
     sequencer::Sequencer,
     sled::{self, SledEngine},
 };
@@ -45,12 +47,18 @@ pub struct Opened {
     pub sequencer: Sequencer,
     /// What is pending.
     pub totals: Totals,
+    /// Opens the engine once more, after it was let go; none where it cannot be lost.
+    pub reopen: Option<Reopen>,
+    /// The room on its disk, where it has one.
+    pub room: Option<Room>,
 }
+
+/// Opens an engine once more.
+pub type Reopen = Box<dyn Fn() -> Result<Arc<dyn Engine>, EngineError> + Send>;
 
 impl Opened {
     /// Reads the store's own rows. Writes them where the engine is empty, and `may_be_new`.
     pub fn over(engine: Arc<dyn Engine>, clock: Clock, may_be_new: bool) -> Result<Self, EngineError> {
-        let damaged = |what: &str| EngineError::Corrupt(format!("{what} is missing or cannot be read"));
         if is_empty(&*engine)? {
             if !may_be_new {
                 return Err(EngineError::Corrupt("its files are there, but nothing is in them".into()));
@@ -62,6 +70,31 @@ impl Opened {
                 (Key::Totals.encode(), Some(rows::encode_totals(&Totals::default()))),
             ])?;
         }
+        let Own { epoch, mark, totals } = Own::of(&*engine)?;
+        let sequencer = Sequencer::new(clock, mark);
+        // Also the proof that the store can be written.
+        if let Some(mark) = sequencer.next_mark(true) {
+            engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
+            sequencer.raised(mark);
+        }
+        Ok(Self { engine, epoch, sequencer, totals, reopen: None, room: None })
+    }
+}
+
+/// The store's own rows.
+pub struct Own {
+    /// Its identity.
+    pub epoch: Uuid,
+    /// Offsets from here on were never given.
+    pub mark: u64,
+    /// What is pending.
+    pub totals: Totals,
+}
+
+impl Own {
+    /// Reads them.
+    pub fn of(engine: &dyn Engine) -> Result<Self, EngineError> {
+        let damaged = |what: &str| EngineError::Corrupt(format!("{what} is missing or cannot be read"));
         let read = |key: Key| engine.get(&key.encode());
         let format = read(Key::Format)?.and_then(|row| rows::decode_format(&row).ok());
         let format = format.ok_or_else(|| damaged("the format version"))?;
@@ -75,15 +108,9 @@ impl Opened {
         let mark = mark.ok_or_else(|| damaged("the offset reservation"))?;
         let totals = match read(Key::Totals)?.and_then(|row| rows::decode_totals(&row).ok()) {
             Some(totals) => totals,
-            None => recount(&*engine)?,
+            None => recount(engine)?,
         };
-        let sequencer = Sequencer::new(clock, mark);
-        // Also the proof that the store can be written.
-        if let Some(mark) = sequencer.next_mark(true) {
-            engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
-            sequencer.raised(mark);
-        }
-        Ok(Self { engine, epoch, sequencer, totals })
+        Ok(Self { epoch, mark, totals })
     }
 }
 
@@ -115,7 +142,26 @@ fn recount(engine: &dyn Engine) -> Result<Totals, EngineError> {
 /// Opens the store on disk.
 pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
     let path = &config.path;
-    match attempt(path, clock) {
+    let mut opened = attempt(path, clock);
+    if let Err(Failure::Refused(OpenError::Io { source, .. })) = &opened
+        && is_no_space(source)
+        && Room::release_in(path)
+    {
+        tracing::warn!(path = %path.display(), "the store's disk is full; the room kept for that was let go");
+        opened = attempt(path, clock);
+    }
+    let mut opened = opened_or_set_aside(config, clock, opened)?;
+    opened.reopen = Some(reopening(path.clone()));
+    match Room::of(path) {
+        Ok(room) => opened.room = Some(room),
+        Err(error) => tracing::warn!(%error, "the free space of the store's disk cannot be read"),
+    }
+    Ok(opened)
+}
+
+fn opened_or_set_aside(config: &Config, clock: &Clock, opened: Result<Opened, Failure>) -> Result<Opened, OpenError> {
+    let path = &config.path;
+    match opened {
         Err(Failure::Damaged { detail, panicked }) => {
             if config.on_corruption() == OnCorruption::Refuse {
                 return Err(OpenError::Corrupt { path: path.clone(), detail });
@@ -222,17 +268,36 @@ fn prepare(path: &Path) -> Result<bool, Attempt> {
 /// Opens the engine and reads the store's rows where a panic does no harm.
 fn guarded(path: &Path, clock: &Clock, may_be_new: bool) -> Result<Opened, Attempt> {
     let (owned, clock) = (path.to_owned(), clock.clone());
-    let open = move || Opened::over(Arc::new(SledEngine::open(&owned)?), clock, may_be_new);
-    let opening =
-        thread::Builder::new().name("pushgate-open".into()).spawn(move || catch_unwind(AssertUnwindSafe(open)))?;
-    let opened = match opening.join() {
-        Ok(Ok(opened)) => opened?,
-        Ok(Err(panic)) | Err(panic) => return Err(Attempt::Panicked(panic_text(&*panic))),
-    };
+    let opened = aside(move || Opened::over(Arc::new(SledEngine::open(&owned)?), clock, may_be_new))?;
     if may_be_new {
         fs::remove_file(path.join(BEGUN))?;
     }
     Ok(opened)
+}
+
+/// Runs what may panic on a thread of its own.
+fn aside<T: Send + 'static>(open: impl FnOnce() -> Result<T, EngineError> + Send + 'static) -> Result<T, Attempt> {
+    let opening =
+        thread::Builder::new().name("pushgate-open".into()).spawn(move || catch_unwind(AssertUnwindSafe(open)))?;
+    match opening.join() {
+        Ok(Ok(opened)) => Ok(opened?),
+        Ok(Err(panic)) | Err(panic) => Err(Attempt::Panicked(panic_text(&*panic))),
+    }
+}
+
+/// Opens the engine at `path` once more, as it was opened first.
+fn reopening(path: PathBuf) -> Reopen {
+    Box::new(move || {
+        let open = || {
+            prepare(&path)?;
+            let path = path.clone();
+            aside(move || Ok(Arc::new(SledEngine::open(&path)?) as Arc<dyn Engine>))
+        };
+        open().map_err(|attempt| match attempt {
+            Attempt::Engine(error) => error,
+            Attempt::Panicked(detail) => EngineError::Corrupt(format!("opening it panicked: {detail}")),
+        })
+    })
 }
 
 /// Moves the engine's files to a folder beside the store's, or to one inside where none can be made beside it (it may
