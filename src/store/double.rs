@@ -9,7 +9,11 @@ use std::sync::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::embedded::engine::{Engine, EngineError, MemoryEngine, Visit, Write};
+use super::embedded::{
+    engine::{Engine, EngineError, MemoryEngine, Visit, Write},
+    keys::Key,
+};
+use crate::types::{Device, UserId};
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -105,6 +109,12 @@ impl Double {
     pub(crate) fn is_full_still_for(&self) -> (usize, usize) {
         let full = self.full.lock();
         (full.commits, full.openings)
+    }
+
+    /// Loses a row behind the store's back.
+    pub(crate) fn lose_device(&self, user: &UserId, device: &Device) {
+        let lost = self.rows.commit(vec![(Key::Device(user.clone(), device.clone()).encode(), None)]);
+        assert!(lost.is_ok());
     }
 
     /// Opens it again.
