@@ -200,8 +200,20 @@ pub struct Session {
 }
 
 impl Session {
+    /// Opens one; tries again for a while, as a client would, where the gateway says "later".
     pub async fn open(daemon: &Daemon, user: &str) -> Session {
-        Self::try_open(daemon, user).await.unwrap_or_else(|hello| panic!("not let in: {hello}"))
+        let begun = Instant::now();
+        loop {
+            match Self::try_open(daemon, user).await {
+                Ok(session) => return session,
+                Err(why) => assert!(
+                    begun.elapsed() < PATIENCE,
+                    "not let in: {why}: {:#?}",
+                    daemon.log.lock().iter().rev().take(30).collect::<Vec<_>>()
+                ),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     pub async fn try_open(daemon: &Daemon, user: &str) -> Result<Session, String> {

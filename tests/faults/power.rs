@@ -10,7 +10,7 @@ const ROUNDS: u64 = 10;
 const ACKNOWLEDGED_PER_ROUND: u64 = 200;
 
 /// What a build says of a configuration that it does not have.
-const NOT_BUILT: &str = "is not available in this build";
+const NOT_BUILT: &str = "is not available in this version";
 
 /// All that is there now is on the disk.
 fn note(folder: &Path, shadow: &Path) {
@@ -64,7 +64,7 @@ async fn cut(kept: Kept, rounds: u64) -> Option<(usize, usize)> {
                 return None;
             }
             // A damaged store is set aside, which may take a second start; but not where power must not lose anything.
-            assert_eq!(kept.durability, "process", "it does not start: {log}");
+            assert_eq!(kept.durability, "process", "{kept:?} does not start: {log}");
             started = Daemon::try_start(&data, kept, Some(&faults));
         }
         let daemon = started.unwrap_or_else(|log| panic!("it does not start: {log}"));

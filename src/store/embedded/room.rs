@@ -1,7 +1,9 @@
 //! The room on the store's disk: what is free, and the ballast, a file that takes room for the time when all else is
 //! taken. It is let go when a commit finds no room, so that the engine can be opened again and deletions get through.
 //!
-//! Rule: senders are only served while the ballast is there, and as much again is free.
+//! Rule: senders are only served while, the ballast aside, as much again is free, and what it takes to delete all that
+//! is stored: an engine that only ever appends needs room to delete (sled was seen to take more than half of it). Files do
+//! not shrink when what was in them is deleted, but are used again: such room counts, too.
 
 use std::{
     fs::{self, File},
@@ -65,8 +67,9 @@ impl Room {
         }
     }
 
-    /// Takes the ballast where there is room for it, and tells how many bytes senders may fill.
-    pub fn spare(&mut self) -> io::Result<u64> {
+    /// Takes the ballast where there is room for it, and tells how many bytes senders may fill, where the store's files
+    /// have `disk_bytes` and `stored_bytes` are in them.
+    pub fn spare(&mut self, disk_bytes: u64, stored_bytes: u64) -> io::Result<u64> {
         let mut free = self.free()?;
         if self.state == State::LetGo && free >= self.bytes.saturating_mul(2) {
             match self.take() {
@@ -79,11 +82,12 @@ impl Room {
             }
             free = self.free()?;
         }
-        Ok(match self.state {
-            State::Held => free.saturating_sub(self.bytes),
-            State::Unsupported => free.saturating_sub(self.bytes.saturating_mul(2)),
-            State::LetGo => 0,
-        })
+        let kept = match self.state {
+            State::Held => self.bytes,
+            State::Unsupported | State::LetGo => self.bytes.saturating_mul(2),
+        };
+        let to_delete = stored_bytes.min(limits::STORE_DISK_RESERVE_BYTES_MAX);
+        Ok(free.saturating_add(reusable(disk_bytes, stored_bytes)).saturating_sub(kept).saturating_sub(to_delete))
     }
 
     fn ballast(&self) -> PathBuf {
@@ -110,6 +114,12 @@ impl Room {
     }
 }
 
+/// How much of the store's files is certainly free for what comes: nobody says, so it is guessed, and low. Files are
+/// never more than half full, and a few segments of sled's are half written.
+pub fn reusable(disk_bytes: u64, stored_bytes: u64) -> u64 {
+    disk_bytes.saturating_sub(stored_bytes.saturating_mul(3)).saturating_sub(4 * 1024 * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
@@ -121,7 +131,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let file = || fs::metadata(folder.path().join(BALLAST));
         let mut room = Room::of(folder.path()).unwrap();
-        assert!(room.spare().unwrap() > 0, "this needs a disk with some room");
+        assert!(room.spare(0, 0).unwrap() > 0, "this needs a disk with some room");
         assert!(room.state == State::Held, "this needs a disk that gives room in advance");
         let ballast = file().unwrap();
         assert_eq!((ballast.len(), ballast.mode() & 0o777), (room.bytes, 0o600));
@@ -132,7 +142,7 @@ mod tests {
         assert!(file().is_err() && room.state == State::LetGo);
         room.release();
         assert!(!Room::release_in(folder.path()));
-        assert!(room.spare().unwrap() > 0 && file().is_ok());
+        assert!(room.spare(0, 0).unwrap() > 0 && file().is_ok());
         File::options().write(true).open(folder.path().join(BALLAST)).unwrap().set_len(5).unwrap();
         assert!(Room::of(folder.path()).unwrap().state == State::LetGo, "a part of it is none");
         assert!(Room::release_in(folder.path()));
@@ -143,10 +153,25 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let mut room = Room::of(folder.path()).unwrap();
         room.bytes = u64::MAX / 4;
-        assert_eq!(room.spare().unwrap(), 0);
+        assert_eq!(room.spare(0, 0).unwrap(), 0);
         assert!(!folder.path().join(BALLAST).exists());
         // There is no such room, whatever `free` says.
         assert!(room.take().is_err());
         assert!(!folder.path().join(BALLAST).exists());
+    }
+
+    #[test]
+    fn what_is_stored_keeps_room_to_be_deleted_and_what_was_deleted_gives_room() {
+        const MIB: u64 = 1024 * 1024;
+        let folder = TempDir::new().unwrap();
+        let mut room = Room::of(folder.path()).unwrap();
+        // Others use the same disk.
+        let about = |spare: u64, wanted: u64| assert!(spare.abs_diff(wanted) < 512 * MIB, "{spare}, not {wanted}");
+        let empty = room.spare(0, 0).unwrap();
+        about(room.spare(100 * MIB, 100 * MIB).unwrap(), empty - 100 * MIB);
+        about(room.spare(u64::MAX / 4, u64::MAX / 8).unwrap(), empty - limits::STORE_DISK_RESERVE_BYTES_MAX);
+        about(room.spare(4096 * MIB, 0).unwrap(), empty + 4092 * MIB);
+        assert_eq!(reusable(30 * MIB, 5 * MIB), 11 * MIB);
+        assert_eq!(reusable(30 * MIB, 10 * MIB), 0);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{progress::Progress, queue::Queue, sequencer::Sequencer};
+use super::{progress::Progress, queue::Queue, room, sequencer::Sequencer};
 use crate::{
     limits,
     store::{Config, Op, StoreError, Totals},
@@ -171,8 +171,10 @@ impl Shared {
         let bytes = u64::from(bytes);
         let mut permit = Permit { shared: Arc::clone(self), _room: room, bytes, generation, place: Place::None };
         let admitted = self.admitted_bytes.fetch_add(permit.bytes, Ordering::Relaxed) + permit.bytes;
-        if self.totals.lock().bytes.saturating_add(admitted) > self.bytes_max
-            || self.disk_bytes.load(Ordering::Relaxed) >= self.disk_max
+        let (disk, stored) = (self.disk_bytes.load(Ordering::Relaxed), self.totals.lock().bytes);
+        if stored.saturating_add(admitted) > self.bytes_max
+            // Files do not shrink by themselves, but what is free in them is used again.
+            || disk - room::reusable(disk, stored) >= self.disk_max
             || admitted > self.spare_bytes.load(Ordering::Relaxed)
         {
             return Err(StoreError::Full);

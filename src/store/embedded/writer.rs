@@ -280,16 +280,17 @@ impl Writer {
     pub(super) fn take_stock(&mut self) {
         self.disk_read = Instant::now();
         self.disk_stale = false;
-        self.look_at_room();
         match self.engine.disk_bytes() {
             Ok(bytes) => self.shared.disk_bytes.store(bytes, Ordering::Relaxed),
             Err(error) => tracing::warn!(%error, "the size of the store on disk could not be read"),
         }
+        self.look_at_room();
     }
     /// Where there is little, it is looked at again in a while, whether or not something is written.
     fn look_at_room(&mut self) {
         let Some(room) = &mut self.room else { return };
-        match room.spare() {
+        let (disk, stored) = (self.shared.disk_bytes.load(Ordering::Relaxed), self.shared.totals.lock().bytes);
+        match room.spare(disk, stored) {
             Ok(spare) => {
                 let before = self.shared.spare_bytes.swap(spare, Ordering::Relaxed);
                 if (before == 0) != (spare == 0) {
