@@ -317,18 +317,7 @@ impl Hub {
         while self.is_stale(&user) {
             let _one_at_a_time = user.loading.lock().await;
             if self.is_stale(&user) {
-                // Taken first: where the engine is lost during the read, he is stale again.
-                let generation = self.0.store.generation();
-                let mailbox =
-                    self.0.store.load(id).await.inspect_err(|_| self.metrics().failure(Failure::StoreError))?;
-                if let Some(damage) = &mailbox.damaged {
-                    self.metrics().failure(Failure::StoreDamage);
-                    tracing::error!(user = %id, %damage, "stored notifications are missing or damaged");
-                }
-                match user.generation() {
-                    0 => user.load(mailbox, generation),
-                    _ => self.load_anew(&user, mailbox, generation),
-                }
+                self.read_in(&user).await?;
             }
         }
         Ok(user)

@@ -43,8 +43,24 @@ impl Hub {
         user.generation() != self.0.store.generation()
     }
 
-    /// Takes over what the store has of a stale user; the caller holds his `loading` lock.
-    pub(super) fn load_anew(&self, user: &Arc<User>, mailbox: Mailbox, generation: u64) {
+    /// Reads a user, or reads him anew; the caller holds his `loading` lock.
+    pub(super) async fn read_in(&self, user: &Arc<User>) -> Result<(), StoreError> {
+        // Taken first: where the engine is lost during the read, he is stale again.
+        let generation = self.0.store.generation();
+        let mailbox = self.0.store.load(&user.id).await.inspect_err(|_| self.metrics().failure(Failure::StoreError))?;
+        if let Some(damage) = &mailbox.damaged {
+            self.metrics().failure(Failure::StoreDamage);
+            tracing::error!(user = %user.id, %damage, "stored notifications are missing or damaged");
+        }
+        match user.generation() {
+            0 => user.load(mailbox, generation),
+            _ => self.load_anew(user, mailbox, generation),
+        }
+        Ok(())
+    }
+
+    /// Takes over what the store has of a stale user.
+    fn load_anew(&self, user: &Arc<User>, mailbox: Mailbox, generation: u64) {
         let mut guard = user.state();
         let state = &mut *guard;
         let Ahead { cursors, devices } = state.merge(mailbox);

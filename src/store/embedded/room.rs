@@ -2,8 +2,8 @@
 //! taken. It is let go when a commit finds no room, so that the engine can be opened again and deletions get through.
 //!
 //! Rule: senders are only served while, the ballast aside, as much again is free, and what it takes to delete all that
-//! is stored: an engine that only ever appends needs room to delete (sled was seen to take more than half of it). Files do
-//! not shrink when what was in them is deleted, but are used again: such room counts, too.
+//! is stored: an engine that only ever appends needs room to delete (for some ten MiB at once, sled was seen to take as
+//! much again). Files do not shrink when what was in them is deleted, but are used again: such room counts, too.
 
 use std::{
     fs::{self, File},
@@ -86,7 +86,7 @@ impl Room {
             State::Held => self.bytes,
             State::Unsupported | State::LetGo => self.bytes.saturating_mul(2),
         };
-        let to_delete = stored_bytes.min(limits::STORE_DISK_RESERVE_BYTES_MAX);
+        let to_delete = stored_bytes.saturating_mul(2).min(limits::STORE_DISK_RESERVE_BYTES_MAX);
         Ok(free.saturating_add(reusable(disk_bytes, stored_bytes)).saturating_sub(kept).saturating_sub(to_delete))
     }
 
@@ -114,10 +114,10 @@ impl Room {
     }
 }
 
-/// How much of the store's files is certainly free for what comes: nobody says, so it is guessed, and low. Files are
-/// never more than half full, and a few segments of sled's are half written.
+/// How much of the store's files is free for what comes: nobody says, so it is guessed, and low. What is stored takes up to
+/// three times its bytes, a few segments of sled's are half written, and of the rest half may be needed to tidy up.
 pub fn reusable(disk_bytes: u64, stored_bytes: u64) -> u64 {
-    disk_bytes.saturating_sub(stored_bytes.saturating_mul(3)).saturating_sub(4 * 1024 * 1024)
+    disk_bytes.saturating_sub(stored_bytes.saturating_mul(3)).saturating_sub(4 * 1024 * 1024) / 2
 }
 
 #[cfg(test)]
@@ -168,10 +168,10 @@ mod tests {
         // Others use the same disk.
         let about = |spare: u64, wanted: u64| assert!(spare.abs_diff(wanted) < 512 * MIB, "{spare}, not {wanted}");
         let empty = room.spare(0, 0).unwrap();
-        about(room.spare(100 * MIB, 100 * MIB).unwrap(), empty - 100 * MIB);
+        about(room.spare(100 * MIB, 100 * MIB).unwrap(), empty - 200 * MIB);
         about(room.spare(u64::MAX / 4, u64::MAX / 8).unwrap(), empty - limits::STORE_DISK_RESERVE_BYTES_MAX);
-        about(room.spare(4096 * MIB, 0).unwrap(), empty + 4092 * MIB);
-        assert_eq!(reusable(30 * MIB, 5 * MIB), 11 * MIB);
+        about(room.spare(4096 * MIB, 0).unwrap(), empty + 2046 * MIB);
+        assert_eq!(reusable(30 * MIB, 5 * MIB), 11 * MIB / 2);
         assert_eq!(reusable(30 * MIB, 10 * MIB), 0);
     }
 }
