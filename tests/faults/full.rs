@@ -54,8 +54,7 @@ async fn a_disk_that_others_fill_to_the_last_byte_is_survived() {
     }
     let senders = Senders::begin(&daemon, 4, 300).await;
     senders.more(200, PATIENCE).await;
-    // Twice, so that what the store lets go of is taken, too.
-    let mut filled = fill(&filler);
+    fill(&filler);
     let refused = |senders: &Senders, code: Code| senders.failed().get(&code).copied().unwrap_or(0);
     until("a commit fails", PATIENCE, async || refused(&senders, Code::Unavailable) > 0).await;
     until("calls are refused", RETURN_MAX, async || refused(&senders, Code::ResourceExhausted) > 0).await;
@@ -70,15 +69,22 @@ async fn a_disk_that_others_fill_to_the_last_byte_is_survived() {
     .await;
     assert_eq!(send(&mut client, "online", 10, true).await.unwrap().sessions, 1);
     session.round_trip(&mut seen).await;
-    // And when even that is taken.
-    filled += fill(&filler) - filled;
+    // And when even that is taken: a device that is new finds no room, nor does the engine at its opening.
+    let filled = fill(&filler);
+    let mut newcomers = 0;
+    until("a write finds no room at all", 3 * PATIENCE, async || {
+        newcomers += 1;
+        Session::try_open(&daemon, &format!("new-{newcomers}")).await.is_err() && daemon.readiness() == 503
+    })
+    .await;
     for _ in 0..3 {
         assert_eq!(send(&mut client, "online", 10, true).await.unwrap().sessions, 1);
         session.round_trip(&mut seen).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     assert!(daemon.is_there() && senders.acknowledged() == before, "nothing is stored while there is no room");
-    let readiness = daemon.readiness();
+    let (readiness, serving) = (daemon.readiness(), daemon.is_serving().await);
+    assert_eq!((readiness, serving), (503, false));
 
     fs::remove_file(&filler).unwrap();
     senders.more(200, RETURN_MAX).await;
