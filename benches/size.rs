@@ -180,7 +180,10 @@ async fn measure(engine: &str, notifications: u64, users: u64) -> Result<(), Err
     fill(&daemon, notifications, users).await?;
     let took = began.elapsed();
     let rate = notifications as f64 / took.as_secs_f64();
-    println!("| {engine}: filled by {CALLERS} callers, WAIT_STORED | {:.0} s, {rate:.0} a second |", took.as_secs_f64());
+    println!(
+        "| {engine}: filled by {CALLERS} callers, WAIT_STORED | {:.0} s, {rate:.0} a second |",
+        took.as_secs_f64()
+    );
     println!("| {engine}: resident when full | {} MiB |", resident(&daemon).await?);
     let status = daemon.client().await?.get_status(GetStatusRequest {}).await?.into_inner();
     let disk = status.store.unwrap_or_default().disk_bytes / (1024 * 1024);
@@ -230,7 +233,9 @@ async fn main() -> Result<(), Error> {
         [notifications, users, ..] => (notifications, users),
         _ => (1_000_000, 100_000),
     };
-    println!("{notifications} notifications of {PAYLOAD_BYTES} bytes for {users} users\n\n| what | figure |\n|---|---|");
+    println!(
+        "{notifications} notifications of {PAYLOAD_BYTES} bytes for {users} users\n\n| what | figure |\n|---|---|"
+    );
     for engine in ["sled", "redb"] {
         measure(engine, notifications, users).await?;
     }

@@ -18,7 +18,7 @@
 //! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
 //!    [`dev`] for a first look, and [`cli`].
 //!
-//! To follow one notification, read [`api::Api::send_to_user`], [`hub::Hub::send`], [`store::Store::stage`]; then
+//! To follow one notification, read [`api::Api::send_to_user`], [`hub::Hub::send`], [`store::Store::stage_in`]; then
 //! [`hub::Hub::plan_pull`] for whoever was not there. To see a client come and go, read [`ws`], [`hub::Hub::attach`] and
 //! [`hub::Hub::detach`]. To embed a gateway in a test, [`server::Server::bind`] it to port 0.
 //!

@@ -78,6 +78,16 @@ pub const PATH_BYTES_MAX: usize = 4095;
 pub const BACKUP_NOTED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The longest line of an export that is read: the largest notification, written as text in the longest way.
 pub const IMPORT_LINE_BYTES_MAX: usize = 6 * WRITER_QUEUE_BYTES_MAX + 1024 * 1024;
+/// What is set aside on the store's disk for the time when it is full, at most; else a sixteenth of the file system. So
+/// much must be free besides, or senders are refused.
+pub const STORE_BALLAST_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How long the store waits before it is opened again after its disk was full: at first, and at most.
+pub const STORE_REOPEN_DELAY: (std::time::Duration, std::time::Duration) =
+    (std::time::Duration::from_millis(100), std::time::Duration::from_secs(5));
+/// How long one commit may run before the store counts as stuck.
+pub const STORE_STUCK_AFTER: std::time::Duration = std::time::Duration::from_secs(30);
+/// How long a stuck commit has before the process is ended.
+pub const STORE_STUCK_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Users without a session whose state is kept in memory.
 pub const IDLE_USERS_MAX: usize = 65_536;
 /// Bytes of broadcasts that wait to be handed out.

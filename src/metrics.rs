@@ -161,6 +161,8 @@ failures! {
     AlreadyExists = "already_exists",
     /// A read or write of the store that failed.
     StoreError = "store_error",
+    /// The store's disk was full at a write, and the store was opened again.
+    DiskFull = "disk_full",
     /// Stored data that was found damaged.
     StoreDamage = "store_damage",
     /// A session's task that panicked.

@@ -208,6 +208,7 @@ impl Server {
         tokio::select! {
             () = stop => tracing::info!("stopping"),
             () = failed => {}
+            () = follow_health(&hub, &reporter) => {}
         }
 
         let started = tokio::time::Instant::now();
@@ -242,6 +243,21 @@ impl Server {
         tracing::info!(took_ms = took, in_order = ended == Ended::InOrder, "stopped");
         ended
     }
+}
+
+/// Says in the health service what the store says of itself. Does not end before the store.
+async fn follow_health(hub: &Hub, reporter: &tonic_health::server::HealthReporter) {
+    let mut changes = hub.store().health_changes();
+    while changes.changed().await.is_ok() {
+        let status = match hub.store().health() {
+            Ok(()) => tonic_health::ServingStatus::Serving,
+            Err(_) => tonic_health::ServingStatus::NotServing,
+        };
+        for name in grpc::HEALTH_NAMES {
+            reporter.set_service_status(name, status).await;
+        }
+    }
+    std::future::pending().await
 }
 
 async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {

@@ -57,10 +57,10 @@ impl Hub {
     /// the first thing it hears. The caller ends it by [`Hub::detach`].
     pub async fn attach(&self, granted: Granted, peer: Peer, wire: Box<dyn Wire>) -> Result<Arc<Handle>, AttachError> {
         let Granted { identity, options, reply_to } = granted;
-        let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
         let device = options.device.clone().unwrap_or_default();
         let mut wire = Some(wire);
         loop {
+            let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
             self.ensure_device(&user, &device).await?;
             if self.is_draining() {
                 return Err(AttachError::Draining);
@@ -89,7 +89,7 @@ impl Hub {
         if state.sessions.len() >= limit && open() >= limit { Err(AttachError::UserConnections) } else { Ok(()) }
     }
 
-    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile.
+    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile, or the store's engine lost.
     #[allow(clippy::too_many_arguments, reason = "one step of attach, split off for its lock's extent")]
     fn register(
         &self,
@@ -104,6 +104,9 @@ impl Hub {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let mut guard = user.state();
         let state = &mut *guard;
+        if self.is_stale(&state.log) {
+            return Ok(None);
+        }
         // The count is taken again: others may have come while the device was written.
         self.admit_session(state)?;
         let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
@@ -112,7 +115,7 @@ impl Hub {
         let Some(wire) = wire.take() else { return Ok(None) };
         known.row.last_seen = unix;
         let (cursor, broadcast) = (known.row.cursor, known.row.broadcast);
-        self.put_cursor(user, known, &state.log.hold);
+        self.put_cursor(user, known, &state.log);
         // So that `pending` counts what can still be delivered.
         self.expire(user, state);
 
@@ -254,7 +257,7 @@ impl Hub {
         self.note_attempt(handle, state);
         if let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) {
             known.row.last_seen = self.clock().unix_millis();
-            self.put_cursor(user, known, &state.log.hold);
+            self.put_cursor(user, known, &state.log);
         }
         self.drop_done(user, state);
         self.0.events.emit(EventBody::SessionClosed {

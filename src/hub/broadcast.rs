@@ -4,7 +4,7 @@
 //! A durable one is assigned, staged and queued for the fan-out under the broadcast log's lock, so that every session is
 //! offered them in the order of their offsets. Lock order: a user's state, the broadcast log, a session's core.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
@@ -32,7 +32,6 @@ pub struct Broadcasts {
     state: Mutex<BroadcastState>,
     /// One load at a time.
     loading: tokio::sync::Mutex<()>,
-    loaded: OnceLock<()>,
 }
 
 /// See [`Broadcasts`].
@@ -71,19 +70,25 @@ impl LogObserver for Broadcasts {
 }
 
 impl Hub {
-    /// The broadcast log, read from the store where that was not done yet.
+    /// The broadcast log, read from the store where that was not done yet, or before the store's engine was lost.
     pub(super) async fn broadcasts(&self) -> Result<&Arc<Broadcasts>, StoreError> {
         let broadcasts = &self.0.broadcasts;
-        if broadcasts.loaded.get().is_none() {
+        while self.is_stale(&broadcasts.state().log) {
             let _one_at_a_time = broadcasts.loading.lock().await;
-            if broadcasts.loaded.get().is_none() {
-                let mut mailbox = self.0.store.load_broadcasts().await.inspect_err(|_| self.store_error())?;
+            if self.is_stale(&broadcasts.state().log) {
+                // Taken first: where the engine is lost during the read, it is stale again.
+                let generation = self.0.store.generation();
+                let mut mailbox = self.0.store.load_broadcasts().await.inspect_err(|error| self.store_error(error))?;
                 if let Some(damage) = &mailbox.damaged {
                     self.metrics().failure(Failure::StoreDamage);
                     tracing::error!(%damage, "durable broadcasts are missing or damaged");
                 }
-                broadcasts.state().log.load_mailbox(&mut mailbox);
-                let _ = broadcasts.loaded.set(());
+                {
+                    let mut state = broadcasts.state();
+                    state.log.load_mailbox(&mut mailbox);
+                    state.log.generation = generation;
+                }
+                broadcasts.wake_waiting();
             }
         }
         Ok(broadcasts)
@@ -138,12 +143,18 @@ impl Hub {
             let joined = {
                 let mut guard = broadcasts.state();
                 let state = &mut *guard;
+                self.ensure_fresh(&state.log)?;
                 match own.as_ref().map_or(Known::Free, |own| state.log.staged_id(&own.id, &own.digest)) {
                     Known::Taken => return Err(SendError::IdTaken),
                     Known::Same { offset, sessions, fate } => (offset, sessions, fate),
                     Known::Free if own.is_some() && state.log.applied != as_of => continue,
                     Known::Free => {
                         let Some((mut permit, room)) = permit.take() else { continue };
+                        if permit.generation() != state.log.generation {
+                            return Err(SendError::Store(StoreError::Recovering(
+                                "it was opened again meanwhile".into(),
+                            )));
+                        }
                         let replaced = self.make_broadcast_room(state, &notification)?;
                         let offset = self.0.store.assign(&mut permit, state.log.last);
                         state.log.push(entry(&notification, offset, own.is_some()));
@@ -155,7 +166,7 @@ impl Hub {
                             self.ended(&log, &mut state.log, std::slice::from_ref(old), why);
                         }
                         let (done, stored) = oneshot::channel();
-                        self.0.store.stage(Op::Append {
+                        let op = Op::Append {
                             log,
                             offset,
                             notification: Arc::clone(&notification),
@@ -165,7 +176,8 @@ impl Hub {
                             permit,
                             observer: Arc::clone(&broadcasts) as Arc<dyn LogObserver>,
                             done: Some(done),
-                        });
+                        };
+                        self.write(&state.log, op);
                         let outgoing = Outgoing::new(draft, &notification, Some(offset), false, true);
                         let (job, handed) = Job::new(outgoing, Arc::clone(&notification), Some(offset), room);
                         self.0.sessions.enqueue(job, &self.0.life);
@@ -186,7 +198,7 @@ impl Hub {
 
     async fn durable(&self, stored: oneshot::Receiver<Result<(), StoreError>>) -> Result<(), SendError> {
         stored.await.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
-            self.store_error();
+            self.store_error(&error);
             SendError::Unknown(error)
         })
     }
@@ -214,6 +226,9 @@ impl Hub {
 
     /// Deletes the durable broadcasts that have expired, under the log's lock.
     pub(super) fn expire_broadcasts(&self, state: &mut BroadcastState) {
+        if self.is_stale(&state.log) {
+            return;
+        }
         let entries = state.log.take_expired(self.clock().unix_millis());
         self.end_broadcasts(&mut state.log, &entries, Why::Expired);
     }

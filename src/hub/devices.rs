@@ -7,12 +7,13 @@ use tokio::sync::oneshot;
 use super::{
     Hub,
     attach::AttachError,
+    log::LogState,
     user::{DeviceState, User, UserState},
 };
 use crate::{
     limits,
     session::Log,
-    store::{DeviceRow, Done, Hold, Op, StoreError},
+    store::{DeviceRow, Done, Op, StoreError},
     types::{Device, DropReason, EventBody, ForgetReason, Offset, UnixMillis},
 };
 
@@ -25,6 +26,7 @@ impl Hub {
         self.broadcasts().await.map_err(AttachError::Store)?;
         let written = {
             let mut state = user.state();
+            self.ensure_fresh(&state.log).map_err(AttachError::Store)?;
             self.admit_session(&state)?;
             // One that comes back too late comes as a new one.
             self.forget_unseen(user, &mut state);
@@ -59,14 +61,15 @@ impl Hub {
         row: DeviceRow,
     ) -> oneshot::Receiver<Result<(), StoreError>> {
         let (done, written) = oneshot::channel();
-        self.0.store.stage(Op::PutDevice {
+        let op = Op::PutDevice {
             user: user.id.clone(),
             device: device.clone(),
             row,
             counters: state.log.counters(),
             hold: Arc::clone(&state.log.hold),
             done,
-        });
+        };
+        self.write(&state.log, op);
         written
     }
 
@@ -108,6 +111,9 @@ impl Hub {
 
     /// Forgets the devices that were not seen for `store.device_ttl` and are not online.
     pub(super) fn forget_unseen(&self, user: &User, state: &mut UserState) {
+        if self.is_stale(&state.log) {
+            return;
+        }
         let (now, ttl) = (self.clock().unix_millis(), self.quotas().device_ttl);
         let unseen = |known: &&DeviceState| {
             known.durable && known.row.last_seen.saturating_add(ttl) <= now && !is_online(state, &known.name)
@@ -135,25 +141,26 @@ impl Hub {
         state.forgotten.push((device.clone(), at));
         let over = state.forgotten.len().saturating_sub(limits::FORGOTTEN_DEVICES_MAX);
         let unremembered = state.forgotten.drain(..over).map(|(name, _)| name).collect();
-        self.0.store.stage(Op::RemoveDevice {
+        let op = Op::RemoveDevice {
             user: user.id.clone(),
             device: device.clone(),
             at,
             unremembered,
             hold: Arc::clone(&state.log.hold),
             done,
-        });
+        };
+        self.write(&state.log, op);
         self.drop_done(user, state);
         self.0.events.emit(EventBody::DeviceForgotten { user: user.id.clone(), device, reason });
         true
     }
 
     /// Writes a device's row, lazily: losing it only repeats.
-    pub(super) fn put_cursor(&self, user: &User, known: &DeviceState, hold: &Hold) {
+    pub(super) fn put_cursor(&self, user: &User, known: &DeviceState, log: &LogState) {
         // One whose creation is under way is written by that, and has confirmed nothing.
         if known.durable {
-            let (user, device, hold) = (user.id.clone(), known.name.clone(), Arc::clone(hold));
-            self.0.store.stage(Op::Cursor { user, device, row: known.row, hold });
+            let (user, device, hold) = (user.id.clone(), known.name.clone(), Arc::clone(&log.hold));
+            self.write(log, Op::Cursor { user, device, row: known.row, hold });
         }
     }
 
@@ -186,7 +193,7 @@ impl Hub {
         }
         let user = &handle.user;
         if let Some(known) = state.devices.iter().find(|known| known.name == handle.device) {
-            self.put_cursor(user, known, &state.log.hold);
+            self.put_cursor(user, known, &state.log);
         }
         let (of, entry) = match log {
             Log::User => (Some(user.id.clone()), state.log.entry(offset).cloned()),

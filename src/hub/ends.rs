@@ -94,11 +94,14 @@ impl Hub {
     pub(super) fn delete(&self, log: &LogId, state: &super::log::LogState, entries: &[IndexEntry], done: Option<Done>) {
         let places = entries.iter().map(IndexEntry::place).collect();
         let (log, counters, hold) = (log.clone(), state.counters(), state.hold.clone());
-        self.0.store.stage(Op::Delete { log, places, counters, hold, done });
+        self.write(state, Op::Delete { log, places, counters, hold, done });
     }
 
     /// Deletes what has expired, under the log's lock.
     pub(super) fn expire(&self, user: &User, state: &mut UserState) {
+        if self.is_stale(&state.log) {
+            return;
+        }
         let entries = state.log.take_expired(self.clock().unix_millis());
         self.end(user, state, &entries, Why::Expired);
     }
@@ -125,6 +128,9 @@ impl Hub {
     /// Deletes what every device is past and nobody has yet to take, under the log's lock. What none of them confirmed
     /// waited for a device that was forgotten.
     pub(super) fn drop_done(&self, user: &User, state: &mut UserState) {
+        if self.is_stale(&state.log) {
+            return;
+        }
         let entries = state.take_done();
         if entries.is_empty() {
             return;

@@ -58,6 +58,9 @@ pub enum Known {
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct LogState {
+    /// The generation of the store that it was read in; 0: it was not read. Where it is not the store's, the log is
+    /// stale.
+    pub generation: u64,
     /// The last assigned offset.
     pub last: Offset,
     /// Everything up to here is on disk and readable.
@@ -80,11 +83,12 @@ pub struct LogState {
 }
 
 impl LogState {
-    /// Takes over what the store has of the log.
+    /// Takes over what the store has of the log. The last offset never goes down.
     pub fn load(&mut self, counters: Counters, index: Vec<IndexEntry>) {
         self.last = self.last.max(counters.last);
+        // Nothing is under way.
         self.applied = self.last;
-        self.lost = counters.lost;
+        self.lost = self.lost.max(counters.lost);
         self.bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
         let keys = index.iter().filter_map(|entry| Some((entry.collapse_key.clone()?, entry.offset)));
         self.collapse = keys.collect();
@@ -218,7 +222,10 @@ impl LogState {
         let applied = self.applied;
         self.settle(Offset::MAX, &Err(error.clone()));
         self.take_if(|entry| entry.offset > applied);
-        self.last = applied;
+        // Where the store is opened again, what is there is found when the log is read anew.
+        if !matches!(error, StoreError::Recovering(_)) {
+            self.last = applied;
+        }
     }
 
     fn settle(&mut self, upto: Offset, fate: &Result<(), StoreError>) {

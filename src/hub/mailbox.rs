@@ -84,7 +84,8 @@ impl Hub {
             (from.max(after), state.log.applied)
         };
         let limit = PageLimit { records: max, bytes: PAGE_BYTES_MAX };
-        let page = self.0.store.page(&user.log(), from, upto, limit).await.inspect_err(|_| self.store_error())?;
+        let page =
+            self.0.store.page(&user.log(), from, upto, limit).await.inspect_err(|error| self.store_error(error))?;
         let read = page.records.last().map(|(offset, _)| *offset).max(page.damaged.last().copied());
         let state = user.state();
         let mut listed = PendingPage { notifications: Vec::new(), next: read.filter(|_| !page.complete) };
@@ -106,6 +107,7 @@ impl Hub {
         let (count, written) = {
             let mut guard = user.state();
             let state = &mut *guard;
+            self.ensure_fresh(&state.log)?;
             self.expire(&user, state);
             let from = match &purge.device {
                 Some(name) => state.device(name).ok_or(MailboxError::NoSuchDevice)?.row.cursor,
@@ -129,7 +131,7 @@ impl Hub {
             self.delete(&user.log(), &state.log, &entries, Some(done));
             (count, written)
         };
-        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|_| self.store_error())?;
+        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|error| self.store_error(error))?;
         Ok(count)
     }
 
@@ -150,7 +152,7 @@ impl Hub {
         // It never confirmed them.
         known.row.began = last;
         let known: DeviceState = known.clone();
-        self.put_cursor(user, &known, &state.log.hold);
+        self.put_cursor(user, &known, &state.log);
         let gone = state.take_done();
         let is_gone = |entry: &IndexEntry| gone.iter().any(|gone| gone.offset == entry.offset);
         for (entry, confirmed) in waiting.iter().zip(confirmed) {
@@ -192,12 +194,16 @@ impl Hub {
     pub async fn forget_device(&self, id: &UserId, device: &Device) -> Result<(), MailboxError> {
         let user = self.user(id).await?;
         let (done, written) = oneshot::channel();
-        if !self.forget(&user, &mut user.state(), device, ForgetReason::Caller, Some(done)) {
-            return Err(MailboxError::NoSuchDevice);
+        {
+            let mut state = user.state();
+            self.ensure_fresh(&state.log)?;
+            if !self.forget(&user, &mut state, device, ForgetReason::Caller, Some(done)) {
+                return Err(MailboxError::NoSuchDevice);
+            }
         }
         let filter = CloseFilter { device: Some(device.clone()), ..CloseFilter::default() };
         self.close_sessions(id, &filter, CloseCode::NORMAL, "device forgotten");
-        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|_| self.store_error())?;
+        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|error| self.store_error(error))?;
         Ok(())
     }
 
@@ -209,6 +215,7 @@ impl Hub {
         let (notifications, devices) = {
             let mut guard = user.state();
             let state = &mut *guard;
+            self.ensure_fresh(&state.log)?;
             let entries = state.log.take_through(Offset::MAX);
             state.log.lost = Offset::ZERO;
             self.ended(&user.log(), &mut state.log, &entries, Why::Dropped(DropReason::UserForgotten));
@@ -216,7 +223,7 @@ impl Hub {
             state.forgotten.clear();
             let devices = std::mem::take(&mut state.devices);
             let hold = state.log.hold.clone();
-            self.0.store.stage(Op::ForgetUser { user: id.clone(), hold, done });
+            self.write(&state.log, Op::ForgetUser { user: id.clone(), hold, done });
             for known in &devices {
                 let (user, device) = (id.clone(), known.name.clone());
                 self.0.events.emit(EventBody::DeviceForgotten { user, device, reason: ForgetReason::Caller });
@@ -224,7 +231,7 @@ impl Hub {
             (entries.len(), devices.len())
         };
         self.close_sessions(id, &CloseFilter::default(), CloseCode::NORMAL, "user forgotten");
-        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|_| self.store_error())?;
+        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|error| self.store_error(error))?;
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         Ok((number(notifications), number(devices)))
     }

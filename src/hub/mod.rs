@@ -20,6 +20,7 @@ mod mailbox;
 mod outbox;
 mod outgoing;
 mod receive;
+mod recovery;
 mod replay;
 mod send;
 mod sessions;
@@ -212,6 +213,8 @@ impl Hub {
         life.spawn_essential("the device sweep", until_stop(Box::pin(async move { hub.run_device_sweep().await })));
         let hub = self.clone();
         life.spawn_essential("the rate sampler", until_stop(Box::pin(async move { hub.run_sampler().await })));
+        let hub = self.clone();
+        life.spawn_essential("the store's return", until_stop(Box::pin(async move { hub.run_recovery().await })));
     }
 
     /// The store.
@@ -322,32 +325,24 @@ impl Hub {
         }
     }
 
-    /// The user, his state read from the store where it is not in memory. Whoever lets go of him notes that he may be
-    /// idle from then on, however that comes about.
+    /// The user, his state read from the store where it is not in memory, or was read before the store's engine was lost.
+    /// Whoever lets go of him notes that he may be idle from then on, however that comes about.
     async fn user(&self, id: &UserId) -> Result<InUse<'_>, StoreError> {
         let user = InUse { users: &self.0.users, user: self.0.users.get_or_insert(id) };
-        if !user.is_loaded() {
+        while self.is_stale(&user.state().log) {
             let _one_at_a_time = user.loading.lock().await;
-            if !user.is_loaded() {
-                let mailbox = self.0.store.load(id).await.inspect_err(|_| self.store_error())?;
-                if let Some(damage) = &mailbox.damaged {
-                    self.metrics().failure(Failure::StoreDamage);
-                    tracing::error!(user = %id, %damage, "stored notifications are missing or damaged");
-                }
-                user.load(mailbox);
-                // What every device was past when a crash cut off its deletion. How it ended is not known any more.
-                let mut state = user.state();
-                let entries = state.take_done();
-                if !entries.is_empty() {
-                    self.delete(&user.log(), &state.log, &entries, None);
-                }
+            if self.is_stale(&user.state().log) {
+                self.read_in(&user).await?;
             }
         }
         Ok(user)
     }
 
-    fn store_error(&self) {
-        self.metrics().failure(Failure::StoreError);
+    /// Counts a read or write that failed; that the disk is full is counted as such.
+    fn store_error(&self, error: &StoreError) {
+        if !matches!(error, StoreError::Recovering(_) | StoreError::Closed) {
+            self.metrics().failure(Failure::StoreError);
+        }
     }
 
     async fn run_wheel(&self) {

@@ -104,7 +104,7 @@ impl Hub {
         }
         known.row.last_seen = self.clock().unix_millis();
         known.attempts = None;
-        self.put_cursor(user, known, &state.log.hold);
+        self.put_cursor(user, known, &state.log);
         for one in news {
             if one.log == Log::User {
                 let remembered = state.log.entry(one.offset).is_some_and(|entry| entry.remembered);

@@ -80,6 +80,10 @@ impl Hub {
         if core.closing.is_some() {
             return Pull::Wait;
         }
+        if self.is_stale(log) {
+            // It is read anew, and the sessions are woken, when the store works again.
+            return Pull::Wait;
+        }
         if core.session.delivery.flow(of) == Flow::Live {
             return Pull::Live;
         }
@@ -115,7 +119,10 @@ impl Hub {
         let PageRequest { log, after, upto, records, bytes, .. } = request;
         let limit = PageLimit { records: *records, bytes: *bytes };
         self.0.store.page(log, *after, *upto, limit).await.inspect_err(|error| {
-            self.store_error();
+            if matches!(error, StoreError::Recovering(_)) {
+                return;
+            }
+            self.store_error(error);
             tracing::error!(%log, %error, "stored notifications could not be read");
         })
     }

@@ -16,7 +16,6 @@ use super::{
 };
 use crate::{
     clock::Instant,
-    metrics::Failure,
     protocol::{close::CloseCode, server::Draft},
     store::{IndexEntry, LogObserver, Op, Permit, StoreError},
     types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UserId},
@@ -109,8 +108,8 @@ pub enum SendError {
         /// How many wait.
         pending: usize,
     },
-    /// `store.max_bytes` or `store.max_disk` is reached.
-    #[error("the store is full; see store.max_bytes and store.max_disk")]
+    /// `store.max_bytes` or `store.max_disk` is reached, or the disk is nearly full.
+    #[error("the store is full; see the room on its disk, store.max_bytes and store.max_disk")]
     StoreFull,
     /// The caller's own id stands for another content.
     #[error("this id was used with other content within store.idempotency_window; choose another id")]
@@ -227,7 +226,7 @@ impl Hub {
         if let Some(stored) = stored {
             // The writer answers every append; its end without an answer is a failure like any other.
             stored.await.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
-                self.metrics().failure(Failure::StoreError);
+                self.store_error(&error);
                 SendError::Unknown(error)
             })?;
         }
@@ -280,6 +279,11 @@ impl Hub {
         own: Option<OwnId>,
         wait: Wait,
     ) -> Result<Begun, SendError> {
+        // Admitted and loaded before the engine was lost, in whole or in part: nothing of it holds any more.
+        self.ensure_fresh(&state.log)?;
+        if permit.generation() != state.log.generation {
+            return Err(SendError::Store(StoreError::Recovering("it was opened again meanwhile".into())));
+        }
         let now = self.clock().now();
         let replaced = self.make_room(user, state, &notification)?;
         let offset = self.0.store.assign(&mut permit, state.log.last);
@@ -309,7 +313,7 @@ impl Hub {
             let why = Why::Dropped(DropReason::Superseded);
             self.ended(&user.log(), &mut state.log, std::slice::from_ref(old), why);
         }
-        self.0.store.stage(Op::Append {
+        let op = Op::Append {
             log: user.log(),
             offset,
             notification,
@@ -319,7 +323,8 @@ impl Hub {
             permit,
             observer: Arc::clone(user) as Arc<dyn LogObserver>,
             done,
-        });
+        };
+        self.write(&state.log, op);
         let outcome = if wait == Wait::Accepted { Outcome::Accepted } else { Outcome::Stored };
         Ok(Begun { unflushed, sent: Sent { offset: Some(offset), outcome, sessions, duplicate: false }, stored, end })
     }

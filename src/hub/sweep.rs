@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use super::Hub;
+use super::{Hub, log::LogState};
 use crate::{
     limits,
     store::{Due, Op, StoreError},
@@ -35,9 +35,9 @@ impl Hub {
     fn swept<T>(&self, found: Result<Vec<T>, StoreError>, what: &str) -> Vec<T> {
         match found {
             Ok(found) => return found,
-            Err(StoreError::Closed) => {}
+            Err(StoreError::Closed | StoreError::Recovering(_)) => {}
             Err(error) => {
-                self.store_error();
+                self.store_error(&error);
                 tracing::error!(%error, "{what} could not be looked up");
             }
         }
@@ -62,8 +62,9 @@ impl Hub {
         if !broadcasts.is_empty() {
             match self.broadcasts().await {
                 Ok(log) => {
-                    self.expire_broadcasts(&mut log.state());
-                    self.forget_due(broadcasts);
+                    let mut state = log.state();
+                    self.expire_broadcasts(&mut state);
+                    self.forget_due(&state.log, broadcasts);
                 }
                 Err(error) => {
                     tracing::error!(%error, "expired broadcasts could not be deleted");
@@ -76,7 +77,7 @@ impl Hub {
                 Ok(user) => {
                     let mut state = user.state();
                     self.expire(&user, &mut state);
-                    self.forget_due(rows);
+                    self.forget_due(&state.log, rows);
                 }
                 Err(error) => {
                     tracing::error!(user = %id, %error, "expired notifications could not be deleted");
@@ -88,9 +89,9 @@ impl Hub {
     }
 
     /// Behind the deletes in the writer's queue, so that a crash between them leaves the rows to find them by.
-    fn forget_due(&self, rows: Vec<Due>) {
+    fn forget_due(&self, log: &LogState, rows: Vec<Due>) {
         for due in rows {
-            self.0.store.stage(Op::ForgetDue { due });
+            self.write(log, Op::ForgetDue { due });
         }
     }
 
@@ -101,7 +102,8 @@ impl Hub {
         let due = self.swept(due, "ids to be forgotten");
         let full = due.len() == BUCKETS_MAX;
         for due in due {
-            self.0.store.stage(Op::ForgetId { due, now });
+            // It follows from no log's state: the writer looks at the row itself.
+            self.0.store.stage_in(self.0.store.generation(), Op::ForgetId { due, now });
         }
         full
     }

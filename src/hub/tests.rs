@@ -3,6 +3,7 @@
 
 mod interleaving;
 mod model;
+mod recovery;
 mod support;
 
 use std::{
@@ -326,7 +327,7 @@ async fn confirming_and_sending_at_once_leave_cursor_index_and_counters_in_agree
                         let last = state.log.applied;
                         state.device(&desk).unwrap().row.cursor = last;
                         let known = state.devices.iter().find(|known| known.name == desk).unwrap();
-                        hub.put_cursor(&user, known, &state.log.hold);
+                        hub.put_cursor(&user, known, &state.log);
                     }
                 }
                 offsets

@@ -3,7 +3,7 @@
 //! The state's lock is his log's lock: under it offsets are assigned, records staged and handed to Live sessions, and
 //! sessions change between Pulling and Live. No system call and no await happens under it.
 
-use std::sync::{Arc, OnceLock, atomic::AtomicBool};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -11,7 +11,7 @@ use super::{handle::Handle, log::LogState};
 use crate::{
     clock::Instant,
     session::Log,
-    store::{DeviceRow, IndexEntry, LogObserver, Mailbox, StoreError},
+    store::{DeviceRow, IndexEntry, LogObserver, StoreError},
     types::{Device, LogId, Offset, UnixMillis, UserId},
 };
 
@@ -22,7 +22,6 @@ pub struct User {
     state: Mutex<UserState>,
     /// One load at a time.
     pub(super) loading: tokio::sync::Mutex<()>,
-    loaded: OnceLock<()>,
     /// Whether it waits in the queue of those that may be forgotten.
     pub(super) idle: AtomicBool,
 }
@@ -94,13 +93,7 @@ pub struct UserState {
 impl User {
     /// A user of whom nothing is known yet.
     pub fn new(id: UserId) -> Self {
-        Self {
-            id,
-            state: Mutex::default(),
-            loading: tokio::sync::Mutex::default(),
-            loaded: OnceLock::new(),
-            idle: AtomicBool::new(false),
-        }
+        Self { id, state: Mutex::default(), loading: tokio::sync::Mutex::default(), idle: AtomicBool::new(false) }
     }
 
     /// His log's name.
@@ -115,19 +108,7 @@ impl User {
 
     /// Whether his state was read from the store.
     pub fn is_loaded(&self) -> bool {
-        self.loaded.get().is_some()
-    }
-
-    /// Takes over what the store has of him.
-    pub fn load(&self, mut mailbox: Mailbox) {
-        let mut state = self.state.lock();
-        state.log.load_mailbox(&mut mailbox);
-        let known = |(name, row)| DeviceState { name, row, durable: true, attempts: None };
-        state.devices = mailbox.devices.into_iter().map(known).collect();
-        state.forgotten = mailbox.forgotten;
-        state.forgotten.sort_by_key(|(_, at)| *at);
-        drop(state);
-        let _ = self.loaded.set(());
+        self.state().log.generation != 0
     }
 
     /// Whether nothing of him is under way; the caller makes sure that nobody else holds him.
@@ -183,7 +164,7 @@ impl UserState {
     }
 
     /// Wakes the tasks of sessions that pull.
-    fn wake_pulling(&mut self) {
+    pub(super) fn wake_pulling(&mut self) {
         if !self.maybe_pulling {
             return;
         }
@@ -203,7 +184,8 @@ impl LogObserver for User {
         state.wake_pulling();
     }
 
-    /// What was staged is not on disk and never will be: sessions that wait for it look again.
+    /// What was staged is not on disk and never will be (or that is found when he is read anew): sessions that wait for
+    /// it look again.
     fn failed(&self, error: &StoreError) {
         let mut state = self.state.lock();
         state.log.failed(error);

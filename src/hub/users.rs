@@ -88,6 +88,11 @@ impl Users {
         }
     }
 
+    /// All that are in memory.
+    pub fn all(&self) -> Vec<Arc<User>> {
+        self.shards.iter().flat_map(|shard| shard.lock().users.values().cloned().collect::<Vec<_>>()).collect()
+    }
+
     /// How many are in memory.
     #[cfg(test)]
     pub fn len(&self) -> usize {

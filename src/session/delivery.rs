@@ -125,6 +125,11 @@ impl Delivery {
         place.position = place.position.max(last);
     }
 
+    /// Pulls a log from where it is.
+    pub fn pull(&mut self, log: Log) {
+        self.place_mut(log).flow = Flow::Pulling;
+    }
+
     /// How the session gets a log.
     pub fn flow(&self, log: Log) -> Flow {
         self.place(log).flow

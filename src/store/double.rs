@@ -1,5 +1,6 @@
 //! An engine for tests: in memory, and at the test's command. Its commits can be held up and let through one by one,
-//! and be made to fail; its rows outlive the store, which can be opened over it again.
+//! and be made to fail; its rows outlive the store, which can be opened over it again. Its disk can be full: then the
+//! engine is lost until it is reopened, as sled's is.
 
 use std::sync::{
     Arc,
@@ -8,7 +9,11 @@ use std::sync::{
 
 use parking_lot::{Condvar, Mutex};
 
-use super::embedded::engine::{Engine, EngineError, MemoryEngine, Visit, Write};
+use super::embedded::{
+    engine::{Engine, EngineError, MemoryEngine, Visit, Write},
+    keys::Key,
+};
+use crate::types::{Device, UserId};
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -22,6 +27,24 @@ pub(crate) struct Double {
     /// The next commit is applied, and its process ends before it hears of it.
     pub(crate) cut_off: AtomicBool,
     pub(super) panics: AtomicBool,
+    full: Mutex<Full>,
+}
+
+/// The disk of a double, once it is full.
+#[derive(Default)]
+struct Full {
+    /// Commits that find no room.
+    commits: usize,
+    /// Whether what they carry is there all the same.
+    keeps: bool,
+    /// Openings that find no room.
+    openings: usize,
+    /// A commit found no room, and it was not opened again.
+    is_lost: bool,
+}
+
+fn no_space() -> EngineError {
+    EngineError::Io(std::io::ErrorKind::StorageFull.into())
 }
 
 #[derive(Default)]
@@ -78,6 +101,39 @@ impl Double {
         self.begun.load(Ordering::SeqCst)
     }
 
+    /// So many commits from now on find no room, and after each of them so many openings. What the commits carry is
+    /// there after the next opening if it `keeps` them.
+    pub(crate) fn is_full_for(&self, commits: usize, openings: usize, keeps: bool) {
+        *self.full.lock() = Full { commits, openings, keeps, is_lost: false };
+    }
+
+    /// How many commits and openings will find no room.
+    pub(crate) fn is_full_still_for(&self) -> (usize, usize) {
+        let full = self.full.lock();
+        (full.commits, full.openings)
+    }
+
+    /// Loses a row behind the store's back.
+    pub(crate) fn lose_device(&self, user: &UserId, device: &Device) {
+        let lost = self.rows.commit(vec![(Key::Device(user.clone(), device.clone()).encode(), None)]);
+        assert!(lost.is_ok());
+    }
+
+    /// Opens it again.
+    pub(super) fn reopen(self: &Arc<Self>) -> Result<Arc<dyn Engine>, EngineError> {
+        let mut full = self.full.lock();
+        if full.openings > 0 {
+            full.openings -= 1;
+            return Err(no_space());
+        }
+        full.is_lost = false;
+        Ok(Arc::new(Arc::clone(self)))
+    }
+
+    fn is_there(&self) -> Result<(), EngineError> {
+        if self.full.lock().is_lost { Err(no_space()) } else { Ok(()) }
+    }
+
     /// Begins to count anew.
     pub(super) fn forget(&self) {
         self.begun.store(0, Ordering::SeqCst);
@@ -104,19 +160,30 @@ impl Engine for Arc<Double> {
         if self.fails.load(Ordering::SeqCst) {
             return Err(EngineError::Io(std::io::Error::other("on purpose")));
         }
-        self.commits.lock().push(writes.clone());
-        self.rows.commit(writes)?;
+        self.is_there()?;
+        let lacks_room = {
+            let mut full = self.full.lock();
+            full.is_lost = full.commits > 0;
+            full.commits = full.commits.saturating_sub(1);
+            full.is_lost.then_some(full.keeps)
+        };
+        if lacks_room != Some(false) {
+            self.commits.lock().push(writes.clone());
+            self.rows.commit(writes)?;
+        }
         if self.cut_off.load(Ordering::SeqCst) {
             return Err(EngineError::Io(std::io::Error::other("the process ended")));
         }
-        Ok(())
+        if lacks_room.is_some() { Err(no_space()) } else { Ok(()) }
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        self.is_there()?;
         self.rows.get(key)
     }
 
     fn range(&self, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        self.is_there()?;
         self.rows.range(from, to, visit)
     }
 

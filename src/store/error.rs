@@ -84,8 +84,19 @@ pub enum StoreError {
     /// be there after a restart.
     #[error("the store failed: {0}")]
     Failed(Arc<str>),
-    /// `store.max_bytes` or `store.max_disk` is reached, or the record is larger than the writer's whole queue.
-    #[error("the store is full; raise store.max_bytes or store.max_disk, or let devices confirm what is pending")]
+    /// Its disk is full. A commit failed for it, and what that carried may or may not be there. The store is opened again
+    /// as soon as that can be done, and then takes and gives as before.
+    #[error("the store waits for room on its disk: {0}")]
+    Recovering(Arc<str>),
+    /// One commit takes far longer than any should.
+    #[error("the store is stuck: a commit does not end")]
+    Stuck,
+    /// `store.max_bytes` or `store.max_disk` is reached, its disk is nearly full, or the record is larger than the
+    /// writer's whole queue.
+    #[error(
+        "the store is full; make room on its disk, raise store.max_bytes or store.max_disk, or let devices confirm what \
+         is pending"
+    )]
     Full,
     /// The store was closed.
     #[error("the store is closed")]

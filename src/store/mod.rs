@@ -7,7 +7,9 @@
 //!
 //! Rules: nobody hears that something is stored before it is on disk in the sense configured. The order of a log is the
 //! order of its offsets, of its staging and of its becoming readable. A commit that failed ends the store: what is
-//! staged then and later is answered with the failure, and only a restart tells what was kept.
+//! staged then and later is answered with the failure, and only a restart tells what was kept. The exception is a full
+//! disk: what is staged is answered with the failure, too, but the engine is opened again, as another *generation* of the
+//! store, and what of the failed batch was kept is there for whoever reads his log anew.
 
 mod config;
 #[cfg(test)]
@@ -24,7 +26,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
@@ -41,11 +44,13 @@ use crate::{
 };
 use embedded::{
     backup,
-    engine::MemoryEngine,
+    engine::{Engine, EngineError, MemoryEngine},
     open::{self, Opened},
     queries,
-    reader::Readers,
+    reader::{Readers, Slot},
+    recovery::Recovery,
     shared::Shared,
+    watchdog::Watchdog,
     writer::Writer,
 };
 
@@ -94,9 +99,17 @@ impl Store {
     /// A store over an engine that the test holds up, makes fail, and opens again.
     #[cfg(test)]
     pub(crate) fn open_double(double: &Arc<double::Double>, clock: Clock) -> Store {
-        let opened = Opened::over(Arc::new(Arc::clone(double)), clock, true).unwrap();
+        Self::open_watched(double, clock, Watchdog::default())
+    }
+
+    /// The same, watched as the test says.
+    #[cfg(test)]
+    pub(crate) fn open_watched(double: &Arc<double::Double>, clock: Clock, watchdog: Watchdog) -> Store {
+        let mut opened = Opened::over(Arc::new(Arc::clone(double)), clock, true).unwrap();
+        let again = Arc::clone(double);
+        opened.reopen = Some(Box::new(move || again.reopen()));
         double.forget();
-        Self::start(opened, &Config::default()).unwrap()
+        Self::start_watched(opened, &Config::default(), watchdog).unwrap()
     }
 
     #[cfg(test)]
@@ -110,12 +123,20 @@ impl Store {
     }
 
     fn start(opened: Opened, config: &Config) -> std::io::Result<Store> {
-        let Opened { engine, epoch, sequencer, totals } = opened;
+        Self::start_watched(opened, config, Watchdog::default())
+    }
+
+    fn start_watched(opened: Opened, config: &Config, watchdog: Watchdog) -> std::io::Result<Store> {
+        let Opened { engine, epoch, sequencer, totals, reopen, room } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));
-        let (readers, mut threads) = Readers::start(&engine)?;
         let name = engine.name();
-        let writer = Writer::new(Arc::clone(&shared), engine);
+        let slot: Slot = Arc::new(RwLock::new(engine));
+        let (readers, mut threads) = Readers::start(&slot)?;
+        let recovery = reopen.map(|reopen| Recovery::new(reopen, epoch));
+        let writer = Writer::new(Arc::clone(&shared), slot, recovery, room);
         threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
+        let watched = Arc::clone(&shared);
+        threads.push(thread::Builder::new().name("pushgate-watchdog".into()).spawn(move || watchdog.run(&watched))?);
         Ok(Store(Arc::new(Handle {
             shared,
             readers,
@@ -132,11 +153,11 @@ impl Store {
     /// [`Store::turn`]. What is staged when it is dropped is lost, as in a crash.
     #[cfg(test)]
     pub(crate) fn open_by_hand(engine: Arc<dyn embedded::engine::Engine>, clock: Clock) -> Store {
-        let Opened { engine, epoch, sequencer, totals } = Opened::over(engine, clock, true).unwrap();
+        let Opened { engine, epoch, sequencer, totals, .. } = Opened::over(engine, clock, true).unwrap();
         let shared = Arc::new(Shared::new(&Config::default(), sequencer, totals));
         let readers = Readers::inline(Arc::clone(&engine));
         let name = engine.name();
-        let writer = Some(Mutex::new(Writer::new(Arc::clone(&shared), engine)));
+        let writer = Some(Mutex::new(Writer::new(Arc::clone(&shared), Arc::new(RwLock::new(engine)), None, None)));
         let config = Config::default();
         Store(Arc::new(Handle { shared, readers, engine: name, epoch, config, threads: Mutex::default(), writer }))
     }
@@ -157,12 +178,33 @@ impl Store {
         self.0.engine
     }
 
-    /// Whether it takes writes, and if not, why.
+    /// Whether it takes writes and makes them, and if not, why.
     pub fn health(&self) -> Result<(), StoreError> {
         self.0.shared.health()
     }
 
-    /// Resolves when the store has failed for good. Closing it is no failure.
+    /// Told whenever [`Store::health`] may answer otherwise than before.
+    pub fn health_changes(&self) -> watch::Receiver<()> {
+        self.0.shared.changed.subscribe()
+    }
+
+    /// Whether its disk is full and it waits to be opened again: then there is nothing to be read or staged.
+    pub fn is_recovering(&self) -> bool {
+        matches!(*self.0.shared.end.borrow(), Some(StoreError::Recovering(_)))
+    }
+
+    /// Which opening of the engine this is. It rises when the engine is lost, before anything else is told of that; what
+    /// was read in an earlier generation may not be so any more.
+    pub fn generation(&self) -> u64 {
+        self.0.shared.generation()
+    }
+
+    /// The generation that was opened last: it changes when the store works again after its engine was lost.
+    pub fn opened(&self) -> watch::Receiver<u64> {
+        self.0.shared.opened.subscribe()
+    }
+
+    /// Resolves when the store has failed for good. Closing it is no failure, nor is a full disk.
     pub async fn failed(&self) -> StoreError {
         let mut end = self.0.shared.end.subscribe();
         let failed = end.wait_for(|end| matches!(end, Some(StoreError::Failed(_)))).await;
@@ -186,8 +228,8 @@ impl Store {
     /// Admits one record of `record_bytes` accounted bytes: waits for room in the writer's queue, in the order of the
     /// calls, and for an offset below the mark on disk.
     ///
-    /// [`StoreError::Full`] where `store.max_bytes` or `store.max_disk` (less its reserve) is reached, or the record is
-    /// larger than [`crate::limits::WRITER_QUEUE_BYTES_MAX`].
+    /// [`StoreError::Full`] where `store.max_bytes` or `store.max_disk` (less its reserve) is reached, its disk is nearly
+    /// full, or the record is larger than [`crate::limits::WRITER_QUEUE_BYTES_MAX`].
     pub async fn permit(&self, record_bytes: u64) -> Result<Permit, StoreError> {
         self.0.shared.permit(record_bytes).await
     }
@@ -198,13 +240,20 @@ impl Store {
         permit.assign(last)
     }
 
-    /// Queues a write. To be called under the log's lock, so that writes are queued in the order of their offsets.
-    /// Never fails, never waits: what becomes of it is told to the op's observer and `done`, from the writer's thread;
-    /// only where the store is closed, `done` is answered right here and the observer is not told.
-    pub fn stage(&self, op: Op) {
-        if let Some(done) = self.0.shared.queue.push(op).and_then(Op::into_done) {
+    /// [`Store::stage_in`] the present generation.
+    #[cfg(test)]
+    pub(crate) fn stage(&self, op: Op) {
+        self.stage_in(self.generation(), op);
+    }
+
+    /// Queues a write that follows from what was read in `generation`. To be called under the log's lock, so that writes
+    /// are queued in the order of their offsets. Never fails, never waits: what becomes of it is told to the op's
+    /// observer and `done`, from the writer's thread; only where the store is closed or of another generation, `done` is
+    /// answered right here and the observer is not told.
+    pub fn stage_in(&self, generation: u64, op: Op) {
+        if let Some(done) = self.0.shared.queue.push(generation, op).and_then(Op::into_done) {
             // Whoever asked may have gone.
-            let _ = done.send(Err(self.0.shared.refusal()));
+            let _ = done.send(Err(self.0.shared.refusal_of_late()));
         }
     }
 
@@ -212,17 +261,15 @@ impl Store {
     /// ignores what it says of damage. Refused, as every read is, once the store has failed: what a read would show may
     /// not be durable.
     pub async fn load(&self, user: &UserId) -> Result<Mailbox, StoreError> {
-        self.health()?;
+        let generation = self.generation();
         let (wanted, log) = (user.clone(), LogId::User(user.clone()));
         let (profile, first) = self
-            .0
-            .readers
-            .read(move |engine| {
+            .read(generation, move |engine| {
                 let first = queries::index(engine, &LogId::User(wanted.clone()), Offset::ZERO)?;
                 Ok((queries::profile(engine, &wanted)?, first))
             })
             .await?;
-        let (index, unreadable) = self.whole_index(&log, first).await?;
+        let (index, unreadable) = self.whole_index(generation, &log, first).await?;
         let (unreadable, forgotten) = (unreadable + profile.unreadable, profile.forgotten);
         let mailbox = Mailbox::of(profile.counters, profile.devices, forgotten, index, unreadable);
         self.0.shared.admit(mailbox.counters.last).await?;
@@ -231,13 +278,13 @@ impl Store {
 
     /// What the store has of the broadcast log; its devices stand with their users.
     pub async fn load_broadcasts(&self) -> Result<Mailbox, StoreError> {
-        self.health()?;
-        let read = |engine: &dyn embedded::engine::Engine| {
+        let generation = self.generation();
+        let read = |engine: &dyn Engine| {
             let log = LogId::Broadcast;
             Ok((queries::counters(engine, &log)?, queries::index(engine, &log, Offset::ZERO)?))
         };
-        let (counters, first) = self.0.readers.read(read).await?;
-        let (index, mut unreadable) = self.whole_index(&LogId::Broadcast, first).await?;
+        let (counters, first) = self.read(generation, read).await?;
+        let (index, mut unreadable) = self.whole_index(generation, &LogId::Broadcast, first).await?;
         unreadable += usize::from(matches!(counters, Some(Err(_))));
         let mailbox = Mailbox::of(counters.and_then(Result::ok), Vec::new(), Vec::new(), index, unreadable);
         self.0.shared.admit(mailbox.counters.last).await?;
@@ -247,13 +294,14 @@ impl Store {
     /// The rest of an index whose first part was read, and how many of its rows cannot be read.
     async fn whole_index(
         &self,
+        generation: u64,
         log: &LogId,
         first: queries::IndexPage,
     ) -> Result<(Vec<IndexEntry>, usize), StoreError> {
         let (mut index, mut unreadable, mut next) = (first.entries, first.unreadable, first.next);
         while let Some(after) = next {
             let log = log.clone();
-            let mut part = self.0.readers.read(move |engine| queries::index(engine, &log, after)).await?;
+            let mut part = self.read(generation, move |engine| queries::index(engine, &log, after)).await?;
             index.append(&mut part.entries);
             unreadable += part.unreadable;
             next = part.next;
@@ -264,9 +312,8 @@ impl Store {
     /// The records of a log with offsets in (`after`, `upto`]. `upto` should be at or below what was applied, or the
     /// page may show what is not durable yet.
     pub async fn page(&self, log: &LogId, after: Offset, upto: Offset, limit: PageLimit) -> Result<Page, StoreError> {
-        self.health()?;
         let log = log.clone();
-        self.0.readers.read(move |engine| queries::page(engine, &log, after, upto, limit)).await
+        self.read(self.generation(), move |engine| queries::page(engine, &log, after, upto, limit)).await
     }
 
     /// What a caller's own id stands for at `now`, as of the last commit.
@@ -276,9 +323,8 @@ impl Store {
         id: &NotificationId,
         now: UnixMillis,
     ) -> Result<Option<Remembered>, StoreError> {
-        self.health()?;
         let (log, id) = (log.clone(), id.clone());
-        self.0.readers.read(move |engine| queries::remembered(engine, &log, &id, now)).await
+        self.read(self.generation(), move |engine| queries::remembered(engine, &log, &id, now)).await
     }
 
     /// Devices of all users, in a stable order from behind `after` on; at most `max`.
@@ -287,22 +333,36 @@ impl Store {
         after: Option<(UserId, Device)>,
         max: usize,
     ) -> Result<Vec<(UserId, Device, DeviceRow)>, StoreError> {
-        self.health()?;
-        self.0.readers.read(move |engine| queries::devices_after(engine, after.as_ref(), max)).await
+        self.read(self.generation(), move |engine| queries::devices_after(engine, after.as_ref(), max)).await
     }
 
     /// Own ids of callers that may be forgotten at `now`, oldest first, at most `max`. One is shown until
     /// [`Op::ForgetId`] is committed.
     pub async fn due_ids(&self, now: UnixMillis, max: usize) -> Result<Vec<DueId>, StoreError> {
-        self.health()?;
-        self.0.readers.read(move |engine| queries::due_ids(engine, now, max)).await
+        self.read(self.generation(), move |engine| queries::due_ids(engine, now, max)).await
     }
 
     /// Logs of which something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
     /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
-        self.health()?;
-        self.0.readers.read(move |engine| queries::due(engine, now, max)).await
+        self.read(self.generation(), move |engine| queries::due(engine, now, max)).await
+    }
+
+    /// Reads from the engine of that generation, and from no other.
+    async fn read<T, F>(&self, generation: u64, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&dyn Engine) -> Result<T, EngineError> + Send + 'static,
+    {
+        let shared = &self.0.shared;
+        shared.serving()?;
+        let found = self.0.readers.read(read).await;
+        if matches!(found, Err(StoreError::Recovering(_))) {
+            // Where the read met a full disk first: so does this commit.
+            shared.queue.raise();
+        }
+        // A lost engine may show what is not on disk, or fail at what is.
+        if shared.generation() == generation { found } else { Err(shared.refusal_of_late()) }
     }
 
     /// Copies the store to `path`, while it is in use: a folder that `store.path` can be set to, with the store as it is at

@@ -869,7 +869,7 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &to.join(entry.file_name()));
-        } else {
+        } else if entry.file_name() != "ballast" {
             fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
         }
     }
@@ -896,8 +896,9 @@ async fn damaged(engine: EngineName) {
         store.close().unwrap();
     }
     let sound = config.path.clone();
-    let names: Vec<_> =
-        fs::read_dir(&sound).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let names = fs::read_dir(&sound).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    // What is kept for a full disk holds nothing.
+    let names: Vec<_> = names.filter(|name| name != "ballast").collect();
     let blobs = usize::from(names.iter().any(|name| name == "blobs"));
     let mut damages: Vec<(&str, Option<u64>, u64)> = Vec::new();
     for file in names.iter().map(String::as_str).filter(|name| *name != "blobs") {
@@ -1066,4 +1067,198 @@ fn a_store_that_fills_a_mount_is_set_aside_inside_it() {
         Err(error) => panic!("{error}"),
     }
     assert!(long.path.join(format!("corrupt-{}/db", NOW.as_secs())).exists());
+}
+
+/// The errors of the log's batches that failed.
+fn recovering(error: &StoreError) -> bool {
+    matches!(error, StoreError::Recovering(_))
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_the_batch_and_what_waits_and_the_store_goes_on_in_another_generation() {
+    for keeps in [false, true] {
+        let double = Arc::new(Double::default());
+        let store = over(&double);
+        let (mut ann, mut bob) = (Log::of("ann"), Log::of("bob"));
+        ann.append(&store, &notification(10)).await.unwrap();
+        let mut opened = store.opened();
+        let before = store.generation();
+        let held = double.hold();
+        let begun = double.commits_begun();
+        let (lost, first) = ann.stage(&store, &notification(20)).await.unwrap();
+        double.begun(begun + 1).await;
+        let (_, second) = bob.stage(&store, &notification(1)).await.unwrap();
+        let waiting = bob.cursor(&store, "phone", Offset::new(1));
+        let early = store.permit(1).await.unwrap();
+        // The commit, and three openings.
+        double.is_full_for(1, 3, keeps);
+        drop(held);
+        for answer in [first, second] {
+            assert!(recovering(&answer.await.unwrap().unwrap_err()));
+        }
+        released(waiting).await;
+        opened.changed().await.unwrap();
+        assert_eq!((store.generation(), *opened.borrow_and_update()), (before + 1, before + 1));
+        assert_eq!(double.is_full_still_for(), (0, 0));
+        assert_eq!((store.health(), store.is_recovering()), (Ok(()), false));
+        for log in [&ann, &bob] {
+            assert!(matches!(&log.observer.failed.lock()[..], [error] if recovering(error)));
+        }
+        assert!(futures_util::poll!(Box::pin(store.failed())).is_pending(), "a full disk is no failure");
+
+        let found = store.load(&ann.user).await.unwrap();
+        assert_eq!(found.damaged, None);
+        assert_eq!(found.index, ann.index[..1 + usize::from(keeps)], "the batch is there as a whole or not at all");
+        assert_eq!(store.totals().count, found.index.len() as u64);
+        assert_eq!(store.load(&bob.user).await.unwrap(), Mailbox::default(), "what waited behind it is not");
+
+        // What was read and permitted before is good for nothing.
+        assert_ne!(early.generation(), store.generation());
+        let (done, late) = oneshot::channel();
+        let hold = Hold::default();
+        store.stage_in(
+            before,
+            Op::RemoveDevice {
+                user: user("late"),
+                device: device("x"),
+                at: UnixMillis(1),
+                unremembered: Vec::new(),
+                hold,
+                done: Some(done),
+            },
+        );
+        assert!(recovering(&late.await.unwrap().unwrap_err()));
+        drop(early);
+
+        (ann.counters, ann.index) = (found.counters, found.index);
+        let after = ann.append(&store, &notification(30)).await.unwrap();
+        assert!(after > lost, "no offset is given twice");
+        store.close().unwrap();
+        assert_eq!(over(&double).load(&ann.user).await.unwrap().index, ann.index);
+    }
+}
+
+#[tokio::test]
+async fn while_the_disk_is_full_nothing_is_admitted_or_read_and_the_store_can_be_closed() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let mut changes = store.health_changes();
+    let mut ann = Log::of("ann");
+    double.is_full_for(1, usize::MAX, false);
+    assert!(recovering(&ann.append(&store, &notification(1)).await.unwrap_err()));
+    changes.changed().await.unwrap();
+    assert!(store.is_recovering() && recovering(&store.health().unwrap_err()));
+    assert!(recovering(&store.permit(1).await.map(drop).unwrap_err()));
+    assert!(recovering(&store.load(&ann.user).await.unwrap_err()));
+    assert!(recovering(&store.page(&ann.id(), Offset::ZERO, Offset::MAX, EVERYTHING).await.unwrap_err()));
+    assert!(recovering(&store.due(UnixMillis(0), 1).await.unwrap_err()));
+    assert!(recovering(&ann.put_device(&store, "phone", Offset::ZERO).await.unwrap_err()));
+    // It is tried again and again.
+    let (_, left) = double.is_full_still_for();
+    while double.is_full_still_for().1 > left - 2 {
+        tokio::task::yield_now().await;
+    }
+    store.close().unwrap();
+    assert_eq!(store.health(), Err(StoreError::Closed));
+}
+
+#[tokio::test]
+async fn a_permit_that_waits_for_room_ends_when_the_disk_is_full() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let whole = store.permit(crate::limits::WRITER_QUEUE_BYTES_MAX as u64).await.unwrap();
+    let mut waiting = Box::pin(store.permit(1));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    double.is_full_for(1, usize::MAX, false);
+    let mut opened = store.opened();
+    assert!(recovering(&Log::of("ann").put_device(&store, "", Offset::ZERO).await.unwrap_err()));
+    assert!(recovering(&waiting.await.map(drop).unwrap_err()));
+    double.is_full_for(0, 0, false);
+    opened.changed().await.unwrap();
+    drop(whole);
+    store.permit(1).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_fails_the_reopening_or_a_closing_store_fails_for_good() {
+    // Another store lies there: whoever put it there.
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    double.rows.commit(vec![(Key::Epoch.encode(), Some(vec![7; 16]))]).unwrap();
+    double.is_full_for(1, 0, false);
+    let mut ann = Log::of("ann");
+    assert!(recovering(&ann.append(&store, &notification(1)).await.unwrap_err()));
+    assert!(matches!(store.failed().await, StoreError::Failed(why) if why.contains("opened again")));
+    assert!(matches!(ann.put_device(&store, "", Offset::ZERO).await, Err(StoreError::Failed(_))));
+
+    // A store that is being closed does not wait for room.
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    let held = double.hold();
+    let (_, answer) = Log::of("ann").stage(&store, &notification(1)).await.unwrap();
+    double.begun(1).await;
+    store.0.shared.close();
+    double.is_full_for(1, 0, false);
+    drop(held);
+    assert!(matches!(answer.await.unwrap(), Err(StoreError::Failed(_))));
+    assert!(matches!(store.close(), Err(StoreError::Failed(_))));
+}
+
+#[tokio::test]
+async fn senders_are_refused_while_the_disk_is_nearly_full_and_deletions_are_not() {
+    let folder = TempDir::new().unwrap();
+    let store = open_sled(&folder);
+    let mut ann = Log::of("ann");
+    let first = ann.append(&store, &notification(10)).await.unwrap();
+    assert!(config_at(folder.path()).path.join("ballast").exists());
+    store.0.shared.spare_bytes.store(10, Ordering::Relaxed);
+    assert_eq!(ann.append(&store, &notification(10)).await, Err(StoreError::Full));
+    released(ann.delete(&store, first)).await;
+    ann.put_device(&store, "phone", first).await.unwrap();
+    // The next look finds room.
+    while ann.append(&store, &notification(10)).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_commit_that_does_not_end_shows_in_the_health_and_ends_the_process() {
+    static ENDED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let end = || {
+        ENDED.fetch_add(1, Ordering::SeqCst);
+    };
+    let millis = Duration::from_millis;
+    let double = Arc::new(Double::default());
+    let store =
+        Store::open_watched(&double, Clock::system(), Watchdog { stuck_after: millis(20), grace: millis(20_000), end });
+    let mut changes = store.health_changes();
+    let mut ann = Log::of("ann");
+    let held = double.hold();
+    let (_, answer) = ann.stage(&store, &notification(1)).await.unwrap();
+    changes.changed().await.unwrap();
+    assert_eq!(store.health(), Err(StoreError::Stuck));
+    // One that ends after all is forgiven.
+    drop(held);
+    answer.await.unwrap().unwrap();
+    changes.changed().await.unwrap();
+    assert_eq!(store.health(), Ok(()));
+    store.close().unwrap();
+    assert_eq!(ENDED.load(Ordering::SeqCst), 0);
+
+    let store =
+        Store::open_watched(&double, Clock::system(), Watchdog { stuck_after: millis(20), grace: millis(20), end });
+    // Neither an idle store nor one that waits for room is stuck.
+    double.is_full_for(1, 2, false);
+    assert!(recovering(&ann.append(&store, &notification(1)).await.unwrap_err()));
+    while store.is_recovering() {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(millis(60)).await;
+    assert_eq!((store.health(), ENDED.load(Ordering::SeqCst)), (Ok(()), 0));
+    let held = double.hold();
+    let (_, answer) = ann.stage(&store, &notification(1)).await.unwrap();
+    while ENDED.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    drop((held, answer));
 }

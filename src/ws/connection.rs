@@ -133,6 +133,8 @@ impl Connection<'_> {
                     let progress = self.hub.finish_pull(&self.handle, &request, page);
                     self.paused_at = (!progress).then(|| self.handle.core().session.delivery.unconfirmed());
                 }
+                // Asked for again once the store works.
+                Woken::Page(_, Err(StoreError::Recovering(_))) => {}
                 Woken::Page(_, Err(_)) => self.handle.close_by_rule(Verdict {
                     code: CloseCode::INTERNAL,
                     reason: "internal error",

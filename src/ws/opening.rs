@@ -18,6 +18,7 @@ use crate::{
         server,
     },
     session::{Granted, Opening, Refused, Unauthenticated},
+    store::StoreError,
 };
 
 /// What a first message must be.
@@ -85,6 +86,7 @@ async fn attach(granted: Granted, peer: &Peer, socket: &Socket, context: &Contex
             End::Close(CloseCode::TRY_LATER, error.to_string())
         }
         AttachError::Draining => End::Close(CloseCode::RESTART, error.to_string()),
+        AttachError::Store(StoreError::Recovering(_)) => End::Close(CloseCode::TRY_LATER, "try again later".to_owned()),
         AttachError::Store(ref cause) => {
             tracing::error!(%user, error = %cause, "a session could not be opened");
             End::Close(CloseCode::INTERNAL, error.to_string())

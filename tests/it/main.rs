@@ -8,6 +8,7 @@ mod support;
 
 mod bad_input;
 mod child;
+mod clocks;
 mod delivery;
 mod events;
 mod grpc;

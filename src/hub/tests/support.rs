@@ -372,6 +372,23 @@ impl Client {
         self.page.is_some()
     }
 
+    /// [`Client::settle`] while the store may be between two openings: pages that cannot be read are asked for again.
+    pub async fn try_settle(&mut self) {
+        if self.page.is_none()
+            && !self.paused
+            && self.handle.is_behind()
+            && let Pull::Read(request) = self.hub.plan_pull(&self.handle)
+        {
+            match self.hub.read_page(&request).await {
+                Ok(page) => self.page = Some((request, page)),
+                Err(StoreError::Recovering(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.end_pull();
+        self.confirm();
+    }
+
     /// The second half: the page is handed over.
     pub fn end_pull(&mut self) -> bool {
         let Some((request, page)) = self.page.take() else { return false };

@@ -53,6 +53,18 @@ pub fn sync_failed(error: io::Error) -> io::Error {
     io::Error::other(format!("syncing failed: {error}"))
 }
 
+/// Whether the system had no room.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+impl EngineError {
+    /// Whether there was no room for it, which passes.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, EngineError::Io(error) if is_no_space(error))
+    }
+}
+
 /// An embedded engine.
 pub trait Engine: Send + Sync + 'static {
     /// Its name, as the configuration writes it.
@@ -69,6 +81,37 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The bytes that its files take.
     fn disk_bytes(&self) -> Result<u64, EngineError>;
+}
+
+/// Stands where the engine was, until it is opened again.
+pub struct Gone;
+
+impl Gone {
+    fn error() -> EngineError {
+        EngineError::Io(io::ErrorKind::StorageFull.into())
+    }
+}
+
+impl Engine for Gone {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    fn commit(&self, _: Vec<Write>) -> Result<(), EngineError> {
+        Err(Self::error())
+    }
+
+    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, EngineError> {
+        Err(Self::error())
+    }
+
+    fn range(&self, _: &[u8], _: &[u8], _: &mut dyn FnMut(&[u8], &[u8]) -> Visit) -> Result<(), EngineError> {
+        Err(Self::error())
+    }
+
+    fn disk_bytes(&self) -> Result<u64, EngineError> {
+        Err(Self::error())
+    }
 }
 
 /// The engine of tests: nothing survives it.

@@ -20,10 +20,12 @@ use uuid::Uuid;
 
 use super::{
     aside::{set_aside, sync_folder},
-    engine::{Engine, EngineError},
+    engine::{Engine, EngineError, is_no_space},
     keys::{self, Key},
     kind::Kind,
-    migrate, panic_text, rows,
+    migrate, panic_text,
+    room::Room,
+    rows,
     sequencer::Sequencer,
     suspect::{self, Suspicion, Watched},
 };
@@ -49,12 +51,18 @@ pub struct Opened {
     pub sequencer: Sequencer,
     /// What is pending.
     pub totals: Totals,
+    /// Opens the engine once more, after it was let go; none where it cannot be lost.
+    pub reopen: Option<Reopen>,
+    /// The room on its disk, where it has one.
+    pub room: Option<Room>,
 }
+
+/// Opens an engine once more.
+pub type Reopen = Box<dyn Fn() -> Result<Arc<dyn Engine>, EngineError> + Send>;
 
 impl Opened {
     /// Reads the store's own rows. Writes them where the engine is empty, and `may_be_new`.
     pub fn over(engine: Arc<dyn Engine>, clock: Clock, may_be_new: bool) -> Result<Self, EngineError> {
-        let damaged = |what: &str| EngineError::Corrupt(format!("{what} is missing or cannot be read"));
         if is_empty(&*engine)? {
             if !may_be_new {
                 return Err(EngineError::Corrupt("its files are there, but nothing is in them".into()));
@@ -66,11 +74,36 @@ impl Opened {
                 (Key::Totals.encode(), Some(rows::encode_totals(&Totals::default()))),
             ])?;
         }
+        let Own { epoch, mark, totals } = Own::of(&*engine)?;
+        let sequencer = Sequencer::new(clock, mark);
+        // Also the proof that the store can be written.
+        if let Some(mark) = sequencer.next_mark(true) {
+            engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
+            sequencer.raised(mark);
+        }
+        Ok(Self { engine, epoch, sequencer, totals, reopen: None, room: None })
+    }
+}
+
+/// The store's own rows.
+pub struct Own {
+    /// Its identity.
+    pub epoch: Uuid,
+    /// Offsets from here on were never given.
+    pub mark: u64,
+    /// What is pending.
+    pub totals: Totals,
+}
+
+impl Own {
+    /// Reads them.
+    pub fn of(engine: &dyn Engine) -> Result<Self, EngineError> {
+        let damaged = |what: &str| EngineError::Corrupt(format!("{what} is missing or cannot be read"));
         let read = |key: Key| engine.get(&key.encode());
         let format = read(Key::Format)?.and_then(|row| rows::decode_format(&row).ok());
         let format = format.ok_or_else(|| damaged("the format version"))?;
         if format < rows::FORMAT {
-            migrate::bring_up(&*engine, format)?;
+            migrate::bring_up(engine, format)?;
         } else if format > rows::FORMAT {
             let name = |version: u32| format!("format version {version}");
             return Err(EngineError::Format { found: name(format), supported: name(rows::FORMAT) });
@@ -81,15 +114,9 @@ impl Opened {
         let mark = mark.ok_or_else(|| damaged("the offset reservation"))?;
         let totals = match read(Key::Totals)?.and_then(|row| rows::decode_totals(&row).ok()) {
             Some(totals) => totals,
-            None => recount(&*engine)?,
+            None => recount(engine)?,
         };
-        let sequencer = Sequencer::new(clock, mark);
-        // Also the proof that the store can be written.
-        if let Some(mark) = sequencer.next_mark(true) {
-            engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
-            sequencer.raised(mark);
-        }
-        Ok(Self { engine, epoch, sequencer, totals })
+        Ok(Self { epoch, mark, totals })
     }
 }
 
@@ -125,8 +152,28 @@ fn recount(engine: &dyn Engine) -> Result<Totals, EngineError> {
 
 /// Opens the store on disk.
 pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
+    let path = &config.path;
+    let mut opened = attempt(config, clock);
+    if let Err(Failure::Refused(OpenError::Io { source, .. })) = &opened
+        && is_no_space(source)
+        && Room::release_in(path)
+    {
+        tracing::warn!(path = %path.display(), "the store's disk is full; the room kept for that was let go");
+        opened = attempt(config, clock);
+    }
+    let mut opened = opened_or_set_aside(config, clock, opened)?;
+    let again = config.clone();
+    opened.reopen = Some(Box::new(move || reopen(&again)));
+    match Room::of(path) {
+        Ok(room) => opened.room = Some(room),
+        Err(error) => tracing::warn!(%error, "the free space of the store's disk cannot be read"),
+    }
+    Ok(opened)
+}
+
+fn opened_or_set_aside(config: &Config, clock: &Clock, opened: Result<Opened, Failure>) -> Result<Opened, OpenError> {
     let (path, kind) = (&config.path, Kind::of(config.engine));
-    match attempt(config, clock) {
+    match opened {
         Err(Failure::Damaged { detail, panicked, cut_short }) => {
             // A beginning that was cut short holds nothing that an operator could want back.
             if config.on_corruption() == OnCorruption::Refuse && !cut_short {
@@ -155,7 +202,6 @@ pub fn open(config: &Config, clock: &Clock) -> Result<Opened, OpenError> {
 /// Opens the engine of a store that this process had open, and nothing else: no rows are read or written, nothing is
 /// moved aside. Whatever used the engine before must be gone; [`EngineError::Busy`] where it is not within
 /// [`limits::STORE_LOCK_WAIT`]. Blocks.
-#[allow(dead_code, reason = "for opening again in the process once there is room on the disk")]
 pub fn reopen(config: &Config) -> Result<Arc<dyn Engine>, EngineError> {
     let (kind, path, durability) = (Kind::of(config.engine), config.path.clone(), config.durability);
     let reopened = when_free(|| {

@@ -2,11 +2,12 @@
 //!
 //! Rule: pushing never waits and never fails for want of room. Appends are bounded by their permits' bytes; a device
 //! has at most one cursor here, because a newer one takes the place of the one that still waits; deletions are bounded
-//! by what was appended. Urgent ops wake the writer, lazy ones let it sleep until the oldest is due.
+//! by what was appended. Urgent ops wake the writer, lazy ones let it sleep until the oldest is due. An op belongs to the
+//! opening of the engine that its stager knew: those of an earlier one are not taken, however late they come.
 
 use std::{
     collections::{HashMap, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -52,6 +53,10 @@ struct State {
     lazy_since: Option<Instant>,
     raise: bool,
     closing: bool,
+    /// How often the engine was lost so far.
+    generation: u64,
+    /// The engine is lost and not opened again.
+    discarding: bool,
 }
 
 /// Whether somebody waits for the op.
@@ -145,11 +150,16 @@ impl State {
 }
 
 impl Queue {
-    /// Queues an op; gives it back where the queue is closing.
+    /// An empty one that takes ops of that generation.
+    pub fn of(generation: u64) -> Self {
+        Self { state: Mutex::new(State { generation, ..State::default() }), wake: Condvar::new() }
+    }
+
+    /// Queues an op of that generation; gives it back where the queue is closing or the engine was lost since.
     #[must_use = "an op that is given back must be answered"]
-    pub fn push(&self, op: Op) -> Option<Op> {
+    pub fn push(&self, generation: u64, op: Op) -> Option<Op> {
         let mut state = self.state.lock();
-        if state.closing {
+        if state.closing || state.discarding || state.generation != generation {
             return Some(op);
         }
         let slept_until = (state.is_ready(), state.lazy_since);
@@ -167,6 +177,30 @@ impl Queue {
             state.raise = true;
             self.wake.notify_one();
         }
+    }
+
+    /// The engine is lost: takes nothing until [`Queue::accept`], and of this generation nothing ever again. Returns what
+    /// is queued.
+    pub fn discard(&self, generation: u64) -> Vec<Op> {
+        let mut state = self.state.lock();
+        state.generation = generation;
+        state.discarding = true;
+        state.raise = false;
+        let ops = std::iter::from_fn(|| state.pop()).collect();
+        state.lazy_since = None;
+        ops
+    }
+
+    /// The engine is there again.
+    pub fn accept(&self) {
+        self.state.lock().discarding = false;
+    }
+
+    /// Waits, for `delay` at most, for the queue to be closed. Tells whether it is.
+    pub fn is_closed_within(&self, delay: Duration) -> bool {
+        let mut state = self.state.lock();
+        let _ = self.wake.wait_while_for(&mut state, |state| !state.closing, delay);
+        state.closing
     }
 
     /// Takes no more ops. What is queued is still taken.
@@ -251,10 +285,10 @@ mod tests {
     fn the_latest_cursor_of_a_device_takes_the_place_of_the_one_that_waits() {
         let queue = Queue::default();
         for op in [cursor("a", 1), cursor("b", 1), cursor("a", 2), remove("c"), cursor("a", 3)] {
-            assert!(queue.push(op).is_none());
+            assert!(queue.push(0, op).is_none());
         }
         assert_eq!(taken(&queue), ["a=3", "b=1", "-c"]);
-        assert!(queue.push(cursor("a", 4)).is_none());
+        assert!(queue.push(0, cursor("a", 4)).is_none());
         assert_eq!(taken(&queue), ["a=4"], "after the lazy delay, without an urgent op");
     }
 
@@ -262,7 +296,7 @@ mod tests {
     fn a_cursor_does_not_move_in_front_of_its_devices_coming_and_going() {
         let queue = Queue::default();
         for op in [cursor("a", 1), remove("a"), cursor("a", 2), cursor("a", 3)] {
-            assert!(queue.push(op).is_none());
+            assert!(queue.push(0, op).is_none());
         }
         assert_eq!(taken(&queue), ["a=1", "-a", "a=3"]);
     }
@@ -277,9 +311,9 @@ mod tests {
             hold: Arc::default(),
             done: None,
         };
-        assert!(queue.push(cursor("a", 1)).is_none());
-        assert!(queue.push(delete()).is_none());
-        assert!(queue.push(remove("a")).is_none());
+        assert!(queue.push(0, cursor("a", 1)).is_none());
+        assert!(queue.push(0, delete()).is_none());
+        assert!(queue.push(0, remove("a")).is_none());
         assert_eq!(taken(&queue), ["a=1"]);
         assert_eq!(taken(&queue).len(), 1);
         assert_eq!(taken(&queue), ["-a"]);
@@ -288,10 +322,29 @@ mod tests {
     #[test]
     fn a_closed_queue_takes_nothing_and_gives_what_it_has() {
         let queue = Queue::default();
-        assert!(queue.push(cursor("a", 1)).is_none());
+        assert!(queue.push(0, cursor("a", 1)).is_none());
         queue.close();
-        assert!(queue.push(cursor("a", 2)).is_some());
+        assert!(queue.push(0, cursor("a", 2)).is_some());
         assert_eq!(taken(&queue), ["a=1"]);
         assert!(matches!(queue.next(None), Next::Stop));
+    }
+
+    #[test]
+    fn what_was_staged_for_a_lost_engine_is_not_taken_however_late_it_comes() {
+        let queue = Queue::default();
+        for op in [cursor("a", 1), remove("b")] {
+            assert!(queue.push(0, op).is_none());
+        }
+        assert_eq!(queue.discard(1).len(), 2);
+        assert!(queue.push(0, remove("a")).is_some());
+        assert!(queue.push(1, remove("a")).is_some(), "the engine is not there yet");
+        queue.accept();
+        assert!(queue.push(0, remove("a")).is_some());
+        assert!(queue.push(1, cursor("a", 2)).is_none());
+        assert!(queue.push(1, remove("c")).is_none());
+        assert_eq!(taken(&queue), ["a=2", "-c"]);
+        assert!(!queue.is_closed_within(Duration::ZERO));
+        queue.close();
+        assert!(queue.is_closed_within(Duration::MAX));
     }
 }

@@ -1,7 +1,8 @@
 //! The threads that read the store, so that no read blocks a worker of the runtime.
 //!
 //! Rule: a job is one page, small enough that first come, first served is fair. The queue is bounded and its callers
-//! wait for room; a job whose caller went away is passed over.
+//! wait for room; a job whose caller went away is passed over. No thread holds the engine between jobs, so that it can
+//! be let go and replaced.
 
 use std::{
     io,
@@ -10,7 +11,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -18,6 +19,9 @@ use super::{
     panic_text,
 };
 use crate::{limits, store::StoreError};
+
+/// The engine, for the time being. Read for as long as a job runs.
+pub type Slot = Arc<RwLock<Arc<dyn Engine>>>;
 
 type Job = Box<dyn FnOnce(&dyn Engine) + Send>;
 
@@ -31,7 +35,7 @@ pub struct Readers {
 
 impl Readers {
     /// Starts the threads.
-    pub fn start(engine: &Arc<dyn Engine>) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
+    pub fn start(engine: &Slot) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
         let (jobs, queue) = mpsc::channel::<Job>(limits::STORE_READ_QUEUE_JOBS_MAX);
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..limits::STORE_READERS).map(|number| {
@@ -41,7 +45,7 @@ impl Readers {
                     // The one that waits for a job holds the queue; the other gets it when the job has been taken.
                     let job = queue.lock().blocking_recv();
                     let Some(job) = job else { return };
-                    job(&*engine);
+                    job(&**engine.read());
                 }
             })
         });
@@ -81,7 +85,10 @@ impl Readers {
                 return;
             }
             let result = match catch_unwind(AssertUnwindSafe(|| read(engine))) {
-                Ok(result) => result.map_err(|error| StoreError::Failed(format!("a read failed: {error}").into())),
+                Ok(result) => result.map_err(|error| match error.is_no_space() {
+                    true => StoreError::Recovering(error.to_string().into()),
+                    false => StoreError::Failed(format!("a read failed: {error}").into()),
+                }),
                 Err(panic) => Err(StoreError::Failed(format!("a read panicked: {}", panic_text(&*panic)).into())),
             };
             let _ = answer.send(result);
@@ -100,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_that_panics_fails_alone() {
-        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let engine: Slot = Arc::new(RwLock::new(Arc::new(MemoryEngine::default())));
         let (readers, threads) = Readers::start(&engine).unwrap();
         for _ in 0..4 {
             let failed = readers.read(|_| -> Result<(), EngineError> { panic!("on purpose") }).await;
@@ -114,7 +121,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_whose_caller_went_away_is_passed_over() {
-        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let engine: Slot = Arc::new(RwLock::new(Arc::new(MemoryEngine::default())));
         let (readers, threads) = Readers::start(&engine).unwrap();
         let (open, gate) = std::sync::mpsc::channel::<()>();
         let (gate, ran) = (Arc::new(Mutex::new(gate)), Arc::new(Mutex::new(0)));

@@ -116,6 +116,11 @@ impl Sequencer {
         (next > state.mark && (asked || needed + AHEAD / 2 > state.mark)).then_some(next)
     }
 
+    /// The mark on disk.
+    pub fn mark(&self) -> u64 {
+        self.state.lock().mark
+    }
+
     /// `mark` is on disk.
     pub fn raised(&self, mark: u64) {
         {

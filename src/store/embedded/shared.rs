@@ -3,18 +3,21 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::{changes::Changes, queue::Queue, sequencer::Sequencer};
+use super::{changes::Changes, progress::Progress, queue::Queue, room, sequencer::Sequencer};
 use crate::{
     limits,
-    store::{Config, StoreError, Totals},
+    store::{Config, Op, StoreError, Totals},
     types::Offset,
 };
+
+/// The generation that a store begins with; 0 is none.
+const FIRST_GENERATION: u64 = 1;
 
 /// See the file's head.
 pub struct Shared {
@@ -23,8 +26,20 @@ pub struct Shared {
     pub totals: Mutex<Totals>,
     pub disk_bytes: AtomicU64,
     pub changes: Changes,
-    /// Why it takes no more: it was closed, or (which is never taken back) a commit failed or the writer died.
+    /// How much of the disk senders may fill; see [`super::room`].
+    pub spare_bytes: AtomicU64,
+    /// Why it takes no more: it was closed, or waits for room on its disk, or (which is never taken back) a commit failed
+    /// or the writer died.
     pub end: watch::Sender<Option<StoreError>>,
+    /// Told when its health changes.
+    pub changed: watch::Sender<()>,
+    /// The generation of the engine that is open, for those who follow it.
+    pub opened: watch::Sender<u64>,
+    /// What the writer is at.
+    pub progress: Progress,
+    /// Rises when the engine is lost: what is in memory may differ from the disk from then on.
+    generation: AtomicU64,
+    stuck: AtomicBool,
     /// Room in the queue, in bytes. A semaphore since it is fair and can be closed over those who wait.
     room: Arc<Semaphore>,
     /// Bytes with a permit that are not committed.
@@ -38,12 +53,18 @@ impl Shared {
         let bound = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
         let disk = bound(config.max_disk.0);
         Self {
-            queue: Queue::default(),
+            queue: Queue::of(FIRST_GENERATION),
             sequencer,
             totals: Mutex::new(totals),
             disk_bytes: AtomicU64::new(0),
             changes: Changes::default(),
+            spare_bytes: AtomicU64::new(u64::MAX),
             end: watch::Sender::new(None),
+            changed: watch::Sender::new(()),
+            opened: watch::Sender::new(FIRST_GENERATION),
+            progress: Progress::default(),
+            generation: AtomicU64::new(FIRST_GENERATION),
+            stuck: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(limits::WRITER_QUEUE_BYTES_MAX)),
             admitted_bytes: AtomicU64::new(0),
             bytes_max: bound(config.max_bytes.0),
@@ -62,13 +83,55 @@ impl Shared {
             first
         });
         self.room.close();
+        self.changed.send_replace(());
+    }
+
+    /// Marks the store as waiting for room on its disk: nothing is admitted, and what was staged or is staged late for
+    /// the lost engine is not written. Returns what was staged.
+    pub fn suspend(&self, error: &StoreError) -> Vec<Op> {
+        // First, so that whoever sees the new generation sees that there is no engine for it yet.
+        self.end.send_if_modified(|end| {
+            let serving = end.is_none();
+            end.get_or_insert_with(|| error.clone());
+            serving
+        });
+        let generation = self.generation.fetch_add(1, Ordering::SeqCst) + 1;
+        self.changed.send_replace(());
+        self.queue.discard(generation)
+    }
+
+    /// The engine is there again.
+    pub fn resume(&self) {
+        self.queue.accept();
+        self.end.send_if_modified(|end| {
+            let waited = matches!(end, Some(StoreError::Recovering(_)));
+            if waited {
+                *end = None;
+            }
+            waited
+        });
+        self.changed.send_replace(());
+        self.opened.send_replace(self.generation());
+    }
+
+    /// How often the engine was lost, beginning with 1.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// A commit does not end, or has ended after all.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Ordering::Relaxed);
+        self.changed.send_replace(());
     }
 
     /// Takes no more permits and ops.
     pub fn close(&self) {
         self.end.send_if_modified(|end| {
-            let first = end.is_none();
-            end.get_or_insert(StoreError::Closed);
+            let first = matches!(end, None | Some(StoreError::Recovering(_)));
+            if first {
+                *end = Some(StoreError::Closed);
+            }
             first
         });
         self.room.close();
@@ -76,8 +139,19 @@ impl Shared {
     }
 
     /// Whether it takes more, and why not.
-    pub fn health(&self) -> Result<(), StoreError> {
+    pub fn serving(&self) -> Result<(), StoreError> {
         self.end.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    /// Whether it works, and why not.
+    pub fn health(&self) -> Result<(), StoreError> {
+        self.serving()?;
+        if self.stuck.load(Ordering::Relaxed) { Err(StoreError::Stuck) } else { Ok(()) }
+    }
+
+    /// Why an op of an engine that was lost was not taken.
+    pub fn refusal_of_late(&self) -> StoreError {
+        self.serving().err().unwrap_or_else(|| StoreError::Recovering("it was opened again meanwhile".into()))
     }
 
     /// Why it takes no more.
@@ -91,18 +165,39 @@ impl Shared {
         else {
             return Err(StoreError::Full);
         };
-        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.map_err(|_| self.refusal())?;
+        // Before the look at the state: a permit of this generation is one of an engine that was there.
+        let generation = self.generation();
+        self.serving()?;
+        let room = self.room(bytes).await?;
         // From here on dropping it gives back what it has, wherever this is left.
-        let mut permit = Permit { shared: Arc::clone(self), _room: room, bytes: u64::from(bytes), place: Place::None };
+        let bytes = u64::from(bytes);
+        let mut permit = Permit { shared: Arc::clone(self), _room: room, bytes, generation, place: Place::None };
         let admitted = self.admitted_bytes.fetch_add(permit.bytes, Ordering::Relaxed) + permit.bytes;
-        if self.totals.lock().bytes.saturating_add(admitted) > self.bytes_max
-            || self.disk_bytes.load(Ordering::Relaxed) >= self.disk_max
+        let (disk, stored) = (self.disk_bytes.load(Ordering::Relaxed), self.totals.lock().bytes);
+        if stored.saturating_add(admitted) > self.bytes_max
+            // Files do not shrink by themselves, but what is free in them is used again.
+            || disk - room::reusable(disk, stored) >= self.disk_max
+            || admitted > self.spare_bytes.load(Ordering::Relaxed)
         {
             return Err(StoreError::Full);
         }
         self.below_the_mark(|| self.sequencer.reserve()).await?;
         permit.place = Place::Reserved;
         Ok(permit)
+    }
+
+    /// Waits for room in the queue, or the end.
+    async fn room(&self, bytes: u32) -> Result<OwnedSemaphorePermit, StoreError> {
+        // Overtakes nobody: while one waits, all that there is belongs to him.
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
+            return Ok(room);
+        }
+        let mut end = self.end.subscribe();
+        tokio::select! {
+            biased;
+            _ = end.wait_for(Option::is_some) => Err(self.refusal()),
+            room = Arc::clone(&self.room).acquire_many_owned(bytes) => room.map_err(|_| self.refusal()),
+        }
     }
 
     /// Waits for the mark to be above the last offset of a log that was read: that it is not takes a damaged store.
@@ -144,10 +239,16 @@ pub struct Permit {
     shared: Arc<Shared>,
     _room: OwnedSemaphorePermit,
     bytes: u64,
+    generation: u64,
     place: Place,
 }
 
 impl Permit {
+    /// The generation of the store that it was given in; it is good in no other.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// The next offset of a log whose last one is `last`. A permit has one: a second call gives what comes after
     /// `last` without a place below the mark, which is a mistake of the caller.
     pub fn assign(&mut self, last: Offset) -> Offset {

@@ -4,8 +4,9 @@
 //! observers first, then permits, answers, and holds last. Nothing delays a write that stands alone; while one commit
 //! runs, the next batch gathers.
 //!
-//! Rule: after a commit that failed the engine is not written to again, since nobody knows what of it is on disk. The
-//! thread stays, to answer whatever is still staged with the failure, until the store is closed.
+//! Rule: after a commit that failed the engine is not written to again, since nobody knows what of it is on disk. Where
+//! the disk was full it is opened again (`recovery.rs`); else the thread stays, to answer whatever is still staged with
+//! the failure, until the store is closed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,7 +20,11 @@ use super::{
     keys::{self, Key},
     panic_text, queries,
     queue::Next,
-    record, rows,
+    reader::Slot,
+    record,
+    recovery::Recovery,
+    room::Room,
+    rows,
     shared::{Permit, Shared},
 };
 use crate::{
@@ -30,11 +35,17 @@ use crate::{
 
 /// The writer: owned by its thread.
 pub struct Writer {
-    shared: Arc<Shared>,
-    engine: Arc<dyn Engine>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) engine: Arc<dyn Engine>,
+    /// Where the readers find the engine.
+    pub(super) slot: Slot,
+    /// How it is opened again; none where it cannot be.
+    pub(super) recovery: Option<Recovery>,
+    /// The room on its disk, where it has one.
+    pub(super) room: Option<Room>,
     /// What the counters of logs hold that were written lately, so that the totals move by the difference without a
     /// read. Emptied when it grows too large.
-    written: HashMap<LogId, Counters>,
+    pub(super) written: HashMap<LogId, Counters>,
     disk_read: Instant,
     disk_stale: bool,
 }
@@ -200,9 +211,11 @@ impl Batch {
 
 impl Writer {
     /// A writer over an opened engine.
-    pub fn new(shared: Arc<Shared>, engine: Arc<dyn Engine>) -> Self {
-        let mut writer = Self { shared, engine, written: HashMap::new(), disk_read: Instant::now(), disk_stale: true };
-        writer.read_disk_bytes();
+    pub fn new(shared: Arc<Shared>, slot: Slot, recovery: Option<Recovery>, room: Option<Room>) -> Self {
+        let engine = Arc::clone(&*slot.read());
+        let (written, disk_read) = (HashMap::new(), Instant::now());
+        let mut writer = Self { shared, engine, slot, recovery, room, written, disk_read, disk_stale: true };
+        writer.take_stock();
         writer
     }
 
@@ -211,7 +224,10 @@ impl Writer {
         loop {
             // A panic in an observer must not leave those unanswered that come after it.
             match catch_unwind(AssertUnwindSafe(|| self.work())) {
-                Ok(()) => return self.shared.changes.close(),
+                Ok(()) => {
+                    self.shared.changes.close();
+                    return self.shared.progress.end();
+                }
                 Err(panic) => {
                     self.shared
                         .fail(&StoreError::Failed(format!("the writer panicked: {}", panic_text(&*panic)).into()));
@@ -225,13 +241,13 @@ impl Writer {
             let alarm = self.disk_stale.then(|| self.disk_read + limits::STORE_DISK_INTERVAL);
             match self.shared.queue.next(alarm) {
                 Next::Stop => return,
-                Next::Alarm => self.read_disk_bytes(),
+                Next::Alarm => self.take_stock(),
                 Next::Commit { ops, raise } => {
                     self.write(ops, raise);
                     self.shared.changes.run_between(&*self.engine);
                     self.disk_stale = true;
                     if self.disk_read.elapsed() >= limits::STORE_DISK_INTERVAL {
-                        self.read_disk_bytes();
+                        self.take_stock();
                     }
                 }
             }
@@ -253,13 +269,26 @@ impl Writer {
     fn write(&mut self, ops: Vec<Op>, raise: bool) {
         let mut batch = Batch::of(ops);
         let after = std::mem::take(&mut batch.after);
+        if !after.permits.is_empty()
+            && self.shared.spare_bytes.load(Ordering::Relaxed) < limits::STORE_BALLAST_BYTES_MAX
+        {
+            self.look_at_room();
+        }
         // A store that was closed still writes what was staged before.
-        let fate = match self.shared.health() {
+        let fate = match self.shared.serving() {
             Err(failed @ StoreError::Failed(_)) => Err(failed),
             Ok(()) | Err(_) => self.commit(batch, raise),
         };
-        if let Err(error) = &fate {
-            self.shared.fail(error);
+        match &fate {
+            Err(error @ StoreError::Recovering(why)) => {
+                tracing::error!(error = %why, "the store's disk is full; it is opened again as soon as there is room");
+                let discarded = Batch::of(self.shared.suspend(error)).after;
+                after.tell(&fate);
+                discarded.tell(&fate);
+                return self.recover();
+            }
+            Err(error) => self.shared.fail(error),
+            Ok(()) => {}
         }
         after.tell(&fate);
     }
@@ -270,6 +299,7 @@ impl Writer {
             batch.put(&Key::Mark, rows::encode_mark(mark));
         }
         let mut changed = Vec::new();
+        let running = self.shared.progress.begin();
         let committed = catch_unwind(AssertUnwindSafe(|| {
             batch.forget_ids(&*self.engine)?;
             batch.forget_users(&*self.engine)?;
@@ -280,10 +310,14 @@ impl Writer {
             }
             Ok::<_, EngineError>(totals)
         }));
+        drop(running);
         // Also after a failure: what of it is there is for a reader to see.
         self.shared.changes.note(changed);
         let totals = match committed {
             Ok(Ok(totals)) => totals,
+            Ok(Err(error)) if error.is_no_space() && self.can_recover() => {
+                return Err(StoreError::Recovering(error.to_string().into()));
+            }
             Ok(Err(error)) => return Err(StoreError::Failed(error.to_string().into())),
             Err(panic) => return Err(StoreError::Failed(format!("a commit panicked: {}", panic_text(&*panic)).into())),
         };
@@ -320,12 +354,38 @@ impl Writer {
         Ok(totals)
     }
 
-    fn read_disk_bytes(&mut self) {
+    /// Whether a full disk can be waited for: not by a store that is being closed.
+    fn can_recover(&self) -> bool {
+        self.recovery.is_some() && self.shared.serving().is_ok()
+    }
+
+    /// Reads the size of the store and the room on its disk.
+    pub(super) fn take_stock(&mut self) {
         self.disk_read = Instant::now();
         self.disk_stale = false;
         match self.engine.disk_bytes() {
             Ok(bytes) => self.shared.disk_bytes.store(bytes, Ordering::Relaxed),
             Err(error) => tracing::warn!(%error, "the size of the store on disk could not be read"),
+        }
+        self.look_at_room();
+    }
+    /// Where there is little, it is looked at again in a while, whether or not something is written.
+    fn look_at_room(&mut self) {
+        let Some(room) = &mut self.room else { return };
+        let (disk, stored) = (self.shared.disk_bytes.load(Ordering::Relaxed), self.shared.totals.lock().bytes);
+        match room.spare(disk, stored) {
+            Ok(spare) => {
+                let before = self.shared.spare_bytes.swap(spare, Ordering::Relaxed);
+                if (before == 0) != (spare == 0) {
+                    tracing::warn!(
+                        spare,
+                        "the store's disk {}",
+                        if spare == 0 { "is nearly full" } else { "has room" }
+                    );
+                }
+                self.disk_stale |= spare < limits::STORE_BALLAST_BYTES_MAX;
+            }
+            Err(error) => tracing::warn!(%error, "the free space of the store's disk could not be read"),
         }
     }
 }

@@ -1,0 +1,185 @@
+//! Logs when the store lost its engine (its disk was full) and works again: what is in memory may differ from the disk,
+//! since nobody knows what of the failed batch is there.
+//!
+//! A log whose state was read in an earlier generation of the store is *stale*: nothing is staged for it, no session
+//! pulls it or turns Live in it, and confirmations move cursors in memory alone. It is read anew by whoever needs it
+//! next, and by a task of the hub's at once: users with sessions first. Sessions stay, and go on from their positions.
+//!
+//! Rule: every write that follows from a log's state passes [`Hub::write`], which names its generation. The store takes
+//! it in that generation only, so that nothing from before slips in, however late it comes.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{
+    Hub,
+    log::LogState,
+    user::{DeviceState, User, UserState},
+};
+use crate::{
+    metrics::Failure,
+    session::{Flow, Log},
+    store::{DeviceRow, Mailbox, Op, StoreError},
+    types::{Offset, UnixMillis},
+};
+
+/// What of a user is in memory and not on disk.
+#[derive(Default)]
+struct Ahead {
+    /// Rows that are newer.
+    cursors: Vec<usize>,
+    /// Devices that are not there.
+    devices: Vec<usize>,
+}
+
+impl Hub {
+    /// Stages a write that follows from a log's state; the caller holds its lock.
+    pub(super) fn write(&self, state: &LogState, op: Op) {
+        self.0.store.stage_in(state.generation, op);
+    }
+
+    /// Whether what is in memory of a log may differ from the disk, or nothing is.
+    pub(super) fn is_stale(&self, state: &LogState) -> bool {
+        state.generation != self.0.store.generation()
+    }
+
+    /// Refuses what would follow from a stale log.
+    pub(super) fn ensure_fresh(&self, state: &LogState) -> Result<(), StoreError> {
+        if self.is_stale(state) {
+            return Err(StoreError::Recovering("it was opened again meanwhile".into()));
+        }
+        Ok(())
+    }
+
+    /// Reads a user, or reads him anew; the caller holds his `loading` lock.
+    pub(super) async fn read_in(&self, user: &Arc<User>) -> Result<(), StoreError> {
+        // Taken first: where the engine is lost during the read, he is stale again.
+        let generation = self.0.store.generation();
+        let mailbox = self.0.store.load(&user.id).await.inspect_err(|error| self.store_error(error))?;
+        if let Some(damage) = &mailbox.damaged {
+            self.metrics().failure(Failure::StoreDamage);
+            tracing::error!(user = %user.id, %damage, "stored notifications are missing or damaged");
+        }
+        let mut guard = user.state();
+        let state = &mut *guard;
+        let ahead = state.merge(mailbox);
+        let is_new = state.log.generation == 0;
+        state.log.generation = generation;
+        if !is_new {
+            self.write_ahead(user, state, &ahead);
+        }
+        // What every device was past when a crash, or a full disk, cut off its deletion. How it ended is not known any
+        // more.
+        let entries = state.take_done();
+        if !entries.is_empty() {
+            self.delete(&user.log(), &state.log, &entries, None);
+        }
+        state.wake_pulling();
+        Ok(())
+    }
+
+    /// Writes what of a stale user is newer in memory, and has his sessions pull from where they are.
+    fn write_ahead(&self, user: &User, state: &mut UserState, ahead: &Ahead) {
+        for index in &ahead.cursors {
+            self.put_cursor(user, &state.devices[*index], &state.log);
+        }
+        for index in &ahead.devices {
+            let DeviceState { name, row, .. } = &state.devices[*index];
+            // Nobody waits for it: whoever did was told that it is durable.
+            let (done, _) = oneshot::channel();
+            let op = Op::PutDevice {
+                user: user.id.clone(),
+                device: name.clone(),
+                row: *row,
+                counters: state.log.counters(),
+                hold: Arc::clone(&state.log.hold),
+                done,
+            };
+            self.write(&state.log, op);
+        }
+        for session in &state.sessions {
+            let mut core = session.core();
+            core.session.delivery.pull(Log::User);
+            session.note_flow(Log::User, Flow::Pulling);
+        }
+        state.maybe_pulling = !state.sessions.is_empty();
+    }
+
+    /// Reads all that is in memory anew whenever the store works again.
+    pub(super) async fn run_recovery(&self) {
+        let mut opened = self.0.store.opened();
+        while opened.changed().await.is_ok() {
+            self.metrics().failure(Failure::DiskFull);
+            if let Err(error) = self.broadcasts().await {
+                self.not_read_anew(&error, "the broadcast log");
+            }
+            let mut users = self.0.users.all();
+            users.retain(|user| user.is_loaded());
+            users.sort_by_key(|user| user.state().sessions.is_empty());
+            let count = users.len();
+            for user in users {
+                match self.user(&user.id).await {
+                    Ok(_) => {}
+                    // There will be another time.
+                    Err(StoreError::Recovering(_) | StoreError::Closed) => break,
+                    Err(error) => self.not_read_anew(&error, user.id.as_str()),
+                }
+            }
+            tracing::info!(users = count, "users were read anew");
+        }
+        // The store's end is followed by the daemon's.
+        std::future::pending().await
+    }
+
+    fn not_read_anew(&self, error: &StoreError, what: &str) {
+        if !matches!(error, StoreError::Recovering(_) | StoreError::Closed) {
+            tracing::error!(what, %error, "a log could not be read anew");
+        }
+    }
+}
+
+impl UserState {
+    /// Takes over what is on disk, but for what is newer in memory.
+    fn merge(&mut self, mut mailbox: Mailbox) -> Ahead {
+        let mut ahead = Ahead::default();
+        let known = std::mem::take(&mut self.devices);
+        let durable = |(name, row)| DeviceState { name, row, durable: true, attempts: None };
+        self.devices = std::mem::take(&mut mailbox.devices).into_iter().map(durable).collect();
+        for known in known {
+            match self.devices.iter_mut().enumerate().find(|(_, stored)| stored.name == known.name) {
+                Some((index, stored)) => {
+                    stored.attempts = known.attempts;
+                    let newest = newest(&stored.row, &known.row);
+                    if newest != stored.row {
+                        stored.row = newest;
+                        ahead.cursors.push(index);
+                    }
+                }
+                None if known.durable => {
+                    ahead.devices.push(self.devices.len());
+                    self.devices.push(known);
+                }
+                // Its creation failed, which whoever asked for it has heard.
+                None => {}
+            }
+        }
+        self.forgotten = std::mem::take(&mut mailbox.forgotten);
+        self.forgotten.sort_by_key(|(_, at): &(_, UnixMillis)| *at);
+        let cursor = self.devices.iter().map(|device| device.row.cursor).max().unwrap_or(Offset::ZERO);
+        self.log.last = self.log.last.max(cursor);
+        self.log.load_mailbox(&mut mailbox);
+        ahead
+    }
+}
+
+fn newest(stored: &DeviceRow, known: &DeviceRow) -> DeviceRow {
+    DeviceRow {
+        cursor: stored.cursor.max(known.cursor),
+        broadcast: stored.broadcast.max(known.broadcast),
+        began: stored.began.max(known.began),
+        lost: stored.lost.max(known.lost),
+        last_seen: stored.last_seen.max(known.last_seen),
+        ..*stored
+    }
+}

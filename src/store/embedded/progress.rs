@@ -1,0 +1,58 @@
+//! What the writer shows of itself: which commit runs, since when, and whether it has ended.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+/// See the module's documentation.
+#[derive(Default)]
+pub struct Progress {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many commits have begun.
+    begun: u64,
+    since: Option<Instant>,
+    over: bool,
+}
+
+impl Progress {
+    /// A commit runs until the returned guard is dropped.
+    pub fn begin(&self) -> impl Drop {
+        let mut state = self.state.lock();
+        state.begun += 1;
+        state.since = Some(Instant::now());
+        drop(state);
+        Running(self)
+    }
+
+    /// The number of the commit that runs, and since when.
+    pub fn running(&self) -> Option<(u64, Instant)> {
+        let state = self.state.lock();
+        state.since.map(|since| (state.begun, since))
+    }
+
+    /// The writer has ended.
+    pub fn end(&self) {
+        self.state.lock().over = true;
+        self.ended.notify_all();
+    }
+
+    /// Waits, for `delay` at most, for the writer's end.
+    pub fn is_over_within(&self, delay: Duration) -> bool {
+        let mut state = self.state.lock();
+        let _ = self.ended.wait_while_for(&mut state, |state| !state.over, delay);
+        state.over
+    }
+}
+
+struct Running<'a>(&'a Progress);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().since = None;
+    }
+}
