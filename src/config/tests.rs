@@ -622,7 +622,6 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
     for (section, line, key, text) in [
         ("store", "engine = \"redb\"", "store.engine", format!("`redb` {not_yet}; allowed: sled")),
         ("store", "durability = \"power\"", "store.durability", format!("`power` {not_yet}; allowed: process")),
-        ("store", "overflow = \"drop-oldest\"", "store.overflow", format!("`drop-oldest` {not_yet}; allowed: refuse")),
         ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
         ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
         ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
@@ -633,7 +632,6 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
             format!("showing claims {not_yet}; leave it empty"),
         ),
         ("clients", "forward = [\"*\"]", "clients.forward", format!("forwarding {not_yet}; leave it empty")),
-        ("delivery", "max_attempts = 3", "delivery.max_attempts", format!("a limit {not_yet}; allowed: 0")),
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }
