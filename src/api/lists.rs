@@ -39,7 +39,8 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
     };
     let more = page.len() > rows;
     page.truncate(rows);
-    let next_page_token = page.last().filter(|_| more).map(|last| filter.token(&last.id.to_string())).unwrap_or_default();
+    let next_page_token =
+        page.last().filter(|_| more).map(|last| filter.token(&last.id.to_string())).unwrap_or_default();
     Ok(proto::ListSessionsResponse {
         sessions: page.iter().map(|handle| session_row(hub, handle)).collect(),
         next_page_token,

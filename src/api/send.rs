@@ -206,7 +206,9 @@ mod tests {
             checks.finish((wait,)).map(|(wait,)| wait)
         };
         let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-        for (timeout, secs) in [(None, 10), (seconds(0), 0), (seconds(7), 7), (seconds(301), 300), (seconds(i64::MAX), 300)] {
+        for (timeout, secs) in
+            [(None, 10), (seconds(0), 0), (seconds(7), 7), (seconds(301), 300), (seconds(i64::MAX), 300)]
+        {
             assert_eq!(wait(timeout).unwrap(), Wait::Confirmed(now + Duration::from_secs(secs)), "{timeout:?}");
         }
         assert!(matches!(wait(seconds(-1)), Err(ApiError::Invalid(_))));

@@ -87,8 +87,28 @@ fn body(body: &Body) -> (&'static str, String) {
         Body::UserOnline(e) => ("user_online", who(&e.user_id, "")),
         Body::UserOffline(e) => ("user_offline", who(&e.user_id, "")),
         Body::NotificationConfirmed(e) => {
-            let text = format!("{}, id {}, offset {}", who(&e.user_id, &e.device), e.id, e.offset);
+            let log = if e.broadcast { "broadcast id" } else { "id" };
+            let text = format!("{}, {log} {}, offset {}", who(&e.user_id, &e.device), e.id, e.offset);
             ("notification_confirmed", text)
+        }
+        Body::NotificationExpired(e) => {
+            ("notification_expired", format!("{}, id {}, offset {}", whose(&e.user_id, ""), e.id, e.offset))
+        }
+        Body::NotificationDropped(e) => {
+            let device = e.device.as_deref().map(|name| if name.is_empty() { "(unnamed)" } else { name });
+            let whose = whose(&e.user_id, device.unwrap_or_default());
+            let text = format!("{whose}, id {}, offset {}: {}", e.id, e.offset, drop_reason(e.reason()));
+            ("notification_dropped", text)
+        }
+        Body::DeviceForgotten(e) => {
+            let why = match e.reason() {
+                proto::ForgetReason::Unspecified => "",
+                proto::ForgetReason::Unseen => ": not seen for store.device_ttl",
+                proto::ForgetReason::Replaced => ": another one needed its place",
+                proto::ForgetReason::Caller => " by a caller",
+            };
+            let device = if e.device.is_empty() { "(unnamed)" } else { &e.device };
+            ("device_forgotten", format!("{}{why}", who(&e.user_id, device)))
         }
         Body::AuthFailed(e) => {
             let user = if e.user_id.is_empty() { String::new() } else { format!(", {}", who(&e.user_id, "")) };
@@ -98,6 +118,28 @@ fn body(body: &Body) -> (&'static str, String) {
             ("draining", format!("until {} at the latest", e.deadline.map(|at| at.to_string()).unwrap_or_default()))
         }
         Body::EventsLost(e) => ("events_lost", format!("{}; this reader was too slow", count(e.count, "event"))),
+    }
+}
+
+fn drop_reason(reason: proto::DropReason) -> &'static str {
+    match reason {
+        proto::DropReason::Unspecified => "",
+        proto::DropReason::Superseded => "a newer one took its place",
+        proto::DropReason::LaggardLost => "made room, lacked by laggards only",
+        proto::DropReason::Overflow => "made room, confirmed by nobody",
+        proto::DropReason::Purged => "purged by a caller",
+        proto::DropReason::MaxAttempts => "tried delivery.max_attempts times",
+        proto::DropReason::DeviceForgotten => "its device was forgotten",
+        proto::DropReason::UserForgotten => "its user was forgotten",
+    }
+}
+
+/// Who lacks a notification; without a user it was a durable broadcast.
+fn whose(user: &str, device: &str) -> String {
+    match (user, device) {
+        ("", "") => "broadcast".to_owned(),
+        ("", device) => format!("broadcast, device {device}"),
+        _ => who(user, device),
     }
 }
 

@@ -2,7 +2,7 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `status.rs`, `sessions.rs`, `events.rs`: one or a few RPCs each; `listen.rs`: a client of the public
+//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `events.rs`: one or a few RPCs each; `listen.rs`: a client of the public
 //!   listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once.
 //! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
@@ -25,6 +25,7 @@ mod init;
 mod json;
 mod jwt;
 mod listen;
+mod mailbox;
 mod operator;
 mod output;
 mod send;

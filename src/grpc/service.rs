@@ -37,9 +37,7 @@ impl Service {
                 let work = handle(caller, request.into_inner());
                 match deadline {
                     None => work.await,
-                    Some(at) => {
-                        tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
-                    }
+                    Some(at) => tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded)),
                 }
             }
         };
