@@ -43,6 +43,10 @@ fn help_has_examples_and_exit_codes() {
         "listen",
         "doctor",
         "completions",
+        "pending",
+        "purge",
+        "devices",
+        "forget",
     ];
     for command in
         commands.map(|command| vec![command]).into_iter().chain([vec!["token", "user"], vec!["token", "admin"]])
@@ -67,7 +71,9 @@ fn completions_are_for_the_shells_that_there_are() {
 fn a_wrong_command_line_ends_with_2() {
     for args in [
         &["send"][..],
-        &["send", "alice", "{}", "--wait", "confirmed"],
+        &["send", "alice", "{}", "--wait", "seen"],
+        &["send", "alice", "{}", "--wait-timeout", "5s"],
+        &["forget", "alice"],
         &["send", "alice", "{}", "--ttl", "soon"],
         &["send", "alice", "{}", "--data-file", "x"],
         &["close"],
@@ -98,6 +104,10 @@ fn a_wrong_configuration_ends_with_78() {
         &["send", "alice", "{}"],
         &["broadcast", "{}"],
         &["close", "alice"],
+        &["pending", "alice"],
+        &["purge", "alice"],
+        &["devices", "alice"],
+        &["forget", "alice", "--force"],
         &["sessions"],
         &["events"],
         &["health"],
