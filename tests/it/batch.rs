@@ -205,19 +205,26 @@ async fn repeats_are_seen_within_a_stream_and_across_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_is_cancelled_starts_nothing_else() {
-    let gateway = Gateway::start().await;
+    let gateway = Gateway::with(&[("store.max_pending_per_user", "0")]).await;
     let mut rpc = gateway.rpc().await;
-    let mut batch = Batch::open(&mut rpc, None).await;
-    batch.send("begun", confirmed("alice", own("a", 1), 60_000)).await;
-    until("what is pending", 1, || gateway.pending()).await;
-    drop(batch.answers);
-    // The gateway has heard of it when it lets go of the requests.
-    let requests = batch.requests.take().unwrap();
-    soon("the end of the stream", requests.closed()).await;
+    let batch = Batch::open(&mut rpc, None).await;
+    let most = limits::BATCH_IN_FLIGHT_MAX as i32;
+    for n in 0..most + 50 {
+        batch.send(&n.to_string(), confirmed("alice", own(&n.to_string(), n), 60_000)).await;
+    }
+    until("what is pending", most as u64, || gateway.pending()).await;
+    drop(batch);
+    // On the same connection it comes behind the end of the stream.
+    rpc.status().await;
     let mut alice = gateway.client("alice").await;
-    assert_eq!(alice.data(1).await, [1], "what has begun stays begun");
+    let expected: Vec<_> = (0..most).map(Value::from).collect();
+    assert_eq!(alice.data(most as usize).await, expected, "what has begun stays begun");
+    // That makes room for the others, which nobody reads any more.
+    alice.settle().await;
+    until("what is pending", 0, || gateway.pending()).await;
     alice.nothing_more().await;
-    assert!(rpc.send_to("alice", own("a", 1)).await.duplicate);
+    assert!(rpc.send_to("alice", own("0", 0)).await.duplicate);
+    assert!(!rpc.send_to("alice", own(&most.to_string(), most)).await.duplicate);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,6 @@ async fn whoever_is_known_gets_it_now_or_later_and_nobody_else() {
     assert_eq!(tablet.data(1).await, ["all"]);
     for (user, query) in [("excluded", ""), ("new", ""), ("away", "device=new")] {
         let mut client = gateway.client_with(user, query).await;
-        assert_eq!(client.hello["pending"], 0, "{user} {query}");
         client.nothing_more().await;
     }
 }
@@ -95,7 +94,7 @@ async fn a_durable_broadcast_ends_with_its_ttl_or_its_collapse_key() {
     rpc.try_broadcast(durable(keyed("new"), &[])).await.unwrap();
     let Event::NotificationDropped(dropped) = events.body().await else { panic!() };
     assert_eq!((dropped.reason(), dropped.offset, dropped.user_id.as_str()), (DropReason::Superseded, old.offset, ""));
-    gateway.later(Duration::from_secs(61));
+    gateway.later(Duration::from_secs(121));
     let Event::NotificationExpired(expired) = events.body().await else { panic!() };
     assert_eq!((expired.offset, expired.id, expired.user_id.as_str()), (short.offset, short.id, ""));
     let mut alice = gateway.client("alice").await;

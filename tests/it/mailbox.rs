@@ -213,11 +213,16 @@ async fn a_forgotten_device_is_closed_and_new_when_it_returns() {
 
     let gateway = gateway.restart().await;
     let mut rpc = gateway.rpc().await;
-    let phone = gateway.client_with("alice", "device=phone").await;
+    let mut phone = gateway.client_with("alice", "device=phone").await;
     assert_eq!((&phone.hello["pending"], &phone.hello["gap"]), (&json!(0), &json!(true)), "it is new, and told");
+    gateway.live("alice").await;
+    rpc.send("alice", "since").await;
+    assert_eq!(phone.data(1).await, ["since"]);
+    phone.settle().await;
     phone.close().await;
     gateway.sessions("alice", 0).await;
-    assert_eq!(gateway.client_with("alice", "device=phone").await.hello["gap"], false, "once");
+    let again = gateway.client_with("alice", "device=phone").await;
+    assert_eq!(again.hello["gap"], false, "until it has confirmed something since");
     // What only a forgotten device lacked waits for nobody.
     let mut events = rpc.events(&["notification_dropped"], "alice").await;
     rpc.forget_device("alice", Some("tablet")).await.unwrap();

@@ -97,7 +97,7 @@ async fn one_that_is_replaced_was_superseded() {
 async fn one_whose_ttl_runs_out_has_expired() {
     let gateway = Gateway::start().await;
     let call = waiting(&gateway, Notification { ttl: ttl(60, 0), ..own("a", 1) }).await;
-    gateway.later(Duration::from_secs(61));
+    gateway.later(Duration::from_secs(121));
     assert_eq!(outcome(call).await, Outcome::Expired, "the sweep finds it");
     let again = gateway.rpc().await.try_send(confirmed("alice", own("a", 1), 60_000)).await.unwrap();
     assert_eq!((again.outcome(), again.duplicate), (Outcome::Expired, true), "that is not waited for again");
