@@ -166,4 +166,19 @@ mod tests {
             "2026-01-31T09:35:00.123Z  auth_failed             token_invalid: no\\u{a}such key, from 10.0.0.1:2"
         );
     }
+
+    #[test]
+    fn an_end_tells_whose_it_was_and_why() {
+        let dropped = |user: &str, device: Option<&str>, reason: proto::DropReason| {
+            let (user_id, device, id) = (user.to_owned(), device.map(str::to_owned), "a".to_owned());
+            let event = proto::NotificationDropped { user_id, device, id, offset: 7, reason: reason.into() };
+            body(&Body::NotificationDropped(event)).1
+        };
+        let reason = proto::DropReason::Superseded;
+        assert_eq!(dropped("", None, reason), "broadcast, id a, offset 7: a newer one took its place");
+        let reason = proto::DropReason::Purged;
+        assert_eq!(dropped("alice", None, reason), "user alice, id a, offset 7: purged by a caller");
+        let unnamed = dropped("alice", Some(""), reason);
+        assert_eq!(unnamed, "user alice, device (unnamed), id a, offset 7: purged by a caller");
+    }
 }

@@ -4,6 +4,7 @@ mod admin;
 mod doctor;
 mod follow;
 mod listen;
+mod mailbox;
 mod secrets;
 mod support;
 
