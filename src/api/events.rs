@@ -14,7 +14,7 @@ use crate::{
     hub::{Hub, Read, Reader},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    types::{ClosedBy, Device, DropReason, Event, EventBody, ForgetReason, UserId},
+    types::{ClosedBy, DropReason, Event, EventBody, ForgetReason, UserId},
 };
 
 /// What `StreamEvents` answers with.
@@ -182,14 +182,16 @@ fn encode_body(body: &EventBody) -> Body {
             user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
             id: id.to_string(),
             offset: offset.get(),
+            broadcast: user.is_none(),
         }),
         EventBody::NotificationDropped { user, device, id, offset, reason } => {
             Body::NotificationDropped(proto::NotificationDropped {
-                user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
-                device: device.as_ref().map(Device::to_string),
+                user_id: body.user().map(UserId::to_string).unwrap_or_default(),
+                device: device.as_ref().map(|(_, name)| name.to_string()),
                 id: id.to_string(),
                 offset: offset.get(),
                 reason: drop_reason(*reason).into(),
+                broadcast: user.is_none(),
             })
         }
         EventBody::DeviceForgotten { user, device, reason } => Body::DeviceForgotten(proto::DeviceForgotten {

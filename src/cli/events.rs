@@ -87,18 +87,18 @@ fn body(body: &Body) -> (&'static str, String) {
         Body::UserOnline(e) => ("user_online", who(&e.user_id, "")),
         Body::UserOffline(e) => ("user_offline", who(&e.user_id, "")),
         Body::NotificationConfirmed(e) => {
-            let log = if e.broadcast { "broadcast id" } else { "id" };
-            let text = format!("{}, {log} {}, offset {}", who(&e.user_id, &e.device), e.id, e.offset);
+            let text = format!("{}, {} {}, offset {}", who(&e.user_id, &e.device), id(e.broadcast), e.id, e.offset);
             ("notification_confirmed", text)
         }
         Body::NotificationExpired(e) => {
-            ("notification_expired", format!("{}, id {}, offset {}", whose(&e.user_id, ""), e.id, e.offset))
+            let whose = whose(&e.user_id, "");
+            ("notification_expired", format!("{whose}, {} {}, offset {}", id(e.broadcast), e.id, e.offset))
         }
         Body::NotificationDropped(e) => {
             let device = e.device.as_deref().map(|name| if name.is_empty() { "(unnamed)" } else { name });
             let whose = whose(&e.user_id, device.unwrap_or_default());
-            let text = format!("{whose}, id {}, offset {}: {}", e.id, e.offset, drop_reason(e.reason()));
-            ("notification_dropped", text)
+            let (id, why) = (id(e.broadcast), drop_reason(e.reason()));
+            ("notification_dropped", format!("{whose}, {id} {}, offset {}: {why}", e.id, e.offset))
         }
         Body::DeviceForgotten(e) => {
             let why = match e.reason() {
@@ -134,13 +134,13 @@ fn drop_reason(reason: proto::DropReason) -> &'static str {
     }
 }
 
-/// Who lacks a notification; without a user it was a durable broadcast.
+/// Who lacks a notification.
 fn whose(user: &str, device: &str) -> String {
-    match (user, device) {
-        ("", "") => "broadcast".to_owned(),
-        ("", device) => format!("broadcast, device {device}"),
-        _ => who(user, device),
-    }
+    if user.is_empty() { "all who lack it".to_owned() } else { who(user, device) }
+}
+
+fn id(broadcast: bool) -> &'static str {
+    if broadcast { "broadcast id" } else { "id" }
 }
 
 fn who(user: &str, device: &str) -> String {
@@ -170,12 +170,18 @@ mod tests {
     #[test]
     fn an_end_tells_whose_it_was_and_why() {
         let dropped = |user: &str, device: Option<&str>, reason: proto::DropReason| {
-            let (user_id, device, id) = (user.to_owned(), device.map(str::to_owned), "a".to_owned());
-            let event = proto::NotificationDropped { user_id, device, id, offset: 7, reason: reason.into() };
+            let event = proto::NotificationDropped {
+                user_id: user.to_owned(),
+                device: device.map(str::to_owned),
+                id: "a".to_owned(),
+                offset: 7,
+                reason: reason.into(),
+                broadcast: user.is_empty(),
+            };
             body(&Body::NotificationDropped(event)).1
         };
         let reason = proto::DropReason::Superseded;
-        assert_eq!(dropped("", None, reason), "broadcast, id a, offset 7: a newer one took its place");
+        assert_eq!(dropped("", None, reason), "all who lack it, broadcast id a, offset 7: a newer one took its place");
         let reason = proto::DropReason::Purged;
         assert_eq!(dropped("alice", None, reason), "user alice, id a, offset 7: purged by a caller");
         let unnamed = dropped("alice", Some(""), reason);

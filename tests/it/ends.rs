@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::{
     Gateway, Raw,
-    rpc::{notification, ttl},
+    rpc::{durable, notification, ttl},
     until,
 };
 
@@ -103,6 +103,22 @@ async fn what_a_client_never_acks_is_given_up_after_so_many_attempts() {
     assert_eq!(phone.hello["gap"], true);
     assert_eq!(phone.data(1).await, ["good"], "the next one gets its chance");
     phone.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broadcast_that_is_given_up_tells_for_whom() {
+    let gateway = Gateway::with(&[("delivery.max_attempts", "1")]).await;
+    let mut rpc = gateway.rpc().await;
+    let mut events = rpc.events(&["notification_dropped"], "alice").await;
+    let mut phone = gateway.client_with("alice", "device=phone&ackMode=client").await;
+    gateway.live("alice").await;
+    let sent = rpc.try_broadcast(durable(notification("poison"), &[])).await.unwrap();
+    assert_eq!(phone.data(1).await, ["poison"]);
+    phone.nothing_more().await;
+    phone.close().await;
+    let Event::NotificationDropped(dropped) = events.body().await else { panic!() };
+    assert_eq!((dropped.reason(), dropped.broadcast, dropped.offset), (DropReason::MaxAttempts, true, sent.offset));
+    assert_eq!((dropped.user_id.as_str(), dropped.device.as_deref()), ("alice", Some("phone")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
