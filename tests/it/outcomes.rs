@@ -104,6 +104,19 @@ async fn one_whose_ttl_runs_out_has_expired() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_expiry_is_told_when_it_comes_and_not_when_the_sweep_does() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let short = || Notification { ttl: ttl(0, 200_000_000), ..own("a", 1) };
+    let mut call = gateway.rpc().await;
+    let first = tokio::spawn(async move { call.try_send(confirmed("alice", short(), 60_000)).await.unwrap() });
+    until("what is pending", 1, || gateway.pending()).await;
+    let again = rpc.try_send(confirmed("alice", short(), 60_000)).await.unwrap();
+    assert_eq!((again.outcome(), again.duplicate), (Outcome::Expired, true));
+    assert_eq!(outcome(first).await, Outcome::Expired);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_a_caller_clears_was_purged() {
     let gateway = Gateway::start().await;
     let mut rpc = gateway.rpc().await;
