@@ -62,12 +62,8 @@ enum Step {
     Finished(Key, Result<proto::SendToUserResponse, ApiError>),
 }
 
-/// What is read next.
-enum Read {
-    Request(proto::SendBatchRequest, Room),
-    End,
-    Broken(Status),
-}
+/// What is read next: a request, the end of them, or why there is no more.
+type Read = Result<Option<(proto::SendBatchRequest, Room)>, Status>;
 
 /// Reads requests as far as there is room for them. What it has got so far it keeps, so that reading may be interrupted.
 struct Reader<S> {
@@ -133,19 +129,18 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Reader<S
                 self.place = Arc::clone(&self.count).acquire_owned().await.ok();
             }
             match self.requests.next().await {
-                Some(Ok(request)) => self.read = Some(request),
-                Some(Err(status)) => return Read::Broken(status),
-                None => return Read::End,
+                Some(request) => self.read = Some(request?),
+                None => return Ok(None),
             }
         }
         let size = self.read.as_ref().map_or(0, |request| request.encoded_len());
         let size = u32::try_from(size.min(limits::BATCH_IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
         let bytes = Arc::clone(&self.bytes).acquire_many_owned(size).await;
-        match (self.read.take(), self.place.take(), bytes) {
-            (Some(request), Some(place), Ok(bytes)) => Read::Request(request, (place, bytes)),
+        Ok(match (self.read.take(), self.place.take(), bytes) {
+            (Some(request), Some(place), Ok(bytes)) => Some((request, (place, bytes))),
             // Neither semaphore is ever closed.
-            _ => Read::End,
-        }
+            _ => None,
+        })
     }
 }
 
@@ -183,15 +178,15 @@ impl Driver {
                 }
                 Some(step) = self.work.next() => self.step(step),
                 read = reader.next(), if end.is_none() => match read {
-                    Read::Request(request, room) => self.take(request, room),
-                    Read::End => end = Some(Ok(())),
+                    Ok(Some((request, room))) => self.take(request, room),
+                    Ok(None) => end = Some(Ok(())),
                     // A message that tonic refused; nothing behind it can be read. All before it is answered.
-                    Read::Broken(status) if matches!(status.code(), Code::OutOfRange | Code::Internal) => {
+                    Err(status) if matches!(status.code(), Code::OutOfRange | Code::Internal) => {
                         self.hub.metrics().failure(Failure::GrpcRefused);
                         end = Some(Err(End::Transport(status)));
                     }
                     // The connection broke, or the caller reset the stream.
-                    Read::Broken(_) => return,
+                    Err(_) => return,
                 },
             }
         }
