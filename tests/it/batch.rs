@@ -242,6 +242,52 @@ async fn at_the_calls_deadline_what_is_under_way_is_answered_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_queued_at_the_deadline_is_answered_too() {
+    let gateway = Gateway::with(&[("store.max_pending_per_user", "0")]).await;
+    let mut rpc = gateway.rpc().await;
+    let large = "x".repeat(100_000);
+    let late = soon("a stream with work left at its deadline", async {
+        loop {
+            let mut batch = Batch::open(&mut rpc, Some("150m")).await;
+            let (requests, large) = (batch.requests.take().unwrap(), large.clone());
+            let writer = tokio::spawn(async move {
+                for n in 0.. {
+                    if requests.send(item(&n.to_string(), request("alice", notification(large.clone())))).await.is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+            let (mut answered, mut late) = (BTreeSet::new(), 0);
+            let end = loop {
+                match batch.next().await {
+                    Ok(Some((id, answer))) => {
+                        assert!(answered.insert(id));
+                        late += match answer {
+                            Answer::Response(_) => 0,
+                            Answer::Error(error) => {
+                                assert_eq!(error.code, Code::DeadlineExceeded as i32, "{error:?}");
+                                1
+                            }
+                        };
+                    }
+                    Ok(None) => panic!("it was not half-closed"),
+                    Err(end) => break end,
+                }
+            };
+            writer.abort();
+            assert_eq!(end.code(), Code::DeadlineExceeded);
+            if late > 0 {
+                assert!((0..answered.len()).all(|n| answered.contains(&n.to_string())), "all that was read");
+                return late;
+            }
+        }
+    })
+    .await;
+    assert!(gateway.errors("grpc_deadline_exceeded").await > late, "each of them, and the stream");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stops_answers_what_is_under_way() {
     let gateway = Gateway::start().await;
     let mut batch = Batch::open(&mut gateway.rpc().await, None).await;
