@@ -1,14 +1,18 @@
 //! The commands about what is stored for a user.
 
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{Gateway, READ_TOKEN, pushgate};
 
 /// Makes a device known, and has it leave.
 fn known(gateway: &Gateway, user: &str, device: &str) {
-    let url = gateway.url();
-    let listen = ["listen", "--user", user, "--device", device, "--url", &url, "--for", "50ms"];
-    gateway.command(&listen).ok();
+    let client = gateway.client(user, &["--device", device]);
+    client.signal(Signal::INT);
+    client.end();
+    // The gateway may notice a moment later.
+    let gone = |text: &String| text == "no sessions\n";
+    std::iter::repeat_with(|| gateway.command(&["sessions", "--user", user]).ok()).find(gone).unwrap();
 }
 
 #[test]
