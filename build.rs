@@ -10,6 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["proto/pushgate/v1/gateway.proto"], ["proto"])?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out.join("gateway.binpb"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".pushgate.v1.Notification.binary").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".pushgate.v1.Notification.binary")
+        .extern_path(".google.rpc", "::tonic_types::pb")
+        .compile_fds(descriptors)?;
     Ok(())
 }

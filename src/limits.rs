@@ -96,6 +96,18 @@ pub const BROADCAST_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const GRPC_CONNECTIONS_MAX: usize = 1024;
 /// Connections to one ops listener at once; further ones wait to be accepted.
 pub const OPS_CONNECTIONS_MAX: usize = 256;
+/// Requests under way on one SendBatch stream, and answers that wait to be read; beyond it the stream is not read.
+pub const BATCH_IN_FLIGHT_MAX: usize = 1024;
+/// The bytes of those requests; one that is larger is under way alone.
+pub const BATCH_IN_FLIGHT_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long what a SendBatch stream has begun may take to end once the daemon stops.
+pub const BATCH_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+/// The longest `request_id` of a SendBatch.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// How long WAIT_CONFIRMED waits where the caller says nothing.
+pub const WAIT_TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(10);
+/// How long WAIT_CONFIRMED waits at most.
+pub const WAIT_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs(300);
 /// How long calls under way may take to end once the daemon stops.
 pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
@@ -116,6 +128,8 @@ const _: () = assert!(WRITER_QUEUE_BYTES_MAX < u32::MAX as usize, "a semaphore h
 const _: () = assert!(NOTIFICATION_ID_BYTES_MAX <= u8::MAX as usize, "rows hold the length of an id in one byte");
 const _: () = assert!(COLLAPSE_KEY_BYTES_MAX <= u8::MAX as usize, "rows hold the length of a collapse key in one byte");
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
+const _: () = assert!(BATCH_STOP_GRACE.as_millis() < GRPC_STOP_GRACE.as_millis(), "its answers must still get out");
+const _: () = assert!(WAIT_TIMEOUT_DEFAULT.as_millis() <= WAIT_TIMEOUT_MAX.as_millis());
 
 /// The section `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]

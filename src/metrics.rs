@@ -159,6 +159,8 @@ failures! {
     MaxAttempts = "max_attempts",
     /// A call whose notification id stands for other content already, or that would make what is there already.
     AlreadyExists = "already_exists",
+    /// A call about something that is not there, such as a device that its user does not have.
+    NotFound = "not_found",
     /// A read or write of the store that failed.
     StoreError = "store_error",
     /// The store's disk was full at a write, and the store was opened again.

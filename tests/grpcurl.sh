@@ -14,7 +14,7 @@ require curl jq openssl
 find_binary
 
 # What grpcurl exits with: 64 and the status code.
-OK=0 INVALID_ARGUMENT=67 ALREADY_EXISTS=70 PERMISSION_DENIED=71 RESOURCE_EXHAUSTED=72 UNAUTHENTICATED=80
+OK=0 INVALID_ARGUMENT=67 NOT_FOUND=69 ALREADY_EXISTS=70 PERMISSION_DENIED=71 RESOURCE_EXHAUSTED=72 UNAUTHENTICATED=80
 
 cat >"$WORK/pushgate.toml" <<END
 [http]
@@ -140,6 +140,25 @@ every_rpc() {
     is '.outcome == "OUTCOME_ACCEPTED" and .id == "mine"'
     call $OK SendToUser '{"user_id":"'"$user"'","notification":{"data":"gone","ttl":"0s"}}'
     is '.outcome == "OUTCOME_DROPPED"'
+    call $OK SendToUser '{"user_id":"'"$user"'","notification":{"id":"mine","type":"order","json":"{\"exact\":1.50}"},"wait":"WAIT_CONFIRMED","wait_timeout":"0.01s"}'
+    is '.outcome == "OUTCOME_STORED" and .duplicate'
+    # A stream of requests, half-closed behind the last; the answers may come in any order.
+    call $OK SendBatch '{"request_id":"good","send":{"user_id":"batch-'"$user"'","notification":{"data":1}}}
+        {"request_id":"bad","send":{"user_id":""}}'
+    jq -se 'map({(.requestId): .}) | add | .good.response.outcome == "OUTCOME_STORED" and .bad.error.code == 3
+        and (.bad.error.details | length) == 2 and (.bad.error.details[0]["@type"] | startswith("type.googleapis.com/google.rpc."))' \
+        "$WORK/answer" >/dev/null || fail "the batch answers otherwise: $(cat "$WORK/answer")"
+
+    # What waits, and its clearing.
+    call $OK ListPending '{"user_id":"'"$user"'","page_size":1}'
+    is '(.notifications | length) == 1 and .nextPageToken != "" and (.notifications[0].waitingDevices // []) == []'
+    call $OK ListPending '{"user_id":"'"$user"'"}'
+    is '(.notifications | length) == 2 and .notifications[1].id == "mine" and .notifications[1].type == "order"'
+    call $OK PurgePending '{"user_id":"batch-'"$user"'"}'
+    is '.purged == 1'
+    call $OK PurgePending '{"user_id":"batch-'"$user"'","force":true}'
+    call $OK ListPending '{"user_id":"batch-'"$user"'"}'
+    is '(.notifications // []) == []'
 
     # A stream, while a client comes and goes.
     grpcurl "${FLAGS[@]}" -d '{"user_id":"'"$user"'"}' "$ADDRESS" pushgate.v1.Gateway/StreamEvents >"$WORK/$user.events" 2>&1 &
@@ -156,6 +175,12 @@ every_rpc() {
     call $OK Broadcast '{"notification":{"type":"system_message","data":"to all"}}'
     is '.outcome == "OUTCOME_ACCEPTED" and .sessions == 1'
     within 10 grep -qaF '"data":"to all"' "$WORK/$user.frames" || fail "the broadcast does not arrive"
+    call $OK Broadcast '{"notification":{"id":"for-'"$user"'","data":"for long","ttl":"60s"},"durable":true,"filter":{"exclude_user_ids":["nobody"]}}'
+    is '.outcome == "OUTCOME_STORED" and (.offset | tonumber) > 0 and .sessions == 1'
+    within 10 grep -qaF '"data":"for long"' "$WORK/$user.frames" || fail "the durable broadcast does not arrive"
+    call $OK ListDevices '{"user_id":"'"$user"'"}'
+    is '(.devices | length) == 1 and (.devices[0].device // "") == ""'
+    is '.devices[0].sessions == 1 and .devices[0].pending == 2 and .devices[0].pendingBroadcasts == 1'
     call $OK CloseUserSessions '{"user_id":"'"$user"'","code":4001,"reason":"see you"}'
     is '.closed == 1'
     wait "$CLIENT" || true
@@ -175,6 +200,14 @@ every_rpc() {
     "$BIN" store check --path "$WORK/backup-$user" >"$WORK/said" 2>&1 || fail "the backup is not whole: $(cat "$WORK/said")"
     call $ALREADY_EXISTS Backup '{"path":"'"$WORK/backup-$user"'"}'
     has PATH_EXISTS
+    call $NOT_FOUND ForgetDevice '{"user_id":"'"$user"'","device":"none"}'
+    has 'DEVICE_UNKNOWN'
+    call $OK ForgetDevice '{"user_id":"'"$user"'","device":""}'
+    call $OK ListDevices '{"user_id":"'"$user"'"}'
+    is '(.devices // []) == []'
+    call $OK ForgetUser '{"user_id":"'"$user"'"}'
+    call $OK ListPending '{"user_id":"'"$user"'"}'
+    is '(.notifications // []) == []'
 
     local method
     for method in "${METHODS[@]}"; do
@@ -203,6 +236,12 @@ refusals() {
     call $INVALID_ARGUMENT ListSessions '{"page_token":"made up"}'
     call $INVALID_ARGUMENT Backup '{"path":"not/absolute"}'
     has '"field": "path"'
+    call $INVALID_ARGUMENT ListPending '{"user_id":"'"$user"'","page_token":"made up"}'
+    call $INVALID_ARGUMENT ForgetDevice '{"user_id":"'"$user"'"}'
+    call $INVALID_ARGUMENT Broadcast '{"notification":{"ttl":"0s"},"durable":true}'
+    call $OK SendToUser '{"user_id":"again-'"$user"'","notification":{"id":"a","data":1}}'
+    call $ALREADY_EXISTS SendToUser '{"user_id":"again-'"$user"'","notification":{"id":"a","data":2}}'
+    has ID_TAKEN
     local i
     for i in 1 2 3; do
         call $OK SendToUser '{"user_id":"full-'"$user"'","notification":{"data":'"$i"'}}'
@@ -236,7 +275,7 @@ done
 at "$GRPC" -H 'authorization: Bearer only-sends'
 grpc $OK list
 call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
-for method in GetStatus ListSessions StreamEvents; do
+for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions PurgePending StreamEvents; do
     call $PERMISSION_DENIED "$method" '{}'
     has SCOPE_MISSING
 done

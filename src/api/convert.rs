@@ -14,7 +14,7 @@ use crate::{
     hub::Quotas,
     limits,
     protocol::client::depth_exceeds,
-    types::{InvalidId, Notification, NotificationId, Payload, TypeName, UnixMillis, UserId},
+    types::{CollapseKey, Device, InvalidId, Notification, NotificationId, Payload, TypeName, UnixMillis, UserId},
 };
 
 /// Collects what is wrong with a request.
@@ -74,6 +74,11 @@ impl Checks {
         if text.is_empty() { Some(None) } else { self.field(field, parse(text)).map(Some) }
     }
 
+    /// A device that may be left out; the unnamed one is an empty text.
+    pub fn device(&mut self, device: Option<&str>) -> Option<Option<Device>> {
+        self.field("device", device.map(Device::parse).transpose())
+    }
+
     /// All fields, if nothing was wrong.
     pub fn finish<T: AllPresent>(self, fields: T) -> Result<T::Whole, ApiError> {
         match fields.all() {
@@ -100,6 +105,7 @@ impl Checks {
         };
         let type_name = self.field("notification.type", TypeName::parse(&notification.r#type));
         let from_user = self.optional("notification.from_user_id", &notification.from_user_id, UserId::parse);
+        let collapse_key = self.optional("notification.collapse_key", &notification.collapse_key, CollapseKey::parse);
         let payload = self.payload(notification.payload);
         let ttl = match notification.ttl {
             None => Some(stored.then_some(quotas.ttl)),
@@ -110,7 +116,7 @@ impl Checks {
             type_name: type_name?,
             payload: payload?,
             from_user: from_user?,
-            collapse_key: None,
+            collapse_key: collapse_key?,
             not_for: [].into(),
             accepted_at: now,
             expires_at: ttl?.map(|ttl| now.saturating_add(ttl)),
@@ -118,10 +124,7 @@ impl Checks {
     }
 
     fn ttl(&mut self, ttl: prost_types::Duration, max: Duration) -> Option<Duration> {
-        let in_range =
-            (0..=i64::from(i32::MAX) * 1000).contains(&ttl.seconds) && (0..1_000_000_000).contains(&ttl.nanos);
-        let span = in_range.then(|| Duration::new(ttl.seconds.unsigned_abs(), ttl.nanos.unsigned_abs()));
-        match span {
+        match span(ttl) {
             // Less than a millisecond, and not zero, is a TTL all the same.
             Some(span) if span <= max => Some(if span.is_zero() { span } else { span.max(Duration::from_millis(1)) }),
             _ => {
@@ -214,6 +217,12 @@ fn write_value(out: &mut Vec<u8>, value: &prost_types::Value) -> Result<(), NotF
     Ok(())
 }
 
+/// A span that a caller gives; `None` where it is negative or malformed.
+pub fn span(span: prost_types::Duration) -> Option<Duration> {
+    let (seconds, nanos) = (u64::try_from(span.seconds).ok()?, u32::try_from(span.nanos).ok()?);
+    (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos))
+}
+
 /// A moment as the proto has it.
 pub fn timestamp(at: UnixMillis) -> prost_types::Timestamp {
     prost_types::Timestamp {
@@ -302,10 +311,17 @@ mod tests {
             id: "i".repeat(129),
             r#type: "auth_success".into(),
             from_user_id: "\n".into(),
+            collapse_key: "k".repeat(129),
             ttl: Some(prost_types::Duration { seconds: 3601, nanos: 0 }),
             ..Default::default()
         };
-        let expected = ["notification.id", "notification.type", "notification.from_user_id", "notification.ttl"];
+        let expected = [
+            "notification.id",
+            "notification.type",
+            "notification.from_user_id",
+            "notification.collapse_key",
+            "notification.ttl",
+        ];
         assert_eq!(fields(parse(bad).unwrap_err()), expected);
     }
 

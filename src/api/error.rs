@@ -38,6 +38,13 @@ pub enum ApiError {
     },
     /// Fields that a retry cannot mend.
     Invalid(Vec<Violation>),
+    /// What the call is about is not there.
+    NotFound {
+        /// ErrorInfo's reason.
+        reason: &'static str,
+        /// In words.
+        message: String,
+    },
     /// What is to be made is there already, and is another.
     AlreadyExists {
         /// ErrorInfo's reason.
@@ -96,6 +103,7 @@ impl ApiError {
                     violations.into_iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
                 (Failure::GrpcInvalidArgument, Code::InvalidArgument, message.join("; "), details)
             }
+            Self::NotFound { reason, message } => (Failure::NotFound, Code::NotFound, message, info(reason)),
             Self::AlreadyExists { reason, message } => {
                 (Failure::AlreadyExists, Code::AlreadyExists, message, info(reason))
             }

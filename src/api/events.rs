@@ -14,7 +14,7 @@ use crate::{
     hub::{Hub, Read, Reader},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    types::{ClosedBy, Event, EventBody, UserId},
+    types::{ClosedBy, DropReason, Event, EventBody, ForgetReason, UserId},
 };
 
 /// What `StreamEvents` answers with.
@@ -168,18 +168,42 @@ fn encode_body(body: &EventBody) -> Body {
         }),
         EventBody::UserOnline { user } => Body::UserOnline(proto::UserOnline { user_id: user.to_string() }),
         EventBody::UserOffline { user } => Body::UserOffline(proto::UserOffline { user_id: user.to_string() }),
-        EventBody::NotificationExpired { .. }
-        | EventBody::NotificationDropped { .. }
-        | EventBody::DeviceForgotten { .. } => Body::EventsLost(proto::EventsLost { count: 0 }),
-        EventBody::NotificationConfirmed { user, device, session, id, offset, broadcast: _ } => {
+        EventBody::NotificationConfirmed { user, device, session, id, offset, broadcast } => {
             Body::NotificationConfirmed(proto::NotificationConfirmed {
                 user_id: user.to_string(),
                 device: device.to_string(),
                 session_id: session.to_string(),
                 id: id.to_string(),
                 offset: offset.get(),
+                broadcast: *broadcast,
             })
         }
+        EventBody::NotificationExpired { user, id, offset } => Body::NotificationExpired(proto::NotificationExpired {
+            user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
+            id: id.to_string(),
+            offset: offset.get(),
+            broadcast: user.is_none(),
+        }),
+        EventBody::NotificationDropped { user, device, id, offset, reason } => {
+            Body::NotificationDropped(proto::NotificationDropped {
+                user_id: body.user().map(UserId::to_string).unwrap_or_default(),
+                device: device.as_ref().map(|(_, name)| name.to_string()),
+                id: id.to_string(),
+                offset: offset.get(),
+                reason: drop_reason(*reason).into(),
+                broadcast: user.is_none(),
+            })
+        }
+        EventBody::DeviceForgotten { user, device, reason } => Body::DeviceForgotten(proto::DeviceForgotten {
+            user_id: user.to_string(),
+            device: device.to_string(),
+            reason: match reason {
+                ForgetReason::Unseen => proto::ForgetReason::Unseen,
+                ForgetReason::Replaced => proto::ForgetReason::Replaced,
+                ForgetReason::Caller => proto::ForgetReason::Caller,
+            }
+            .into(),
+        }),
         EventBody::AuthFailed { code, message, remote, user } => Body::AuthFailed(proto::AuthFailed {
             code: (*code).to_owned(),
             message: message.to_string(),
@@ -187,5 +211,17 @@ fn encode_body(body: &EventBody) -> Body {
             user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
         }),
         EventBody::Draining { deadline } => Body::Draining(proto::Draining { deadline: Some(timestamp(*deadline)) }),
+    }
+}
+
+fn drop_reason(reason: DropReason) -> proto::DropReason {
+    match reason {
+        DropReason::Superseded => proto::DropReason::Superseded,
+        DropReason::LaggardLost => proto::DropReason::LaggardLost,
+        DropReason::Overflow => proto::DropReason::Overflow,
+        DropReason::Purged => proto::DropReason::Purged,
+        DropReason::MaxAttempts => proto::DropReason::MaxAttempts,
+        DropReason::DeviceForgotten => proto::DropReason::DeviceForgotten,
+        DropReason::UserForgotten => proto::DropReason::UserForgotten,
     }
 }

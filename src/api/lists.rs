@@ -1,70 +1,30 @@
-//! Lists, a page at a time. A page token says where the next page starts and which filter it belongs to; it is opaque
-//! to callers and refused with another filter.
+//! `ListSessions`.
 
 use std::sync::Arc;
-
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use sha2::{Digest as _, Sha256};
 
 use super::{
     convert::{Checks, duration, timestamp},
     error::ApiError,
+    pages::{self, Filter},
     proto,
 };
 use crate::{
     hub::{Handle, Hub},
-    limits,
     protocol::ack_mode::AckMode,
-    types::{Device, SessionId, UserId},
+    types::{SessionId, UserId},
 };
-
-const FILTER_HASH_BYTES: usize = 8;
-
-fn filter_hash(request: &proto::ListSessionsRequest) -> [u8; FILTER_HASH_BYTES] {
-    let mut hash = Sha256::new();
-    let device = request.device.as_deref();
-    for part in [request.user_id.as_str(), &request.session_id, device.map_or("-", |_| "+"), device.unwrap_or("")] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let mut short = [0; FILTER_HASH_BYTES];
-    short.copy_from_slice(&hash.finalize()[..FILTER_HASH_BYTES]);
-    short
-}
-
-fn encode_token(after: SessionId, filter: [u8; FILTER_HASH_BYTES]) -> String {
-    URL_SAFE_NO_PAD.encode([filter.as_slice(), after.to_string().as_bytes()].concat())
-}
-
-fn decode_token(token: &str, filter: [u8; FILTER_HASH_BYTES]) -> Option<SessionId> {
-    let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-    let (hash, after) = bytes.split_at_checked(FILTER_HASH_BYTES)?;
-    (hash == filter).then_some(())?;
-    SessionId::parse(std::str::from_utf8(after).ok()?).ok()
-}
 
 /// `ListSessions`.
 pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto::ListSessionsResponse, ApiError> {
     let mut checks = Checks::default();
     let user = checks.optional("user_id", &request.user_id, UserId::parse);
     let session = checks.optional("session_id", &request.session_id, SessionId::parse);
-    let device = checks.field("device", request.device.as_deref().map(Device::parse).transpose());
-    let filter = filter_hash(request);
-    let after = match request.page_token.as_str() {
-        "" => Some(None),
-        token => {
-            let after = decode_token(token, filter);
-            checks.check("page_token", after.is_some(), || {
-                "is not one that this list, with this filter, gave".to_owned()
-            });
-            after.map(Some)
-        }
-    };
+    let device = checks.device(request.device.as_deref());
+    let fields = [Some(request.user_id.as_str()), Some(&request.session_id), request.device.as_deref()];
+    let filter = Filter::new("sessions", &fields);
+    let after = checks.page_token(&request.page_token, filter, |after| SessionId::parse(after).ok());
     let (user, session, device, after) = checks.finish((user, session, device, after))?;
-    let rows = match request.page_size as usize {
-        0 => limits::PAGE_ROWS_DEFAULT,
-        n => n.min(limits::PAGE_ROWS_MAX),
-    };
+    let rows = pages::rows(request.page_size);
     let matches = |handle: &Arc<Handle>| {
         after.is_none_or(|after| handle.id > after)
             && user.as_ref().is_none_or(|user| *user == handle.user.id)
@@ -79,7 +39,8 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
     };
     let more = page.len() > rows;
     page.truncate(rows);
-    let next_page_token = page.last().filter(|_| more).map(|last| encode_token(last.id, filter)).unwrap_or_default();
+    let next_page_token =
+        page.last().filter(|_| more).map(|last| filter.token(&last.id.to_string())).unwrap_or_default();
     Ok(proto::ListSessionsResponse {
         sessions: page.iter().map(|handle| session_row(hub, handle)).collect(),
         next_page_token,
@@ -119,24 +80,5 @@ fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
         messages_sent: core.counts.messages_sent,
         bytes_sent: core.counts.bytes_sent,
         token_expires_at: core.session.token_expires_at.map(timestamp),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_token_holds_for_its_filter_only() {
-        let alice = proto::ListSessionsRequest { user_id: "alice".into(), ..Default::default() };
-        let unnamed = proto::ListSessionsRequest { device: Some(String::new()), ..Default::default() };
-        let id = SessionId::generate();
-        let token = encode_token(id, filter_hash(&alice));
-        assert_eq!(decode_token(&token, filter_hash(&alice)), Some(id));
-        assert_eq!(decode_token(&token, filter_hash(&unnamed)), None);
-        assert_ne!(filter_hash(&unnamed), filter_hash(&Default::default()));
-        for junk in ["x", "AAAA", "%%%", ""] {
-            assert_eq!(decode_token(junk, filter_hash(&alice)), None);
-        }
     }
 }

@@ -4,12 +4,16 @@
 //! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
 
 mod backup;
+mod batch;
 mod convert;
 mod error;
 mod events;
 mod lists;
+mod mailbox;
+mod pages;
 mod process;
 pub mod scope;
+mod send;
 mod status;
 
 use std::{
@@ -24,12 +28,12 @@ pub use self::error::ApiError;
 use self::scope::{Scope, ScopeSet};
 use crate::{
     clock::Instant,
-    hub::{CloseFilter, Hub, Outcome, SendError, SendOptions, Wait},
+    hub::{CloseFilter, Hub},
     lifecycle::Lifecycle,
     limits,
     metrics::Metrics,
     protocol::close::CloseCode,
-    types::{Device, EventBody, SessionId, UnixMillis, UserId},
+    types::{EventBody, SessionId, UnixMillis, UserId},
 };
 
 /// The proto's types, generated at build time, and their descriptors for reflection.
@@ -115,49 +119,6 @@ impl Api {
         Err(ApiError::PermissionDenied { caller: Arc::clone(&caller.name), scope })
     }
 
-    /// `SendToUser`.
-    pub async fn send_to_user(
-        &self,
-        caller: &Caller,
-        request: proto::SendToUserRequest,
-    ) -> Result<proto::SendToUserResponse, ApiError> {
-        let hub = self.authorise(caller, Scope::Send)?;
-        let mut checks = convert::Checks::default();
-        let user = checks.field("user_id", UserId::parse(&request.user_id));
-        let wait = checks.wait(request.wait);
-        let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), true);
-        let (user, wait, notification) = checks.finish((user, wait, notification))?;
-        let id = notification.id.clone();
-        let sent = hub.send(&user, notification, SendOptions { wait, own_id: true }).await?;
-        let outcome = match sent.outcome {
-            Outcome::Accepted => proto::Outcome::Accepted,
-            Outcome::Dropped => proto::Outcome::Dropped,
-            _ => proto::Outcome::Stored,
-        };
-        Ok(proto::SendToUserResponse {
-            id: id.as_str().to_owned(),
-            offset: sent.offset.map_or(0, |offset| offset.get()),
-            outcome: outcome.into(),
-            sessions: sent.sessions,
-        })
-    }
-
-    /// `Broadcast`.
-    pub async fn broadcast(
-        &self,
-        caller: &Caller,
-        request: proto::BroadcastRequest,
-    ) -> Result<proto::BroadcastResponse, ApiError> {
-        let hub = self.authorise(caller, Scope::Send)?;
-        let mut checks = convert::Checks::default();
-        let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), false);
-        let (notification,) = checks.finish((notification,))?;
-        let id = notification.id.clone();
-        let sessions = hub.broadcast(notification).await?.sessions;
-        let outcome = if sessions == 0 { proto::Outcome::Dropped } else { proto::Outcome::Accepted };
-        Ok(proto::BroadcastResponse { id: id.as_str().to_owned(), outcome: outcome.into(), sessions })
-    }
-
     /// `CloseUserSessions`.
     pub fn close_user_sessions(
         &self,
@@ -168,7 +129,7 @@ impl Api {
         let mut checks = convert::Checks::default();
         let user = checks.field("user_id", UserId::parse(&request.user_id));
         let session = checks.optional("session_id", &request.session_id, SessionId::parse);
-        let device = checks.field("device", request.device.as_deref().map(Device::parse).transpose());
+        let device = checks.device(request.device.as_deref());
         let code = checks.close_code(request.code);
         checks.check("reason", request.reason.len() <= limits::CLOSE_REASON_BYTES_MAX, || {
             format!("must have at most {} bytes, this has {}", limits::CLOSE_REASON_BYTES_MAX, request.reason.len())
@@ -230,37 +191,7 @@ impl Api {
     }
 }
 
-impl From<SendError> for ApiError {
-    fn from(error: SendError) -> Self {
-        match error {
-            SendError::TooLarge { .. } => ApiError::invalid("notification", &error.to_string()),
-            SendError::MailboxFull { .. } => ApiError::Quota { reason: "MAILBOX_FULL", message: error.to_string() },
-            SendError::BroadcastsFull { .. } => {
-                ApiError::Quota { reason: "BROADCASTS_FULL", message: error.to_string() }
-            }
-            SendError::IdTaken => ApiError::AlreadyExists { reason: "ID_TAKEN", message: error.to_string() },
-            SendError::StoreFull => ApiError::Quota { reason: "STORE_FULL", message: error.to_string() },
-            SendError::Draining => ApiError::Unavailable { reason: "DRAINING", message: error.to_string() },
-            SendError::Store(_) => ApiError::Unavailable { reason: "STORE_FAILED", message: error.to_string() },
-            SendError::Unknown(_) => {
-                ApiError::Unavailable { reason: "MAY_HAVE_BEEN_DELIVERED", message: error.to_string() }
-            }
-        }
-    }
-}
-
 impl convert::Checks {
-    fn wait(&mut self, wait: i32) -> Option<Wait> {
-        match proto::Wait::try_from(wait) {
-            Ok(proto::Wait::Unspecified | proto::Wait::Stored) => Some(Wait::Stored),
-            Ok(proto::Wait::Accepted) => Some(Wait::Accepted),
-            Err(_) => {
-                self.violation("wait", format!("{wait} is not one of WAIT_STORED (1), WAIT_ACCEPTED (2)"));
-                None
-            }
-        }
-    }
-
     fn close_code(&mut self, code: u32) -> Option<CloseCode> {
         let code = if code == 0 { CloseCode::NORMAL } else { CloseCode(u16::try_from(code).unwrap_or(u16::MAX)) };
         let allowed = code.is_allowed_for_callers();

@@ -281,8 +281,13 @@ impl Gateway {
 
     /// A request with the caller's token and deadline.
     pub fn request<T>(&self, message: T) -> Request<T> {
+        self.patient(message, Duration::ZERO)
+    }
+
+    /// The same for one whose answer may take `longer`.
+    pub fn patient<T>(&self, message: T, longer: Duration) -> Request<T> {
         let mut request = self.endless(message);
-        request.set_timeout(self.timeout);
+        request.set_timeout(self.timeout.saturating_add(longer));
         request
     }
 

@@ -87,8 +87,28 @@ fn body(body: &Body) -> (&'static str, String) {
         Body::UserOnline(e) => ("user_online", who(&e.user_id, "")),
         Body::UserOffline(e) => ("user_offline", who(&e.user_id, "")),
         Body::NotificationConfirmed(e) => {
-            let text = format!("{}, id {}, offset {}", who(&e.user_id, &e.device), e.id, e.offset);
+            let text = format!("{}, {} {}, offset {}", who(&e.user_id, &e.device), id(e.broadcast), e.id, e.offset);
             ("notification_confirmed", text)
+        }
+        Body::NotificationExpired(e) => {
+            let whose = whose(&e.user_id, "");
+            ("notification_expired", format!("{whose}, {} {}, offset {}", id(e.broadcast), e.id, e.offset))
+        }
+        Body::NotificationDropped(e) => {
+            let device = e.device.as_deref().map(|name| if name.is_empty() { "(unnamed)" } else { name });
+            let whose = whose(&e.user_id, device.unwrap_or_default());
+            let (id, why) = (id(e.broadcast), drop_reason(e.reason()));
+            ("notification_dropped", format!("{whose}, {id} {}, offset {}: {why}", e.id, e.offset))
+        }
+        Body::DeviceForgotten(e) => {
+            let why = match e.reason() {
+                proto::ForgetReason::Unspecified => "",
+                proto::ForgetReason::Unseen => ": not seen for store.device_ttl",
+                proto::ForgetReason::Replaced => ": another one needed its place",
+                proto::ForgetReason::Caller => " by a caller",
+            };
+            let device = if e.device.is_empty() { "(unnamed)" } else { &e.device };
+            ("device_forgotten", format!("{}{why}", who(&e.user_id, device)))
         }
         Body::AuthFailed(e) => {
             let user = if e.user_id.is_empty() { String::new() } else { format!(", {}", who(&e.user_id, "")) };
@@ -99,6 +119,28 @@ fn body(body: &Body) -> (&'static str, String) {
         }
         Body::EventsLost(e) => ("events_lost", format!("{}; this reader was too slow", count(e.count, "event"))),
     }
+}
+
+fn drop_reason(reason: proto::DropReason) -> &'static str {
+    match reason {
+        proto::DropReason::Unspecified => "",
+        proto::DropReason::Superseded => "a newer one took its place",
+        proto::DropReason::LaggardLost => "made room, lacked by laggards only",
+        proto::DropReason::Overflow => "made room, confirmed by nobody",
+        proto::DropReason::Purged => "purged by a caller",
+        proto::DropReason::MaxAttempts => "tried delivery.max_attempts times",
+        proto::DropReason::DeviceForgotten => "its device was forgotten",
+        proto::DropReason::UserForgotten => "its user was forgotten",
+    }
+}
+
+/// Who lacks a notification.
+fn whose(user: &str, device: &str) -> String {
+    if user.is_empty() { "all who lack it".to_owned() } else { who(user, device) }
+}
+
+fn id(broadcast: bool) -> &'static str {
+    if broadcast { "broadcast id" } else { "id" }
 }
 
 fn who(user: &str, device: &str) -> String {
@@ -123,5 +165,26 @@ mod tests {
             text(&event),
             "2026-01-31T09:35:00.123Z  auth_failed             token_invalid: no\\u{a}such key, from 10.0.0.1:2"
         );
+    }
+
+    #[test]
+    fn an_end_tells_whose_it_was_and_why() {
+        let dropped = |user: &str, device: Option<&str>, reason: proto::DropReason| {
+            let event = proto::NotificationDropped {
+                user_id: user.to_owned(),
+                device: device.map(str::to_owned),
+                id: "a".to_owned(),
+                offset: 7,
+                reason: reason.into(),
+                broadcast: user.is_empty(),
+            };
+            body(&Body::NotificationDropped(event)).1
+        };
+        let reason = proto::DropReason::Superseded;
+        assert_eq!(dropped("", None, reason), "all who lack it, broadcast id a, offset 7: a newer one took its place");
+        let reason = proto::DropReason::Purged;
+        assert_eq!(dropped("alice", None, reason), "user alice, id a, offset 7: purged by a caller");
+        let unnamed = dropped("alice", Some(""), reason);
+        assert_eq!(unnamed, "user alice, device (unnamed), id a, offset 7: purged by a caller");
     }
 }

@@ -217,6 +217,7 @@ impl Serialize for Item<'_> {
             Type::String => serializer.serialize_str(&String::from_utf8_lossy(wire.bytes())),
             Type::Bytes => serializer.serialize_str(&STANDARD.encode(wire.bytes())),
             Type::Bool => serializer.serialize_bool(wire.number() != 0),
+            Type::Int32 => serializer.serialize_i32(wire.number() as i32),
             Type::Uint32 => serializer.serialize_u32(wire.number() as u32),
             Type::Uint64 => serializer.collect_str(&wire.number()),
             Type::Double => serializer.serialize_f64(f64::from_bits(wire.number())),
@@ -315,12 +316,13 @@ mod tests {
             }
             seen.push(name.to_owned());
             for field in &schema().messages[name].field {
-                let known = [Type::String, Type::Bytes, Type::Bool, Type::Uint32, Type::Uint64, Type::Double];
+                let numbers = [Type::Int32, Type::Uint32, Type::Uint64, Type::Double];
                 let place = format!("{name}.{}", field.name());
                 match field.r#type() {
                     Type::Message => walk(field.type_name(), seen),
                     Type::Enum => assert!(schema().enums.contains_key(field.type_name()), "{place}"),
-                    other => assert!(known.contains(&other), "{place}"),
+                    Type::String | Type::Bytes | Type::Bool => {}
+                    other => assert!(numbers.contains(&other), "{place}"),
                 }
                 let packed =
                     field.label() == Label::Repeated && !matches!(field.r#type(), Type::Message | Type::String);

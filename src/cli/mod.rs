@@ -2,8 +2,8 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `status.rs`, `sessions.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a client of
-//!   the public listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once; `store/`: a store on disk.
+//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
+//!   client of the public listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once; `store/`: a store on disk.
 //! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
 //! Results go to standard output, notes and errors to standard error. Exit codes (those above 2 are of sysexits.h):
@@ -26,6 +26,7 @@ mod init;
 mod json;
 mod jwt;
 mod listen;
+mod mailbox;
 mod operator;
 mod output;
 mod send;

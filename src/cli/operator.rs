@@ -7,7 +7,9 @@ use super::{
     backup, doctor,
     events::{self, Events},
     failure::{Outcome, failed},
-    init, listen, output,
+    init, listen,
+    mailbox::{self, Devices, Forget, Pending, Purge},
+    output,
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
@@ -31,11 +33,14 @@ pub enum Operator {
   pushgate send alice '{\"hello\":\"world\"}'
   pushgate send alice '\"dinner is ready\"' --type message --from bob --ttl 1h
   pushgate send alice --data-file order.json --id order-17
+  pushgate send alice '{\"score\":\"2:1\"}' --collapse-key match-7
+  pushgate send alice '\"are you there?\"' --wait confirmed --wait-timeout 30s
   date | pushgate send alice --binary-file -")]
     Send(Send),
-    /// Send a notification to every session that is connected now
+    /// Send a notification to every session that is connected now, or to every known device
     #[command(after_help = "Examples:
   pushgate broadcast '{\"maintenance\":\"22:00\"}' --type system_message
+  pushgate broadcast '{\"version\":7}' --durable --id release-7 --exclude-user bob
   pushgate broadcast --data-file news.json --json")]
     Broadcast(Broadcast),
     /// Close sessions of a user
@@ -44,6 +49,33 @@ pub enum Operator {
   pushgate close alice --device phone --code 1008 --reason 'account closed'
   pushgate close alice --session 0197f1c2-8a4e-7d31-9b1c-2f6f0b7e5a11")]
     Close(Close),
+    /// List what waits for a user
+    #[command(after_help = "Examples:
+  pushgate pending alice
+  pushgate pending alice --device phone
+  pushgate pending alice --json | jq -r '.notifications[].id'")]
+    Pending(Pending),
+    /// Clear what waits for a user
+    ///
+    /// Without --force it only says how much that is.
+    #[command(after_help = "Examples:
+  pushgate purge alice
+  pushgate purge alice --force
+  pushgate purge alice --device phone --force --json")]
+    Purge(Purge),
+    /// List the devices of a user that are known, connected or not
+    #[command(after_help = "Examples:
+  pushgate devices alice
+  pushgate devices alice --json | jq '.devices[] | select(.gap)'")]
+    Devices(Devices),
+    /// Forget a device of a user, or the user with all that is stored for him
+    ///
+    /// Its sessions are closed. A device that comes back is new, and told that it lacks something.
+    #[command(after_help = "Examples:
+  pushgate forget alice --device old-phone
+  pushgate forget alice --device ''
+  pushgate forget alice --force --json")]
+    Forget(Forget),
     /// Show how the gateway does
     #[command(after_help = "Examples:
   pushgate status
@@ -119,6 +151,10 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Send(args) => send::send(args).await,
             Operator::Broadcast(args) => send::broadcast(args).await,
             Operator::Close(args) => send::close(args).await,
+            Operator::Pending(args) => mailbox::pending(args).await,
+            Operator::Purge(args) => mailbox::purge(args).await,
+            Operator::Devices(args) => mailbox::devices(args).await,
+            Operator::Forget(args) => mailbox::forget(args).await,
             Operator::Status(args) => status::status(args).await,
             Operator::Sessions(args) => sessions::sessions(args).await,
             Operator::Events(args) => events::events(args).await,

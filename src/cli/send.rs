@@ -15,7 +15,10 @@ use super::{
     failure::{Failure, Outcome},
     json, output,
 };
-use crate::api::proto::{self, notification::Payload};
+use crate::{
+    api::proto::{self, notification::Payload},
+    limits,
+};
 
 /// `pushgate send`.
 #[derive(Args, Debug)]
@@ -27,6 +30,9 @@ pub struct Send {
     /// What to wait for
     #[arg(long, value_enum, default_value_t = Wait::Stored)]
     wait: Wait,
+    /// How long `--wait confirmed` waits, at most 5m; the call may take that much longer [default: 10s]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    wait_timeout: Option<Duration>,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -38,6 +44,12 @@ pub struct Send {
 pub struct Broadcast {
     #[command(flatten)]
     notification: Notification,
+    /// Store it, so that devices that are known and away get it on their next connection
+    #[arg(long)]
+    durable: bool,
+    /// Not to this user; may be given several times
+    #[arg(long = "exclude-user", value_name = "USER")]
+    exclude_users: Vec<String>,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -81,12 +93,15 @@ struct Notification {
     /// What clients see as type [default: notification]
     #[arg(long = "type", value_name = "TYPE", default_value = "", hide_default_value = true)]
     kind: String,
-    /// Your own id, by which clients drop repeats [default: a new UUID]
+    /// Your own id: what is stored under it once is not sent again within store.idempotency_window [default: a new UUID]
     #[arg(long, default_value = "", hide_default_value = true)]
     id: String,
     /// How long it is worth delivering, such as 1h; 0s: now or never [default: store.ttl]
     #[arg(long, value_name = "SPAN", value_parser = span)]
     ttl: Option<Duration>,
+    /// Replace what waits with the same key
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+    collapse_key: String,
     /// The user it comes from, which clients see as fromUserId
     #[arg(long, value_name = "USER", default_value = "", hide_default_value = true)]
     from: String,
@@ -99,6 +114,8 @@ enum Wait {
     Stored,
     /// Handed to the live sessions; may be lost with the process
     Accepted,
+    /// Durable on disk, and confirmed by some device
+    Confirmed,
 }
 
 impl Notification {
@@ -114,12 +131,22 @@ impl Notification {
             (.., Some(file)) => Some(Payload::Binary(read(&file)?.into())),
             _ => None,
         };
-        // A span of more seconds than the proto holds is refused by the gateway like any that is too long.
-        let ttl = self.ttl.map(|ttl| prost_types::Duration {
-            seconds: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-            nanos: i32::try_from(ttl.subsec_nanos()).unwrap_or_default(),
-        });
-        Ok(proto::Notification { id: self.id, r#type: self.kind, payload, ttl, from_user_id: self.from })
+        Ok(proto::Notification {
+            id: self.id,
+            r#type: self.kind,
+            payload,
+            ttl: self.ttl.map(proto_span),
+            collapse_key: self.collapse_key,
+            from_user_id: self.from,
+        })
+    }
+}
+
+/// A span of more seconds than the proto holds is refused by the gateway like any that is too long.
+fn proto_span(span: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(span.subsec_nanos()).unwrap_or_default(),
     }
 }
 
@@ -143,14 +170,32 @@ fn read(file: &Path) -> Outcome<Vec<u8>> {
     done.map(|()| bytes).map_err(|error| Failure::file("cannot read", file, &error))
 }
 
-/// How an outcome reads.
-fn outcome_name(outcome: proto::Outcome) -> &'static str {
+/// How an outcome reads; `stored`: whether the notification has a place in a log.
+fn outcome_name(outcome: proto::Outcome, stored: bool) -> &'static str {
     match outcome {
+        proto::Outcome::Confirmed => "confirmed",
         proto::Outcome::Stored => "stored",
         proto::Outcome::Accepted => "accepted",
+        proto::Outcome::Dropped if stored => "dropped before any device confirmed it",
         proto::Outcome::Dropped => "dropped: no session took it, and it is not stored",
+        proto::Outcome::Superseded => "superseded: one with the same collapse key took its place",
+        proto::Outcome::Expired => "expired before any device confirmed it",
+        proto::Outcome::Purged => "purged before any device confirmed it",
         proto::Outcome::Unspecified => "done",
     }
+}
+
+/// What became of a notification, in a line.
+fn report(outcome: proto::Outcome, id: &str, offset: u64, duplicate: bool, handed: &str) -> String {
+    let mut text = format!("{}; id {}", outcome_name(outcome, offset > 0), output::clean(id));
+    if offset > 0 {
+        text.push_str(&format!(", offset {offset}"));
+    }
+    text.push_str(&format!(", handed to {handed}"));
+    if duplicate {
+        text.push_str("; an earlier call sent it");
+    }
+    text
 }
 
 /// Runs `pushgate send`.
@@ -158,20 +203,29 @@ pub async fn send(args: Send) -> Outcome {
     let wait = match args.wait {
         Wait::Stored => proto::Wait::Stored,
         Wait::Accepted => proto::Wait::Accepted,
+        Wait::Confirmed => proto::Wait::Confirmed,
     };
-    let notification = Some(args.notification.into_proto()?);
-    let request = proto::SendToUserRequest { user_id: args.user, notification, wait: wait.into() };
+    if args.wait_timeout.is_some() && !matches!(args.wait, Wait::Confirmed) {
+        return Err(Failure::usage("--wait-timeout: is for --wait confirmed"));
+    }
+    let patience = match args.wait {
+        Wait::Confirmed => args.wait_timeout.unwrap_or(limits::WAIT_TIMEOUT_DEFAULT).min(limits::WAIT_TIMEOUT_MAX),
+        Wait::Stored | Wait::Accepted => Duration::ZERO,
+    };
+    let request = proto::SendToUserRequest {
+        user_id: args.user,
+        notification: Some(args.notification.into_proto()?),
+        wait: wait.into(),
+        wait_timeout: args.wait_timeout.map(proto_span),
+    };
     let gateway = args.target.connect().await?;
-    let answered = gateway.calls().send_to_user(gateway.request(request)).await;
+    let answered = gateway.calls().send_to_user(gateway.patient(request, patience)).await;
     let answer = answered.map_err(|status| gateway.refused(&status))?.into_inner();
     if args.format.json {
         return output::document(&json::document("SendToUserResponse", &answer));
     }
-    let mut text = format!("{}; id {}", outcome_name(answer.outcome()), output::clean(&answer.id));
-    if answer.offset > 0 {
-        text.push_str(&format!(", offset {}", answer.offset));
-    }
-    output::line(&format!("{text}, handed to {}", output::count(answer.sessions, "live session")))
+    let handed = output::count(answer.sessions, "live session");
+    output::line(&report(answer.outcome(), &answer.id, answer.offset, answer.duplicate, &handed))
 }
 
 /// Runs `pushgate broadcast`.
@@ -180,15 +234,17 @@ pub async fn broadcast(args: Broadcast) -> Outcome {
     if notification.payload.is_none() {
         return Err(Failure::usage("a broadcast needs its data: JSON, --data-file FILE or --binary-file FILE"));
     }
-    let request = proto::BroadcastRequest { notification: Some(notification) };
+    let filter = proto::BroadcastFilter { exclude_user_ids: args.exclude_users };
+    let request =
+        proto::BroadcastRequest { notification: Some(notification), filter: Some(filter), durable: args.durable };
     let gateway = args.target.connect().await?;
     let answered = gateway.calls().broadcast(gateway.request(request)).await;
     let answer = answered.map_err(|status| gateway.refused(&status))?.into_inner();
     if args.format.json {
         return output::document(&json::document("BroadcastResponse", &answer));
     }
-    let (outcome, id) = (outcome_name(answer.outcome()), output::clean(&answer.id));
-    output::line(&format!("{outcome}; id {id}, handed to {}", output::count(answer.sessions, "session")))
+    let handed = output::count(answer.sessions, "session");
+    output::line(&report(answer.outcome(), &answer.id, answer.offset, answer.duplicate, &handed))
 }
 
 /// Runs `pushgate close`.

@@ -1,6 +1,6 @@
 //! `pushgate sessions`: who is connected, all pages of it.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::Args;
 
@@ -9,7 +9,7 @@ use super::{
     failure::Outcome,
     json,
     output::{self, duration, span},
-    table::{self, Column},
+    table::{self, Column, age},
 };
 use crate::{api::proto, limits};
 
@@ -84,11 +84,6 @@ async fn all(gateway: &Gateway, args: &Sessions) -> Outcome<Vec<proto::Session>>
 }
 
 fn row(session: &proto::Session, now: SystemTime) -> Vec<String> {
-    let age = |at: Option<prost_types::Timestamp>| {
-        let at = at.and_then(|at| SystemTime::try_from(at).ok());
-        // The clocks of two machines may differ a little.
-        at.map_or_else(String::new, |at| span(now.duration_since(at).unwrap_or(Duration::ZERO)))
-    };
     let state = match session.state() {
         proto::SessionState::Unspecified => "",
         proto::SessionState::Pulling => "pulling",
@@ -99,8 +94,8 @@ fn row(session: &proto::Session, now: SystemTime) -> Vec<String> {
         session.session_id.clone(),
         session.user_id.clone(),
         session.device.clone(),
-        age(session.connected_at),
-        age(session.last_activity),
+        age(session.connected_at, now),
+        age(session.last_activity, now),
         state.to_owned(),
         session.unconfirmed.to_string(),
         output::bytes(session.outbox_bytes as f64),

@@ -1,6 +1,8 @@
 //! A table that fits the terminal: columns give up width, widest first, then go from the right; what is cut ends in `…`.
 
-use super::output::clean;
+use std::time::{Duration, SystemTime};
+
+use super::output::{clean, span};
 
 /// What stands between two columns.
 const GAP: usize = 2;
@@ -58,6 +60,21 @@ fn fit(columns: &[Column], mut widths: Vec<usize>, width: usize) -> Vec<usize> {
         widths[widest] -= 1;
     }
     widths
+}
+
+/// How long ago a moment was.
+pub fn age(at: Option<prost_types::Timestamp>, now: SystemTime) -> String {
+    // The clocks of two machines may differ a little.
+    moment(at).map_or_else(String::new, |at| span(now.duration_since(at).unwrap_or(Duration::ZERO)))
+}
+
+/// How long it is to a moment.
+pub fn left(at: Option<prost_types::Timestamp>, now: SystemTime) -> String {
+    moment(at).map_or_else(String::new, |at| span(at.duration_since(now).unwrap_or(Duration::ZERO)))
+}
+
+fn moment(at: Option<prost_types::Timestamp>) -> Option<SystemTime> {
+    at.and_then(|at| SystemTime::try_from(at).ok())
 }
 
 fn line<'a>(columns: &[Column], widths: &[usize], cells: impl Iterator<Item = &'a str>) -> String {

@@ -11,7 +11,7 @@ use crate::{
     auth::{Algorithm, KeyConfig},
     grpc::config::{TokenConfig, TokenError},
     limits,
-    store::{OnCorruption, Overflow},
+    store::OnCorruption,
     types::{ByteSize, ListenAddress, Span, TlsFiles},
 };
 
@@ -397,8 +397,6 @@ pub fn without_effect(config: &Config) -> Vec<&'static str> {
     let default = Config::default();
     [
         ("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh),
-        ("store.device_ttl", config.store.device_ttl != default.store.device_ttl),
-        ("store.idempotency_window", config.store.idempotency_window != default.store.idempotency_window),
         ("presence.max_listed", config.presence.max_listed != default.presence.max_listed),
         ("clients.reply_timeout", config.clients.reply_timeout != default.clients.reply_timeout),
     ]
@@ -414,7 +412,7 @@ fn not_yet(config: &Config, found: &mut Found) {
             found.add(format!("{section}.tls.{name}"), format!("TLS {NOT_YET}; leave it empty"));
         }
     }
-    let (auth, store) = (&config.auth, &config.store);
+    let auth = &config.auth;
     for (on, key, text) in [
         (!auth.jwks.url.is_empty(), "auth.jwks.url", "a key set {}; leave it empty and use [[auth.keys]]"),
         (
@@ -423,8 +421,6 @@ fn not_yet(config: &Config, found: &mut Found) {
             "a key set {}; leave it empty and use [[auth.keys]]",
         ),
         (!auth.public_claims.is_empty(), "auth.public_claims", "showing claims {}; leave it empty"),
-        (store.overflow == Overflow::DropOldest, "store.overflow", "`drop-oldest` {}; allowed: refuse"),
-        (config.delivery.max_attempts.0 > 0, "delivery.max_attempts", "a limit {}; allowed: 0"),
         (!config.clients.forward.is_empty(), "clients.forward", "forwarding {}; leave it empty"),
     ] {
         if on {

@@ -620,7 +620,6 @@ fn a_bad_log_filter_names_key_and_value() {
 fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
     let not_yet = "is not available in this version";
     for (section, line, key, text) in [
-        ("store", "overflow = \"drop-oldest\"", "store.overflow", format!("`drop-oldest` {not_yet}; allowed: refuse")),
         ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
         ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
         ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
@@ -631,7 +630,6 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
             format!("showing claims {not_yet}; leave it empty"),
         ),
         ("clients", "forward = [\"*\"]", "clients.forward", format!("forwarding {not_yet}; leave it empty")),
-        ("delivery", "max_attempts = 3", "delivery.max_attempts", format!("a limit {not_yet}; allowed: 0")),
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }

@@ -90,7 +90,7 @@ impl Interceptor for Identify {
 
 /// When a call has to be answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Deadline(pub Instant);
+struct Deadline(Instant);
 
 /// Reads `grpc-timeout` (gRPC over HTTP/2: at most 8 digits and a unit).
 fn parse_timeout(text: &str) -> Option<Duration> {
@@ -126,6 +126,11 @@ impl Interceptor for ReflectionGuard {
 pub fn caller(extensions: &http::Extensions) -> Result<Caller, ApiError> {
     let missing = "a valid token is needed: authorization: Bearer <token>";
     extensions.get::<Caller>().cloned().ok_or(ApiError::Unauthenticated(missing))
+}
+
+/// When the call has to be answered, as [`Identify`] noted it.
+pub fn deadline(extensions: &http::Extensions) -> Option<Instant> {
+    extensions.get::<Deadline>().map(|deadline| deadline.0)
 }
 
 #[cfg(test)]

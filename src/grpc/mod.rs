@@ -94,10 +94,11 @@ const DESCRIPTORS_HOLD: &str = "the descriptors are built with the program";
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         // The details of errors, so that callers who learn everything by reflection can read them.
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        // The last word on google.rpc.Status is the file that the gateway's imports.
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
 }
 
 #[cfg(test)]

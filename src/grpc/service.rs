@@ -3,15 +3,18 @@
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::access::{self, Deadline};
+use super::access;
 use crate::api::{
     Api, ApiError, Caller,
     proto::{
         BackupRequest, BackupResponse, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest,
-        CloseUserSessionsResponse, Event, GetStatusRequest, GetStatusResponse, ListSessionsRequest,
-        ListSessionsResponse, SendToUserRequest, SendToUserResponse, StreamEventsRequest, gateway_server::Gateway,
+        CloseUserSessionsResponse, Event, ForgetDeviceRequest, ForgetDeviceResponse, ForgetUserRequest,
+        ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListDevicesResponse,
+        ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, PurgePendingRequest,
+        PurgePendingResponse, SendBatchRequest, SendBatchResponse, SendToUserRequest, SendToUserResponse,
+        StreamEventsRequest, gateway_server::Gateway,
     },
 };
 
@@ -28,16 +31,14 @@ impl Service {
     where
         F: Future<Output = Result<A, ApiError>>,
     {
-        let deadline = request.extensions().get::<Deadline>().copied();
+        let deadline = access::deadline(request.extensions());
         let answer = match access::caller(request.extensions()) {
             Err(error) => Err(error),
             Ok(caller) => {
                 let work = handle(caller, request.into_inner());
                 match deadline {
                     None => work.await,
-                    Some(Deadline(at)) => {
-                        tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
-                    }
+                    Some(at) => tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded)),
                 }
             }
         };
@@ -48,7 +49,20 @@ impl Service {
 #[tonic::async_trait]
 impl Gateway for Service {
     async fn send_to_user(&self, request: Request<SendToUserRequest>) -> Result<Response<SendToUserResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.send_to_user(&caller, request).await).await
+        let deadline = access::deadline(request.extensions());
+        self.answer(request, async |caller, request| self.0.send_to_user(&caller, request, deadline).await).await
+    }
+
+    type SendBatchStream = Pin<Box<dyn Stream<Item = Result<SendBatchResponse, Status>> + Send>>;
+
+    async fn send_batch(
+        &self,
+        request: Request<Streaming<SendBatchRequest>>,
+    ) -> Result<Response<Self::SendBatchStream>, Status> {
+        let deadline = access::deadline(request.extensions());
+        let caller = access::caller(request.extensions());
+        let answers = caller.and_then(|caller| self.0.send_batch(&caller, request.into_inner(), deadline));
+        answers.map(Response::new).map_err(|error| error.into_status(self.0.metrics()))
     }
 
     async fn broadcast(&self, request: Request<BroadcastRequest>) -> Result<Response<BroadcastResponse>, Status> {
@@ -75,6 +89,38 @@ impl Gateway for Service {
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {
         self.answer(request, async |caller, request| self.0.backup(&caller, request).await).await
+    }
+
+    async fn list_pending(
+        &self,
+        request: Request<ListPendingRequest>,
+    ) -> Result<Response<ListPendingResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.list_pending(&caller, &request).await).await
+    }
+
+    async fn purge_pending(
+        &self,
+        request: Request<PurgePendingRequest>,
+    ) -> Result<Response<PurgePendingResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.purge_pending(&caller, &request).await).await
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<ListDevicesRequest>,
+    ) -> Result<Response<ListDevicesResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.list_devices(&caller, &request).await).await
+    }
+
+    async fn forget_device(
+        &self,
+        request: Request<ForgetDeviceRequest>,
+    ) -> Result<Response<ForgetDeviceResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.forget_device(&caller, &request).await).await
+    }
+
+    async fn forget_user(&self, request: Request<ForgetUserRequest>) -> Result<Response<ForgetUserResponse>, Status> {
+        self.answer(request, async |caller, request| self.0.forget_user(&caller, &request).await).await
     }
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;

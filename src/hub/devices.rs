@@ -201,7 +201,7 @@ impl Hub {
         };
         let Some(entry) = entry else { return };
         tracing::warn!(user = %user.id, device = %handle.device, id = %entry.id, attempts = max, "given up: never acked");
-        self.dropped(of, Some(handle.device.clone()), &entry, DropReason::MaxAttempts);
+        self.dropped(of, Some((user.id.clone(), handle.device.clone())), &entry, DropReason::MaxAttempts);
         // Nobody is left who could confirm it.
         if log == Log::User && state.devices.iter().all(|known| known.row.cursor >= offset) {
             state.log.ended(offset, entry.remembered, super::log::End::Dropped);

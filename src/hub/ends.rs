@@ -57,7 +57,13 @@ impl Hub {
     }
 
     /// A notification was dropped: for one device, or for all that lack it.
-    pub(super) fn dropped(&self, user: Option<UserId>, device: Option<Device>, entry: &IndexEntry, reason: DropReason) {
+    pub(super) fn dropped(
+        &self,
+        user: Option<UserId>,
+        device: Option<(UserId, Device)>,
+        entry: &IndexEntry,
+        reason: DropReason,
+    ) {
         let failure = match reason {
             DropReason::LaggardLost => Some(Failure::LaggardLost),
             DropReason::Overflow => Some(Failure::OverflowLost),

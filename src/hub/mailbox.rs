@@ -158,7 +158,8 @@ impl Hub {
         for (entry, confirmed) in waiting.iter().zip(confirmed) {
             // Those that end altogether, unconfirmed, are reported with their end.
             if !is_gone(entry) || confirmed {
-                self.dropped(Some(user.id.clone()), Some(name.clone()), entry, DropReason::Purged);
+                let device = Some((user.id.clone(), name.clone()));
+                self.dropped(Some(user.id.clone()), device, entry, DropReason::Purged);
             }
         }
         let (confirmed, unconfirmed): (Vec<_>, Vec<_>) =

@@ -150,8 +150,16 @@ pub struct Begun {
     sent: Sent,
     /// Until it is durable, where that is waited for.
     stored: Option<oneshot::Receiver<Result<(), StoreError>>>,
-    /// Until it ends, and how long that is waited for.
-    end: Option<(oneshot::Receiver<End>, Instant)>,
+    /// Until it ends, where that is waited for.
+    end: Option<AwaitedEnd>,
+}
+
+/// An end that is waited for until some moment: that at which the caller's patience ends, or its TTL (`expires`), which
+/// the sweep may notice much later.
+struct AwaitedEnd {
+    end: oneshot::Receiver<End>,
+    until: Instant,
+    expires: bool,
 }
 
 impl Begun {
@@ -230,11 +238,11 @@ impl Hub {
                 SendError::Unknown(error)
             })?;
         }
-        if let Some((mut end, until)) = end {
+        if let Some(AwaitedEnd { mut end, until, expires }) = end {
             let ended = match tokio::time::timeout_at(until, &mut end).await {
                 Ok(ended) => ended.ok(),
                 // One that came with the moment counts.
-                Err(_) => end.try_recv().ok(),
+                Err(_) => end.try_recv().ok().or(expires.then_some(End::Expired)),
             };
             sent.outcome = ended.map_or(Outcome::Stored, Outcome::from);
         }
@@ -259,12 +267,21 @@ impl Hub {
             let known = state.log.end_of(offset).or(is_confirmed.then_some(End::Confirmed));
             match known {
                 Some(known) if !waits || known == End::Confirmed => sent.outcome = known.into(),
-                _ if waits => end = Some((state.log.wait_for(offset), until)),
+                _ if waits => end = Some(self.wait_for(state, offset, until)),
                 // It is gone, and how is not known any more: what the first call was told stands.
                 _ => {}
             }
         }
         Begun { unflushed: Unflushed::default(), sent, stored: fate, end }
+    }
+
+    /// Waits for the end of what is in the log, under its lock.
+    fn wait_for(&self, state: &mut UserState, offset: Offset, until: Instant) -> AwaitedEnd {
+        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+        let left = state.log.entry(offset).map_or(u64::MAX, |entry| entry.expires_at.0.saturating_sub(unix.0));
+        let left = std::time::Duration::from_millis(left);
+        let expires = left <= until.saturating_duration_since(now);
+        AwaitedEnd { end: state.log.wait_for(offset), until: if expires { now + left } else { until }, expires }
     }
 
     /// Admission, offset, hand-over and staging, all under the log's lock and in one order.
@@ -305,7 +322,7 @@ impl Hub {
             state.log.stage_id(own.id.clone(), offset, own.digest, sessions);
         }
         let end = match wait {
-            Wait::Confirmed(until) => Some((state.log.wait_for(offset), until)),
+            Wait::Confirmed(until) => Some(self.wait_for(state, offset, until)),
             Wait::Stored | Wait::Accepted => None,
         };
         let (done, stored) = (wait != Wait::Accepted).then(oneshot::channel).unzip();

@@ -2,6 +2,7 @@
 //! readable, are pulled, confirmed or held up by a socket, a session sees each of them once and in order.
 
 mod interleaving;
+mod line;
 mod model;
 mod recovery;
 mod support;

@@ -115,8 +115,8 @@ pub enum EventBody {
     NotificationDropped {
         /// `None`: it was a durable broadcast.
         user: Option<UserId>,
-        /// `None`: for all devices that lack it.
-        device: Option<Device>,
+        /// `None`: for all devices that lack it. Else the one device, and its user, who is not `user` for a broadcast.
+        device: Option<(UserId, Device)>,
         id: NotificationId,
         offset: Offset,
         reason: DropReason,
@@ -182,9 +182,10 @@ impl EventBody {
             | EventBody::UserOffline { user }
             | EventBody::NotificationConfirmed { user, .. }
             | EventBody::DeviceForgotten { user, .. } => Some(user),
-            EventBody::NotificationExpired { user, .. }
-            | EventBody::NotificationDropped { user, .. }
-            | EventBody::AuthFailed { user, .. } => user.as_ref(),
+            EventBody::NotificationDropped { user, device, .. } => {
+                user.as_ref().or(device.as_ref().map(|(owner, _)| owner))
+            }
+            EventBody::NotificationExpired { user, .. } | EventBody::AuthFailed { user, .. } => user.as_ref(),
             EventBody::Draining { .. } => None,
         }
     }

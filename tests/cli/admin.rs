@@ -39,7 +39,7 @@ fn send_says_what_became_of_it_as_proto_json() {
     let gateway = Gateway::new();
     let stored = gateway.command(&["send", "nobody-yet", "{}", "--id", "a", "--json"]).json();
     assert!(stored["offset"].as_str().unwrap().parse::<u64>().unwrap() > 0, "{stored}");
-    let shown = json!({ "id": "a", "offset": stored["offset"], "outcome": "OUTCOME_STORED", "sessions": 0 });
+    let shown = json!({ "id": "a", "offset": stored["offset"], "outcome": "OUTCOME_STORED", "sessions": 0, "duplicate": false });
     assert_eq!(stored, shown, "a user that is not known is no error");
     let dropped = gateway.command(&["send", "nobody-yet", "{}", "--ttl", "0s"]).ok();
     assert!(dropped.starts_with("dropped: no session took it, and it is not stored; id "), "{dropped}");

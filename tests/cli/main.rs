@@ -4,6 +4,7 @@ mod admin;
 mod doctor;
 mod follow;
 mod listen;
+mod mailbox;
 mod secrets;
 mod store;
 mod support;
@@ -45,6 +46,10 @@ fn help_has_examples_and_exit_codes() {
         "doctor",
         "backup",
         "completions",
+        "pending",
+        "purge",
+        "devices",
+        "forget",
     ];
     let store = ["check", "stats", "export", "import", "compact"].map(|command| vec!["store", command]);
     for command in commands
@@ -73,7 +78,9 @@ fn completions_are_for_the_shells_that_there_are() {
 fn a_wrong_command_line_ends_with_2() {
     for args in [
         &["send"][..],
-        &["send", "alice", "{}", "--wait", "confirmed"],
+        &["send", "alice", "{}", "--wait", "seen"],
+        &["send", "alice", "{}", "--wait-timeout", "5s"],
+        &["forget", "alice"],
         &["send", "alice", "{}", "--ttl", "soon"],
         &["send", "alice", "{}", "--data-file", "x"],
         &["close"],
@@ -110,6 +117,10 @@ fn a_wrong_configuration_ends_with_78() {
         &["send", "alice", "{}"],
         &["broadcast", "{}"],
         &["close", "alice"],
+        &["pending", "alice"],
+        &["purge", "alice"],
+        &["devices", "alice"],
+        &["forget", "alice", "--force"],
         &["sessions"],
         &["events"],
         &["health"],

@@ -202,8 +202,12 @@ async fn send(client: &mut GatewayClient<Channel>, user: &str, number: u64) -> R
     let payload = serde_json::json!({ "n": number, "padding": "x".repeat(padding) }).to_string();
     let id = if number.is_multiple_of(2) { String::new() } else { format!("own-{number}") };
     let notification = Notification { id, payload: Some(Payload::Json(payload.clone())), ..Default::default() };
-    let request =
-        SendToUserRequest { user_id: user.to_owned(), notification: Some(notification), wait: Wait::Stored.into() };
+    let request = SendToUserRequest {
+        user_id: user.to_owned(),
+        notification: Some(notification),
+        wait: Wait::Stored.into(),
+        ..Default::default()
+    };
     let answer = client.send_to_user(request).await?.into_inner();
     assert_eq!(answer.outcome(), Outcome::Stored);
     Ok((answer.offset, (answer.id, payload)))

@@ -282,8 +282,12 @@ pub async fn send(
     let payload = serde_json::json!({ "padding": "x".repeat(bytes) }).to_string();
     let ttl = is_now_or_never.then(prost_types::Duration::default);
     let notification = Notification { payload: Some(Payload::Json(payload)), ttl, ..Default::default() };
-    let request =
-        SendToUserRequest { user_id: user.to_owned(), notification: Some(notification), wait: Wait::Stored.into() };
+    let request = SendToUserRequest {
+        user_id: user.to_owned(),
+        notification: Some(notification),
+        wait: Wait::Stored.into(),
+        ..Default::default()
+    };
     let call = client.send_to_user(request);
     Ok(tokio::time::timeout(4 * PATIENCE, call).await.expect("an answer")?.into_inner())
 }

@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use pushgate::api::proto::{
-    ListSessionsRequest, Notification, Outcome, SendToUserRequest, SessionState, Wait, event::Event,
-    notification::Payload,
+    Notification, Outcome, SendToUserRequest, SessionState, Wait, event::Event, notification::Payload,
 };
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -18,26 +17,6 @@ use crate::support::{
     token::unix_now,
     until,
 };
-
-/// Sets the gateway's wall clock ahead.
-fn later(gateway: &Gateway, by: Duration) {
-    gateway.clock.set_skew_micros(i64::try_from(by.as_micros()).unwrap());
-}
-
-async fn pending(gateway: &Gateway) -> u64 {
-    gateway.rpc().await.status().await.pending.unwrap().count
-}
-
-/// Waits until every session of a user has caught up with his log.
-async fn live(gateway: &Gateway, user: &str) {
-    let rpc = gateway.rpc().await;
-    let filter = ListSessionsRequest { user_id: user.to_owned(), ..Default::default() };
-    until("all are live", true, || {
-        let (mut rpc, filter) = (rpc.clone(), filter.clone());
-        async move { rpc.list(filter).await.unwrap().sessions.iter().all(|one| one.state() == SessionState::Live) }
-    })
-    .await;
-}
 
 fn numbers(range: std::ops::Range<i32>) -> Vec<Value> {
     range.map(Value::from).collect()
@@ -81,7 +60,7 @@ async fn what_was_missed_comes_on_the_next_connection_in_order_and_once() {
         sent.push((answer.id, answer.offset));
     }
     assert!(sent.windows(2).all(|pair| pair[0].1 < pair[1].1), "offsets rise: {sent:?}");
-    assert_eq!(pending(&gateway).await, 20);
+    assert_eq!(gateway.pending().await, 20);
 
     let mut client = gateway.client("alice").await;
     assert_eq!(client.hello["pending"], 20);
@@ -91,7 +70,7 @@ async fn what_was_missed_comes_on_the_next_connection_in_order_and_once() {
         assert_eq!(got["replayed"], true);
     }
     client.settle().await;
-    until("what is pending", 0, || pending(&gateway)).await;
+    until("what is pending", 0, || gateway.pending()).await;
     client.close().await;
     let mut again = gateway.client("alice").await;
     assert_eq!(again.hello["pending"], 0);
@@ -106,7 +85,7 @@ async fn a_client_that_never_answers_pings_gets_everything_again() {
     let mut raw = Raw::session(&gateway, "alice", "").await;
     let got = raw.text().await;
     assert_eq!((&got["id"], &got["replayed"]), (&json!(first.id), &json!(true)));
-    live(&gateway, "alice").await;
+    gateway.live("alice").await;
     let second = rpc.send("alice", 2).await;
     assert_eq!(second.sessions, 1, "it is live");
     let got = raw.text().await;
@@ -152,7 +131,7 @@ async fn the_ping_behind_the_data_confirms_exactly_what_came_before_it() {
     raw.send(raw::PONG, b"").await;
     raw.say(&json!({ "type": "ping", "id": "x" })).await;
     assert_eq!(raw.frame().await.json()["replyTo"], "x");
-    assert_eq!(pending(&gateway).await, 2, "a forged pong confirms nothing");
+    assert_eq!(gateway.pending().await, 2, "a forged pong confirms nothing");
 
     raw.send(raw::PONG, &ping.payload).await;
     let Event::NotificationConfirmed(confirmed) = events.body().await else { panic!() };
@@ -163,7 +142,7 @@ async fn the_ping_behind_the_data_confirms_exactly_what_came_before_it() {
     raw.send(raw::PONG, &next.payload).await;
     let Event::NotificationConfirmed(confirmed) = events.body().await else { panic!() };
     assert_eq!((&confirmed.id, confirmed.offset), (&second.id, second.offset));
-    until("what is pending", 0, || pending(&gateway)).await;
+    until("what is pending", 0, || gateway.pending()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,14 +159,14 @@ async fn a_client_that_acks_gets_again_what_it_did_not_ack() {
     // Not in flight: ignored.
     client.say(&json!({ "type": "ack", "offset": offsets[3] + 1 })).await;
     client.settle().await;
-    until("what is pending", 2, || pending(&gateway)).await;
+    until("what is pending", 2, || gateway.pending()).await;
     client.close().await;
     let mut client = gateway.client_with("alice", "device=phone&ackMode=client").await;
     assert_eq!(client.data(2).await, numbers(2..4));
     client.nothing_more().await;
     client.say(&json!({ "type": "ack", "offset": offsets[3] })).await;
     client.nothing_more().await;
-    until("what is pending", 0, || pending(&gateway)).await;
+    until("what is pending", 0, || gateway.pending()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +230,7 @@ async fn cursors_survive_a_restart() {
     let mut tablet = gateway.client_with("alice", "device=tablet").await;
     assert_eq!(tablet.data(1).await, numbers(1..2));
     tablet.settle().await;
-    until("what is pending", 0, || pending(&gateway)).await;
+    until("what is pending", 0, || gateway.pending()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +245,7 @@ async fn the_first_device_takes_all_that_waits_and_a_further_one_starts_at_the_p
     assert_eq!(phone.text().await["data"], 1);
     let mut tablet = gateway.client_with("alice", "device=tablet").await;
     assert_eq!(tablet.hello["pending"], 0);
-    live(&gateway, "alice").await;
+    gateway.live("alice").await;
     assert_eq!(rpc.send("alice", 2).await.sessions, 2);
     assert_eq!(tablet.data(1).await, numbers(2..3));
     tablet.settle().await;
@@ -290,7 +269,7 @@ async fn what_one_session_of_a_device_confirmed_is_not_replayed_to_another() {
     assert_eq!(silent.text().await["data"], 1);
     assert_eq!(answering.data(1).await, numbers(1..2));
     answering.settle().await;
-    until("what is pending", 0, || pending(&gateway)).await;
+    until("what is pending", 0, || gateway.pending()).await;
     silent.reset();
     until("sessions", 1, async || gateway.hub.session_count()).await;
     assert_eq!(gateway.client_with("alice", "device=phone").await.hello["pending"], 0);
@@ -312,7 +291,7 @@ async fn a_seventeenth_device_is_refused_while_the_others_were_seen_lately() {
 
     // A day later the longest unseen one that is not online makes room: d0 is online, d1 is not.
     let online = gateway.client_with("alice", "device=d0").await;
-    later(&gateway, Duration::from_secs(25 * 3600));
+    gateway.later(Duration::from_secs(25 * 3600));
     let token = Token::of("alice").with("exp", unix_now() + 10_000_000).sign();
     let connect = async |device: &str| {
         let (mut client, _) =
@@ -397,7 +376,7 @@ async fn more_than_a_window_waiting_arrives_whole_and_in_order() {
     assert_eq!(client.data(80).await, numbers(0..80));
     sender.await.unwrap();
     client.settle().await;
-    until("what is pending", 0, || pending(&gateway)).await;
+    until("what is pending", 0, || gateway.pending()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -413,7 +392,7 @@ async fn notifications_larger_than_the_window_come_one_at_a_time() {
         assert_eq!(client.next().await["data"][0], n);
     }
     client.settle().await;
-    live(&gateway, "alice").await;
+    gateway.live("alice").await;
     assert_eq!(rpc.send("alice", large(3)).await.sessions, 1, "an empty outbox takes one of any size");
     assert_eq!(client.next().await["data"], large(3));
 }
@@ -454,7 +433,7 @@ async fn with_a_ttl_of_zero_it_is_now_or_never() {
     let got = client.next().await;
     assert_eq!((&got["data"], &got["id"]), (&json!("now"), &json!(accepted.id)));
     assert!(got.get("offset").is_none() && got.get("replayed").is_none());
-    assert_eq!(pending(&gateway).await, 0);
+    assert_eq!(gateway.pending().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -477,14 +456,14 @@ async fn what_outlived_its_ttl_is_not_delivered_and_leaves_the_store() {
     rpc.send_to("alice", Notification { ttl: ttl(60, 0), ..notification("short") }).await;
     rpc.send("alice", "default").await;
     rpc.send_to("alice", Notification { ttl: ttl(7200, 0), ..notification("long") }).await;
-    later(&gateway, Duration::from_secs(61));
+    gateway.later(Duration::from_secs(61));
     let mut raw = Raw::session(&gateway, "alice", "").await;
     assert_eq!(raw.text().await["data"], "default");
     assert_eq!(raw.text().await["data"], "long");
     drop(raw);
-    later(&gateway, Duration::from_secs(3601));
+    gateway.later(Duration::from_secs(3601));
     // A sweep comes by every few seconds, whether anybody connects or not.
-    until("what is pending", 1, || pending(&gateway)).await;
+    until("what is pending", 1, || gateway.pending()).await;
     let mut client = gateway.client("alice").await;
     assert_eq!(client.hello["pending"], 1);
     assert_eq!(client.data(1).await, ["long"]);
@@ -592,7 +571,7 @@ async fn a_broadcast_reaches_every_session_in_one_order_and_is_not_stored() {
     sorted.sort_unstable();
     assert_eq!(sorted, (0..50).collect::<Vec<_>>(), "each once");
     assert!(seen.iter().all(|order| *order == seen[0]), "none overtakes another anywhere");
-    assert_eq!(pending(&gateway).await, 0);
+    assert_eq!(gateway.pending().await, 0);
     clients[0].nothing_more().await;
     assert!(gateway.client("user-0").await.hello["pending"] == 0);
 }

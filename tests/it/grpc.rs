@@ -3,8 +3,9 @@
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use pushgate::api::proto::{
-    BackupRequest, BroadcastRequest, CloseUserSessionsRequest, GetStatusRequest, ListSessionsRequest, Notification,
-    SendToUserRequest, StreamEventsRequest, notification::Payload,
+    BackupRequest, BroadcastRequest, CloseUserSessionsRequest, ForgetDeviceRequest, ForgetUserRequest,
+    GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, Notification, PurgePendingRequest,
+    SendBatchRequest, SendToUserRequest, StreamEventsRequest, notification::Payload,
 };
 use serde_json::json;
 use tonic::{Code, Request, Status};
@@ -14,23 +15,42 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{
     Gateway, Rpc,
-    rpc::{SCOPES, notification, request, ttl},
+    rpc::{SCOPES, durable, notification, request, ttl},
     soon, until,
 };
 
+/// How many RPCs there are.
+const CALLS: usize = 13;
+
 /// Makes one call of each RPC; the code of each answer.
-async fn call_all(rpc: &mut Rpc) -> [Code; 7] {
+async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
     fn code<T>(answer: Result<T, Status>) -> Code {
         answer.map_or_else(|status| status.code(), |_| Code::Ok)
     }
     let client = &mut rpc.client;
-    let close = CloseUserSessionsRequest { user_id: "nobody".into(), ..Default::default() };
+    let user_id = "nobody".to_owned();
+    let close = CloseUserSessionsRequest { user_id: user_id.clone(), ..Default::default() };
+    let pending = ListPendingRequest { user_id: user_id.clone(), ..Default::default() };
+    let purge = PurgePendingRequest { user_id: user_id.clone(), ..Default::default() };
+    // The call that it may make finds that there is nothing to forget.
+    let forget = ForgetDeviceRequest { user_id: user_id.clone(), device: Some("none".into()) };
+    let forgot = match client.forget_device(forget).await.unwrap_err().code() {
+        Code::NotFound => Code::Ok,
+        refused => refused,
+    };
+    let batch = stream::iter([SendBatchRequest::default()]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy").to_str().unwrap().to_owned();
     [
         code(client.send_to_user(request("scopes", notification(1))).await),
-        code(client.broadcast(BroadcastRequest { notification: Some(notification(1)) }).await),
+        code(client.send_batch(batch).await),
+        code(client.broadcast(BroadcastRequest { notification: Some(notification(1)), ..Default::default() }).await),
         code(client.close_user_sessions(close).await),
+        code(client.list_pending(pending).await),
+        code(client.purge_pending(purge).await),
+        code(client.list_devices(ListDevicesRequest { user_id: user_id.clone() }).await),
+        forgot,
+        code(client.forget_user(ForgetUserRequest { user_id }).await),
         code(client.get_status(GetStatusRequest {}).await),
         code(client.list_sessions(ListSessionsRequest::default()).await),
         code(client.stream_events(StreamEventsRequest::default()).await),
@@ -41,7 +61,8 @@ async fn call_all(rpc: &mut Rpc) -> [Code; 7] {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_needs_its_scope_and_admin_opens_all() {
     let gateway = Gateway::start().await;
-    let needs = ["send", "send", "close", "read", "read", "events", "admin"];
+    let needs =
+        ["send", "send", "send", "close", "read", "admin", "read", "admin", "admin", "read", "read", "events", "admin"];
     let mut denied = 0;
     for scope in SCOPES {
         let mut rpc = Rpc::over_tcp(gateway.grpc, Some(&format!("{scope}-token"))).await;
@@ -64,13 +85,13 @@ async fn without_a_valid_token_every_call_over_tcp_is_unauthenticated() {
     let gateway = Gateway::start().await;
     for token in [None, Some("wrong"), Some("admin-token2"), Some("")] {
         let mut rpc = Rpc::over_tcp(gateway.grpc, token).await;
-        assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Unauthenticated; 7], "{token:?}");
+        assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Unauthenticated; CALLS], "{token:?}");
     }
     let mut anonymous = Rpc::over_tcp(gateway.grpc, None).await;
     let refused = anonymous.try_send(request("alice", notification(1))).await.unwrap_err();
     assert_eq!(refused.get_error_details().error_info().unwrap().domain, "pushgate");
     let mut rpc = gateway.rpc().await;
-    assert_eq!(rpc.errors("grpc_unauthenticated").await, 29);
+    assert_eq!(rpc.errors("grpc_unauthenticated").await, 4 * CALLS as u64 + 1);
     assert_eq!(rpc.status().await.pending.unwrap().count, 0, "nothing of it happened");
 }
 
@@ -79,7 +100,7 @@ async fn the_unix_socket_needs_no_token_and_gives_all_scopes() {
     use std::os::unix::fs::PermissionsExt as _;
     let gateway = Gateway::start().await;
     let mut rpc = Rpc::over_unix(&gateway.socket).await;
-    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 7]);
+    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; CALLS]);
     assert_eq!(std::fs::metadata(&gateway.socket).unwrap().permissions().mode() & 0o777, 0o660);
     let socket = gateway.socket.clone();
     drop(rpc);
@@ -92,7 +113,7 @@ async fn insecure_opens_loopback_to_callers_without_a_token() {
     let changes = [("grpc.insecure", "true"), ("grpc.tokens", "[]"), ("grpc.listen", r#"["127.0.0.1:0"]"#)];
     let gateway = Gateway::with(&changes).await;
     let mut rpc = Rpc::over_tcp(gateway.grpc, None).await;
-    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; 7]);
+    assert_eq!(soon("answers", call_all(&mut rpc)).await, [Code::Ok; CALLS]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,6 +215,12 @@ async fn all_that_is_wrong_with_a_send_is_told_by_field() {
             request("alice", Notification { from_user_id: "a\u{0}".into(), ..Default::default() }),
             "notification.from_user_id",
         ),
+        (SendToUserRequest { wait_timeout: ttl(-1, 0), ..for_user("alice") }, "wait_timeout"),
+        (SendToUserRequest { wait_timeout: ttl(0, i32::MAX), ..for_user("alice") }, "wait_timeout"),
+        (
+            request("alice", Notification { collapse_key: "k".repeat(129), ..Default::default() }),
+            "notification.collapse_key",
+        ),
         (request("alice", Notification { ttl: ttl(-1, 0), ..Default::default() }), "notification.ttl"),
         (request("alice", Notification { ttl: ttl(31 * 86_400, 0), ..Default::default() }), "notification.ttl"),
         (request("alice", json("{\"a\":")), "notification.json"),
@@ -216,9 +243,21 @@ async fn all_that_is_wrong_with_a_send_is_told_by_field() {
     let several = request("", Notification { r#type: "error".into(), ttl: ttl(-1, 0), ..json("nonsense") });
     let refused = rpc.try_send(several).await.unwrap_err();
     assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations.len(), 4);
-    let broadcast = BroadcastRequest { notification: Some(named("error")) };
+    let broadcast = BroadcastRequest { notification: Some(named("error")), ..Default::default() };
     assert_eq!(rpc.client.broadcast(broadcast).await.unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(rpc.errors("grpc_invalid_argument").await, count + 2);
+    let many: Vec<_> = (0..1001).map(|n| n.to_string()).collect();
+    let many: Vec<_> = many.iter().map(String::as_str).collect();
+    let never = Notification { ttl: ttl(0, 0), ..notification(1) };
+    for (request, field) in [
+        (durable(notification(1), &["a\nb"]), "filter.exclude_user_ids"),
+        (durable(notification(1), &many), "filter.exclude_user_ids"),
+        (durable(never, &[]), "notification.ttl"),
+    ] {
+        let refused = rpc.try_broadcast(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        assert!(refused.message().starts_with(&format!("{field}: ")), "{refused}");
+    }
+    assert_eq!(rpc.errors("grpc_invalid_argument").await, count + 5);
     assert_eq!(rpc.status().await.pending.unwrap().count, 0);
     for allowed in ["notification", "system_message", "order.shipped"] {
         rpc.send_to("alice", named(allowed)).await;

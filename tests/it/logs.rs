@@ -1,6 +1,7 @@
 //! What is logged: JSON where nobody looks, one line an ended session, and never a token or a payload.
 
-use pushgate::api::proto::{Notification, notification::Payload};
+use futures_util::stream;
+use pushgate::api::proto::{Notification, PurgePendingRequest, SendBatchRequest, notification::Payload};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
@@ -11,7 +12,7 @@ use crate::support::{
     client::request as handshake,
     gateway::ADMIN,
     raw,
-    rpc::{notification, request},
+    rpc::{durable, notification, own, request},
     token::SECRET,
 };
 
@@ -52,6 +53,29 @@ async fn a_session_that_ended_is_one_line_with_its_counts() {
     daemon.signal(Signal::TERM);
     assert!(daemon.ended().await.success());
     assert_eq!(daemon.log.matches("\"session ended\"").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_clears_something_is_a_line_with_his_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&config(folder.path(), "")).await;
+    let mut rpc = Rpc::over_tcp(daemon.address("grpc"), Some(ADMIN)).await;
+    let url = format!("ws://{}/ws?device=phone&token={}", daemon.address("http"), Token::of("alice").sign());
+    Client::connect(&url).await.close().await;
+    rpc.send("alice", 1).await;
+    let purge = |force| PurgePendingRequest { user_id: "alice".into(), device: Some("phone".into()), force };
+    assert_eq!(rpc.purge(purge(false)).await.unwrap(), 1);
+    assert_eq!(rpc.purge(purge(true)).await.unwrap(), 1);
+    let line = daemon.logged("mailbox purged by a caller").await;
+    assert_eq!((&line["level"], &line["caller"], &line["user"]), (&json!("INFO"), &json!("admin"), &json!("alice")));
+    assert_eq!((&line["device"], &line["purged"]), (&json!("phone"), &json!(1)), "what only counted is no line");
+    rpc.forget_device("alice", Some("phone")).await.unwrap();
+    let line = daemon.logged("device forgotten by a caller").await;
+    assert_eq!((&line["caller"], &line["user"], &line["device"]), (&json!("admin"), &json!("alice"), &json!("phone")));
+    rpc.send("alice", 2).await;
+    rpc.forget_user("alice").await;
+    let line = daemon.logged("user forgotten by a caller").await;
+    assert_eq!((&line["caller"], &line["user"], &line["notifications"]), (&json!("admin"), &json!("alice"), &json!(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,9 +123,10 @@ async fn no_token_and_no_payload_is_logged_at_any_level() {
     }
     for data in [json!(PAYLOAD), json!(large), json!({ PAYLOAD: PAYLOAD })] {
         rpc.send("bob", data.clone()).await;
-        rpc.broadcast(data).await;
+        rpc.broadcast(data.clone()).await;
+        rpc.try_broadcast(durable(own("same", data), &[])).await.ok();
     }
-    for _ in 0..6 {
+    for _ in 0..7 {
         bob.next().await;
     }
     bob.ask(&json!({ "type": "echo", "data": PAYLOAD })).await;
@@ -115,7 +140,13 @@ async fn no_token_and_no_payload_is_logged_at_any_level() {
     }
     bob.settle().await;
     let broken = Notification { payload: Some(Payload::Json(format!("{{{PAYLOAD}"))), ..Default::default() };
-    rpc.try_send(request("bob", broken)).await.unwrap_err();
+    rpc.try_send(request("bob", broken.clone())).await.unwrap_err();
+    let batch = [request("bob", broken), request("carol", notification(PAYLOAD))];
+    let batch = batch.map(|send| SendBatchRequest { request_id: String::new(), send: Some(send) });
+    let mut answers = rpc.client.send_batch(stream::iter(batch)).await.unwrap().into_inner();
+    while answers.message().await.unwrap().is_some() {}
+    let carol = PurgePendingRequest { user_id: "carol".into(), force: true, ..Default::default() };
+    assert_eq!(rpc.purge(carol).await.unwrap(), 1);
     rpc.try_send(request("", notification(PAYLOAD))).await.unwrap_err();
     let wrong = "caller-token-that-is-wrong";
     Rpc::over_tcp(grpc, Some(wrong)).await.try_send(request("bob", notification(PAYLOAD))).await.unwrap_err();

@@ -131,7 +131,8 @@ async fn what_is_sent_during_a_drain_is_unavailable_and_what_was_stored_stays() 
     let details = refused.get_error_details();
     assert_eq!(details.error_info().unwrap().reason, "DRAINING");
     assert!(details.retry_info().unwrap().retry_delay.is_some());
-    let broadcast = pushgate::api::proto::BroadcastRequest { notification: Some(notification(1)) };
+    let broadcast =
+        pushgate::api::proto::BroadcastRequest { notification: Some(notification(1)), ..Default::default() };
     assert_eq!(rpc.client.broadcast(broadcast).await.unwrap_err().code(), Code::Unavailable);
     let gateway = gateway.restart().await;
     assert_eq!(gateway.client("absent").await.hello["pending"], stored);

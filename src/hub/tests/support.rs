@@ -3,16 +3,17 @@
 
 use std::{
     future::Future,
-    io::{self, IoSlice},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::super::*;
+use super::{
+    super::*,
+    line::{Line, frame},
+};
 use crate::{
     auth::{self, Identity, KeyConfig},
     protocol::{ack_mode::AckMode, frame::Incoming},
@@ -207,47 +208,6 @@ impl World {
     pub fn user(&self, user: &UserId) -> Arc<User> {
         self.hub.0.users.get(user).unwrap()
     }
-}
-
-/// A socket that takes as many bytes as it is told, and keeps them.
-#[derive(Clone, Default)]
-pub struct Line(Arc<Mutex<Taken>>);
-
-#[derive(Default)]
-struct Taken {
-    bytes: Vec<u8>,
-    /// How many more it takes; `None`: any number.
-    room: Option<usize>,
-}
-
-impl Wire for Line {
-    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut taken = self.0.lock();
-        let before = taken.bytes.len();
-        for slice in slices {
-            let count = taken.room.unwrap_or(usize::MAX).min(slice.len());
-            taken.bytes.extend_from_slice(&slice[..count]);
-            if let Some(room) = &mut taken.room {
-                *room -= count;
-            }
-        }
-        match taken.bytes.len() - before {
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            count => Ok(count),
-        }
-    }
-}
-
-/// A whole frame of the server's (RFC 6455 section 5.2): opcode, payload, and the bytes it takes.
-fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
-    let (start, length) = match *bytes {
-        [_, length @ ..=125, ..] => (2, usize::from(length)),
-        [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
-        [] | [_] | [_, 126, ..] => return None,
-        _ => panic!("no frame of these tests is so long"),
-    };
-    let payload = bytes.get(start..start + length)?;
-    Some((bytes[0] & 0x0F, payload, start + length))
 }
 
 /// A notification as a client saw it.

@@ -1,18 +1,20 @@
 //! A gateway in process: every listener on a port of its own choosing, a store in a folder that goes with it.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use pushgate::{
+    api::proto::{ListSessionsRequest, SessionState},
     clock::Clock,
     config::{Config, Sources},
     hub::Hub,
     server::{Ended, Server},
+    types::UserId,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, Rpc, Token, rpc, soon, token};
+use super::{Client, Rpc, Token, rpc, soon, token, until};
 
 /// The token of a caller with all scopes. Tokens of single scopes are `<scope>-token`.
 pub const ADMIN: &str = "admin-token";
@@ -112,6 +114,33 @@ impl Gateway {
     /// A caller with all scopes, over TCP.
     pub async fn rpc(&self) -> Rpc {
         Rpc::over_tcp(self.grpc, Some(ADMIN)).await
+    }
+
+    /// Sets its wall clock ahead.
+    pub fn later(&self, by: Duration) {
+        self.clock.set_skew_micros(i64::try_from(by.as_micros()).unwrap());
+    }
+
+    /// How many notifications wait, of all users.
+    pub async fn pending(&self) -> u64 {
+        self.rpc().await.status().await.pending.unwrap().count
+    }
+
+    /// Waits until every session of a user has caught up with his log.
+    pub async fn live(&self, user: &str) {
+        let rpc = self.rpc().await;
+        let filter = ListSessionsRequest { user_id: user.to_owned(), ..Default::default() };
+        until("all are live", true, || {
+            let (mut rpc, filter) = (rpc.clone(), filter.clone());
+            async move { rpc.list(filter).await.unwrap().sessions.iter().all(|one| one.state() == SessionState::Live) }
+        })
+        .await;
+    }
+
+    /// Waits until a user has so many sessions.
+    pub async fn sessions(&self, user: &str, count: usize) {
+        let user = UserId::parse(user).unwrap();
+        until("sessions of the user", count, async || self.hub.user_sessions(&user).len()).await;
     }
 
     /// How often something went wrong so far, by its name in `GetStatus`.

@@ -3,9 +3,11 @@
 use std::{net::SocketAddr, path::Path};
 
 use pushgate::api::proto::{
-    BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Event, GetStatusRequest, GetStatusResponse,
-    ListSessionsRequest, ListSessionsResponse, Notification, SendToUserRequest, SendToUserResponse,
-    StreamEventsRequest, event::Event as Body, gateway_client::GatewayClient, notification::Payload,
+    BroadcastFilter, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Device, Event, ForgetDeviceRequest,
+    ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListPendingRequest,
+    ListPendingResponse, ListSessionsRequest, ListSessionsResponse, Notification, PurgePendingRequest,
+    SendToUserRequest, SendToUserResponse, StreamEventsRequest, Wait, event::Event as Body,
+    gateway_client::GatewayClient, notification::Payload,
 };
 use serde_json::Value;
 use tonic::{
@@ -75,8 +77,14 @@ impl Rpc {
 
     /// Sends JSON to all.
     pub async fn broadcast(&mut self, data: impl Into<Value>) -> BroadcastResponse {
-        let request = BroadcastRequest { notification: Some(notification(data)) };
-        soon("an answer", self.client.broadcast(request)).await.unwrap().into_inner()
+        self.try_broadcast(BroadcastRequest { notification: Some(notification(data)), ..Default::default() })
+            .await
+            .unwrap()
+    }
+
+    /// Broadcasts.
+    pub async fn try_broadcast(&mut self, request: BroadcastRequest) -> Result<BroadcastResponse, Status> {
+        Ok(soon("an answer", self.client.broadcast(request)).await?.into_inner())
     }
 
     /// Closes sessions; how many.
@@ -97,6 +105,35 @@ impl Rpc {
     /// A page of sessions.
     pub async fn list(&mut self, request: ListSessionsRequest) -> Result<ListSessionsResponse, Status> {
         Ok(soon("an answer", self.client.list_sessions(request)).await?.into_inner())
+    }
+
+    /// A page of what waits.
+    pub async fn pending(&mut self, request: ListPendingRequest) -> Result<ListPendingResponse, Status> {
+        Ok(soon("an answer", self.client.list_pending(request)).await?.into_inner())
+    }
+
+    /// Clears what waits; how many.
+    pub async fn purge(&mut self, request: PurgePendingRequest) -> Result<u32, Status> {
+        Ok(soon("an answer", self.client.purge_pending(request)).await?.into_inner().purged)
+    }
+
+    /// The devices of a user.
+    pub async fn devices(&mut self, user: &str) -> Vec<Device> {
+        let request = ListDevicesRequest { user_id: user.to_owned() };
+        soon("an answer", self.client.list_devices(request)).await.unwrap().into_inner().devices
+    }
+
+    /// Forgets a device.
+    pub async fn forget_device(&mut self, user: &str, device: Option<&str>) -> Result<(), Status> {
+        let request = ForgetDeviceRequest { user_id: user.to_owned(), device: device.map(str::to_owned) };
+        soon("an answer", self.client.forget_device(request)).await.map(drop)
+    }
+
+    /// Forgets a user; how many notifications and devices.
+    pub async fn forget_user(&mut self, user: &str) -> (u32, u32) {
+        let request = ForgetUserRequest { user_id: user.to_owned() };
+        let answer = soon("an answer", self.client.forget_user(request)).await.unwrap().into_inner();
+        (answer.notifications, answer.devices)
     }
 
     /// Everything that happens from now on; returns once the gateway listens for it.
@@ -132,6 +169,24 @@ pub fn notification(data: impl Into<Value>) -> Notification {
 /// A request to send that waits until it is stored.
 pub fn request(user: &str, notification: Notification) -> SendToUserRequest {
     SendToUserRequest { user_id: user.to_owned(), notification: Some(notification), ..Default::default() }
+}
+
+/// A notification of JSON text with an id of its caller's.
+pub fn own(id: &str, data: impl Into<Value>) -> Notification {
+    Notification { id: id.to_owned(), ..notification(data) }
+}
+
+/// A request to send that waits for confirmation, so many milliseconds.
+pub fn confirmed(user: &str, notification: Notification, timeout_ms: i32) -> SendToUserRequest {
+    let wait_timeout = ttl(i64::from(timeout_ms / 1000), timeout_ms % 1000 * 1_000_000);
+    SendToUserRequest { wait: Wait::Confirmed.into(), wait_timeout, ..request(user, notification) }
+}
+
+/// A durable broadcast that leaves out some users.
+pub fn durable(notification: Notification, exclude: &[&str]) -> BroadcastRequest {
+    let exclude_user_ids = exclude.iter().map(|user| (*user).to_owned()).collect();
+    let filter = Some(BroadcastFilter { exclude_user_ids });
+    BroadcastRequest { notification: Some(notification), filter, durable: true }
 }
 
 /// A time to live.
