@@ -18,7 +18,7 @@ use crate::{
     clock::Instant,
     protocol::{close::CloseCode, server::Draft},
     store::{IndexEntry, LogObserver, Op, Permit, StoreError},
-    types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UserId},
+    types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UnixMillis, UserId},
 };
 
 /// What a send waits for.
@@ -154,12 +154,13 @@ pub struct Begun {
     end: Option<AwaitedEnd>,
 }
 
-/// An end that is waited for until some moment: that at which the caller's patience ends, or its TTL (`expires`), which
-/// the sweep may notice much later.
+/// An end that is waited for until the caller's patience ends. The sweep may notice much later that the TTL ran out, so
+/// that is looked at when it does.
 struct AwaitedEnd {
+    user: Arc<User>,
     end: oneshot::Receiver<End>,
     until: Instant,
-    expires: bool,
+    expires_at: UnixMillis,
 }
 
 impl Begun {
@@ -204,7 +205,14 @@ impl Hub {
                         return Err(SendError::IdTaken);
                     }
                     let mut state = user.state();
-                    return Ok(self.repeated(&mut state, remembered.offset, remembered.sessions, None, options.wait));
+                    return Ok(Self::repeated(
+                        &user,
+                        &mut state,
+                        remembered.offset,
+                        remembered.sessions,
+                        None,
+                        options.wait,
+                    ));
                 }
             }
             if permit.is_none() {
@@ -215,7 +223,7 @@ impl Hub {
                 match state.log.staged_id(&own.id, &own.digest) {
                     Known::Taken => return Err(SendError::IdTaken),
                     Known::Same { offset, sessions, fate } => {
-                        return Ok(self.repeated(&mut state, offset, sessions, fate, options.wait));
+                        return Ok(Self::repeated(&user, &mut state, offset, sessions, fate, options.wait));
                     }
                     // More is on disk than when it was looked up: that id may be among it.
                     Known::Free if state.log.applied != as_of => continue,
@@ -238,20 +246,15 @@ impl Hub {
                 SendError::Unknown(error)
             })?;
         }
-        if let Some(AwaitedEnd { mut end, until, expires }) = end {
-            let ended = match tokio::time::timeout_at(until, &mut end).await {
-                Ok(ended) => ended.ok(),
-                // One that came with the moment counts.
-                Err(_) => end.try_recv().ok().or(expires.then_some(End::Expired)),
-            };
-            sent.outcome = ended.map_or(Outcome::Stored, Outcome::from);
+        if let Some(awaited) = end {
+            sent.outcome = self.awaited(awaited).await.map_or(Outcome::Stored, Outcome::from);
         }
         Ok(sent)
     }
 
     /// The answer to a repeated call: that of the first, once that one is durable. Under the log's lock.
     fn repeated(
-        &self,
+        user: &Arc<User>,
         state: &mut UserState,
         offset: Offset,
         sessions: u32,
@@ -267,7 +270,7 @@ impl Hub {
             let known = state.log.end_of(offset).or(is_confirmed.then_some(End::Confirmed));
             match known {
                 Some(known) if !waits || known == End::Confirmed => sent.outcome = known.into(),
-                _ if waits => end = Some(self.wait_for(state, offset, until)),
+                _ if waits => end = Some(Self::wait_for(user, state, offset, until)),
                 // It is gone, and how is not known any more: what the first call was told stands.
                 _ => {}
             }
@@ -275,13 +278,31 @@ impl Hub {
         Begun { unflushed: Unflushed::default(), sent, stored: fate, end }
     }
 
-    /// Waits for the end of what is in the log, under its lock.
-    fn wait_for(&self, state: &mut UserState, offset: Offset, until: Instant) -> AwaitedEnd {
-        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-        let left = state.log.entry(offset).map_or(u64::MAX, |entry| entry.expires_at.0.saturating_sub(unix.0));
-        let left = std::time::Duration::from_millis(left);
-        let expires = left <= until.saturating_duration_since(now);
-        AwaitedEnd { end: state.log.wait_for(offset), until: if expires { now + left } else { until }, expires }
+    /// Will wait for the end of what is in the log; under its lock.
+    fn wait_for(user: &Arc<User>, state: &mut UserState, offset: Offset, until: Instant) -> AwaitedEnd {
+        let expires_at = state.log.entry(offset).map_or(UnixMillis(u64::MAX), |entry| entry.expires_at);
+        AwaitedEnd { user: Arc::clone(user), end: state.log.wait_for(offset), until, expires_at }
+    }
+
+    /// Waits for an end; `None`: there was none in time.
+    async fn awaited(&self, awaited: AwaitedEnd) -> Option<End> {
+        let AwaitedEnd { user, mut end, until, expires_at } = awaited;
+        loop {
+            // The wall clock may be set, so the moment is worked out anew each time.
+            let left = expires_at.0.saturating_sub(self.clock().unix_millis().0).max(1);
+            let expiry = self.clock().now().checked_add(std::time::Duration::from_millis(left));
+            let moment = expiry.map_or(until, |expiry| expiry.min(until));
+            match tokio::time::timeout_at(moment, &mut end).await {
+                Ok(ended) => return ended.ok(),
+                // One that came with the moment counts.
+                Err(_) if moment == until => return end.try_recv().ok(),
+                Err(_) => {}
+            }
+            self.expire(&user, &mut user.state());
+            if let Ok(ended) = end.try_recv() {
+                return Some(ended);
+            }
+        }
     }
 
     /// Admission, offset, hand-over and staging, all under the log's lock and in one order.
@@ -322,7 +343,7 @@ impl Hub {
             state.log.stage_id(own.id.clone(), offset, own.digest, sessions);
         }
         let end = match wait {
-            Wait::Confirmed(until) => Some(self.wait_for(state, offset, until)),
+            Wait::Confirmed(until) => Some(Self::wait_for(user, state, offset, until)),
             Wait::Stored | Wait::Accepted => None,
         };
         let (done, stored) = (wait != Wait::Accepted).then(oneshot::channel).unzip();

@@ -42,7 +42,6 @@ fn only_expected(ledger: &Ledger) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "tests/faults.sh runs it"]
 async fn a_disk_that_others_fill_to_the_last_byte_is_survived() {
     let (data, filler) = place("filled");
     let mut daemon = Daemon::start(&data, BY_DEFAULT, None);
@@ -108,7 +107,6 @@ async fn a_disk_that_others_fill_to_the_last_byte_is_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "tests/faults.sh runs it"]
 async fn a_disk_that_is_filled_by_what_is_sent_has_room_again_when_it_is_confirmed() {
     let (data, _) = place("sent");
     let mut daemon = Daemon::start(&data, BY_DEFAULT, None);

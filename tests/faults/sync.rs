@@ -21,7 +21,6 @@ fn place() -> (TempDir, std::path::PathBuf, Faults) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "tests/faults.sh runs it"]
 async fn a_sync_that_fails_ends_the_daemon_and_nothing_acknowledged_is_missing() {
     let (_folder, data, faults) = place();
     let mut daemon = Daemon::start(&data, BY_DEFAULT, Some(&faults));
@@ -41,7 +40,6 @@ async fn a_sync_that_fails_ends_the_daemon_and_nothing_acknowledged_is_missing()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "tests/faults.sh runs it"]
 async fn a_sync_that_hangs_shows_in_the_health_and_ends_the_daemon() {
     let (_folder, data, faults) = place();
     let mut daemon = Daemon::start(&data, BY_DEFAULT, Some(&faults));

@@ -44,10 +44,10 @@ async fn a_configuration_that_cannot_run_is_refused_with_78_by_check_and_serve_a
     )
     .await;
     refused(
-        "delivery.window = 0\nstore.overflow = \"drop-oldest\"",
+        "delivery.window = 0\nclients.forward = [\"x\"]",
         &[
             "delivery.window: `0` is not allowed; allowed: 1 to 65536",
-            "store.overflow: `drop-oldest` is not available in this version; allowed: refuse",
+            "clients.forward: forwarding is not available in this version; leave it empty",
         ],
     )
     .await;

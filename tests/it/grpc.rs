@@ -448,6 +448,7 @@ async fn a_backup_says_what_is_in_it_and_what_is_wrong_with_its_path() {
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, "path");
     }
-    assert_eq!(gateway.errors("grpc_invalid_argument").await, 4);
+    assert_eq!(gateway.errors("grpc_invalid_argument").await, 3);
+    assert_eq!(gateway.errors("already_exists").await, 1);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
