@@ -1262,3 +1262,95 @@ async fn a_commit_that_does_not_end_shows_in_the_health_and_ends_the_process() {
     }
     drop((held, answer));
 }
+
+/// Stages what joins a log, and waits until it is there.
+async fn join(store: &Store, log: LogId, original: &Notification, remember: Option<UnixMillis>, count: u32) -> Offset {
+    let mut permit = store.permit(original.accounted_bytes()).await.unwrap();
+    let offset = store.assign(&mut permit, Offset::ZERO);
+    let (done, answer) = oneshot::channel();
+    let counters = Counters { count, bytes: u64::from(count), last: offset, lost: Offset::ZERO };
+    store.stage(Op::Append {
+        log,
+        offset,
+        notification: Arc::new(original.clone()),
+        replaces: None,
+        remember: remember.map(|until| (until, original.digest(), 3)),
+        counters,
+        permit,
+        observer: Arc::<Observer>::default(),
+        done: Some(done),
+    });
+    answer.await.unwrap().unwrap();
+    offset
+}
+
+#[tokio::test]
+async fn of_a_forgotten_user_no_row_is_left_and_others_keep_theirs() {
+    let double = Arc::new(Double::default());
+    let store = over(&double);
+    // One's name is the beginning of the other's.
+    for name in ["an", "ann"] {
+        let log = LogId::User(user(name));
+        let until = UnixMillis(NOW.as_millis() as u64 + 600_000);
+        for (count, size) in [(1, 10), (2, 9000)] {
+            join(&store, log.clone(), &notification(size), Some(until), count).await;
+        }
+        Log { counters: Counters { count: 2, bytes: 2, ..Counters::default() }, ..Log::of(name) }
+            .put_device(&store, "phone", Offset::ZERO)
+            .await
+            .unwrap();
+    }
+    let names = |double: &Double| {
+        let (mut found, mut rows) = (Vec::new(), 0);
+        let (from, to) = super::embedded::keys::all();
+        double
+            .rows
+            .range(&from, &to, &mut |key, _| {
+                rows += 1;
+                let text = String::from_utf8_lossy(key).into_owned();
+                found.extend(text.contains("ann").then_some(text));
+                Visit::Continue(())
+            })
+            .unwrap();
+        (found, rows)
+    };
+    let (of_ann, before) = names(&double);
+    // Counters, a device, two heads, three chunks, an expiry bucket, two ids and their ends.
+    assert_eq!(of_ann.len(), 12, "{of_ann:?}");
+    let (done, answer) = oneshot::channel();
+    store.stage(Op::ForgetUser { user: user("ann"), hold: Hold::default(), done });
+    answer.await.unwrap().unwrap();
+    let (of_ann, after) = names(&double);
+    assert_eq!((of_ann, after), (Vec::new(), before - 12));
+    assert_eq!(store.load(&user("ann")).await.unwrap(), Mailbox::default());
+    assert_eq!(store.load(&user("an")).await.unwrap().index.len(), 2);
+    assert_eq!(store.totals(), Totals { count: 2, bytes: 2 });
+}
+
+#[tokio::test]
+async fn an_id_is_forgotten_in_its_minute_unless_it_was_remembered_anew() {
+    over_every_engine(async |store| {
+        for log in [LogId::User(user("ann")), LogId::Broadcast] {
+            let original = notification(10);
+            let (first, second) = (UnixMillis(120_000), UnixMillis(240_000));
+            join(&store, log.clone(), &original, Some(first), 1).await;
+            let known = store.remembered(&log, &original.id, UnixMillis(119_999)).await.unwrap().unwrap();
+            assert_eq!((known.digest, known.until, known.sessions), (original.digest(), first, 3));
+            assert_eq!(store.remembered(&log, &original.id, first).await.unwrap(), None, "its time is over");
+            // Sent again before it was swept: the sweep of the first minute finds it, and leaves it.
+            let offset = join(&store, log.clone(), &original, Some(second), 2).await;
+            let due = store.due_ids(first, 10).await.unwrap();
+            assert_eq!(due, [DueId { minute: 2, log: log.clone(), id: original.id.clone() }]);
+            store.stage(Op::ForgetId { due: due[0].clone(), now: first });
+            Log::of("barrier").put_device(&store, "x", Offset::ZERO).await.unwrap();
+            assert_eq!(store.due_ids(first, 10).await.unwrap(), []);
+            assert_eq!(store.remembered(&log, &original.id, first).await.unwrap().unwrap().offset, offset);
+            let due = store.due_ids(second, 10).await.unwrap();
+            store.stage(Op::ForgetId { due: due[0].clone(), now: second });
+            Log::of("barrier").put_device(&store, "x", Offset::ZERO).await.unwrap();
+            assert_eq!(store.remembered(&log, &original.id, UnixMillis(0)).await.unwrap(), None);
+            assert_eq!(store.due_ids(second, 10).await.unwrap(), []);
+        }
+    })
+    .await;
+}
