@@ -39,6 +39,12 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from
 /// The services' names in health checks.
 pub const HEALTH_NAMES: [&str; 2] = ["", "pushgate.v1.Gateway"];
 
+/// What a caller may send on a stream that is not read.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// The same on all streams of a connection. Far above the window of one stream: h2 gives a peer half of this for the cost of
+/// small frames that wait, and takes who uses it up for an attacker, who is cut off; a batch that waits for its turn is none.
+const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
 /// What every listener serves.
 #[derive(Clone)]
 pub struct Services<H: Health> {
@@ -65,6 +71,8 @@ pub async fn serve<H: Health>(
     let guard = access::ReflectionGuard(api);
     let router = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
+
 use super::{
     Hub,
     ends::Why,
@@ -16,7 +18,7 @@ use crate::{
     limits,
     protocol::server::Draft,
     session::Log,
-    store::{IndexEntry, Overflow, chunks_of},
+    store::{IndexEntry, Overflow, Permit, StoreError, chunks_of},
     types::{Digest, DropReason, Notification, NotificationId, Offset, Payload, UnixMillis},
 };
 
@@ -100,6 +102,49 @@ impl Hub {
         Ok(None)
     }
 
+    /// Room in the store for so many bytes. Where `store.max_bytes` is reached, the user's own mailbox makes it, as a full
+    /// one does.
+    pub(super) async fn permit(&self, user: &Arc<User>, bytes: u64) -> Result<Permit, StoreError> {
+        let store = &self.0.store;
+        match store.permit(bytes).await {
+            Err(StoreError::Full) if self.quotas().max_bytes > 0 => {
+                let over = (store.totals().bytes + bytes).saturating_sub(self.quotas().max_bytes);
+                let Some(written) = self.make_byte_room(user, over) else { return Err(StoreError::Full) };
+                written.await.unwrap_or(Err(StoreError::Closed))?;
+                store.permit(bytes).await
+            }
+            permit => permit,
+        }
+    }
+
+    /// Drops at least `over` bytes of what some device has confirmed, or of the oldest where that is allowed; nothing where
+    /// there is not as much.
+    fn make_byte_room(&self, user: &Arc<User>, over: u64) -> Option<oneshot::Receiver<Result<(), StoreError>>> {
+        let mut guard = user.state();
+        let state = &mut *guard;
+        if over == 0 || self.is_stale(&state.log) {
+            return None;
+        }
+        let enough = |wanted: &dyn Fn(&IndexEntry) -> bool| {
+            let mut bytes = 0;
+            let entries = state.log.index.iter().filter(|entry| wanted(entry));
+            let count = entries.take_while(|entry| (bytes < over, bytes += u64::from(entry.bytes)).0).count();
+            (bytes >= over).then_some(count)
+        };
+        let (entries, reason) = if let Some(count) = enough(&|entry| entry.confirmed) {
+            (state.take_oldest_confirmed(count), DropReason::LaggardLost)
+        } else if self.quotas().overflow == Overflow::DropOldest {
+            (state.log.take_first(enough(&|_| true)?, |_| true), DropReason::Overflow)
+        } else {
+            return None;
+        };
+        state.log.lost = state.log.lost.max(entries.last()?.offset);
+        self.ended(&user.log(), &mut state.log, &entries, Why::Dropped(reason));
+        let (done, written) = oneshot::channel();
+        self.delete(&user.log(), &state.log, &entries, Some(done));
+        Some(written)
+    }
+
     /// Drops what some device has yet to take, which will be told that it lacks something.
     pub(super) fn lose(&self, user: &User, state: &mut UserState, entries: &[IndexEntry], reason: DropReason) {
         if let Some(last) = entries.iter().map(|entry| entry.offset).max() {
@@ -119,6 +164,7 @@ pub(super) fn entry(notification: &Notification, offset: Offset, remembered: boo
         id: notification.id.clone(),
         remembered,
         collapse_key: notification.collapse_key.clone(),
+        confirmed: false,
     }
 }
 

@@ -164,7 +164,7 @@ impl Hub {
         let Some(known) = state.devices.iter().find(|known| known.name == *device) else {
             return Waiting { pending: 0, gap: false };
         };
-        let broadcasts = self.0.broadcasts.state().log.pending_above(known.row.broadcast);
+        let broadcasts = self.0.broadcasts.state().log.alive_above(known.row.broadcast, self.clock().unix_millis());
         Waiting { pending: state.log.pending_above(known.row.cursor) + broadcasts, gap: state.lacks(known) }
     }
 

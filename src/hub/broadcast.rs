@@ -4,7 +4,7 @@
 //! A durable one is assigned, staged and queued for the fan-out under the broadcast log's lock, so that every session is
 //! offered them in the order of their offsets. Lock order: a user's state, the broadcast log, a session's core.
 
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, atomic::Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
@@ -39,7 +39,7 @@ pub struct Broadcasts {
 pub struct BroadcastState {
     /// The log.
     pub log: LogState,
-    /// Sessions that wait for more of it to be readable.
+    /// Sessions that wait for more of it to be readable, each once.
     pub waiting: Vec<Weak<Handle>>,
 }
 
@@ -52,6 +52,7 @@ impl Broadcasts {
     fn wake_waiting(&self) {
         let waiting = std::mem::take(&mut self.state.lock().waiting);
         for handle in waiting.iter().filter_map(Weak::upgrade) {
+            handle.waits_for_broadcasts.store(false, Ordering::Release);
             handle.wake();
         }
     }
@@ -125,20 +126,14 @@ impl Hub {
         let (handed, stored, offset) = loop {
             let as_of = broadcasts.state().log.applied;
             let log = LogId::Broadcast;
-            if let Some(own) = &own
-                && let Some(known) = self.0.store.remembered(&log, &own.id, self.clock().unix_millis()).await?
-            {
-                if known.digest != own.digest {
-                    return Err(SendError::IdTaken);
-                }
-                return Ok(repeated(known.offset, known.sessions));
+            let mut on_disk = None;
+            if let Some(own) = &own {
+                on_disk = self.0.store.remembered(&log, &own.id, self.clock().unix_millis()).await?;
             }
-            if permit.is_none() {
-                let permit_and_room = (
-                    self.0.store.permit(notification.accounted_bytes()).await?,
-                    self.0.sessions.room_for(draft.message_bytes()).await,
-                );
-                permit = Some(permit_and_room);
+            if permit.is_none() && on_disk.is_none() {
+                // First the one that may take long: the other is room for the writer.
+                let room = self.0.sessions.room_for(draft.message_bytes()).await;
+                permit = Some((self.0.store.permit(notification.accounted_bytes()).await?, room));
             }
             let joined = {
                 let mut guard = broadcasts.state();
@@ -147,6 +142,13 @@ impl Hub {
                 match own.as_ref().map_or(Known::Free, |own| state.log.staged_id(&own.id, &own.digest)) {
                     Known::Taken => return Err(SendError::IdTaken),
                     Known::Same { offset, sessions, fate } => (offset, sessions, fate),
+                    // A row may be seen before its commit is durable: then it is still among what is staged.
+                    Known::Free if let Some((known, own)) = on_disk.as_ref().zip(own.as_ref()) => {
+                        if known.digest != own.digest {
+                            return Err(SendError::IdTaken);
+                        }
+                        (known.offset, known.sessions, None)
+                    }
                     Known::Free if own.is_some() && state.log.applied != as_of => continue,
                     Known::Free => {
                         let Some((mut permit, room)) = permit.take() else { continue };
@@ -171,13 +173,16 @@ impl Hub {
                             offset,
                             notification: Arc::clone(&notification),
                             replaces: replaced.as_ref().map(IndexEntry::place),
+                            emptied: replaced
+                                .as_ref()
+                                .and_then(|old| state.log.emptied(std::slice::from_ref(old)).pop()),
                             remember: own.as_ref().map(|own| (own.until, own.digest, 0)),
                             counters: state.log.counters(),
                             permit,
                             observer: Arc::clone(&broadcasts) as Arc<dyn LogObserver>,
                             done: Some(done),
                         };
-                        self.write(&state.log, op);
+                        self.append(&mut state.log, op).map_err(SendError::Unknown)?;
                         let outgoing = Outgoing::new(draft, &notification, Some(offset), false, true);
                         let (job, handed) = Job::new(outgoing, Arc::clone(&notification), Some(offset), room);
                         self.0.sessions.enqueue(job, &self.0.life);

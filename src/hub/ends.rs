@@ -98,9 +98,9 @@ impl Hub {
 
     /// Stages the deletion of what was taken out of a log, under its lock.
     pub(super) fn delete(&self, log: &LogId, state: &super::log::LogState, entries: &[IndexEntry], done: Option<Done>) {
-        let places = entries.iter().map(IndexEntry::place).collect();
+        let (places, emptied) = (entries.iter().map(IndexEntry::place).collect(), state.emptied(entries));
         let (log, counters, hold) = (log.clone(), state.counters(), state.hold.clone());
-        self.write(state, Op::Delete { log, places, counters, hold, done });
+        self.write(state, Op::Delete { log, places, emptied, counters, hold, done });
     }
 
     /// Deletes what has expired, under the log's lock.
@@ -143,8 +143,7 @@ impl Hub {
         }
         let log = user.log();
         for entry in &entries {
-            let why =
-                if state.is_confirmed(entry.offset) { Why::Done } else { Why::Dropped(DropReason::DeviceForgotten) };
+            let why = if entry.confirmed { Why::Done } else { Why::Dropped(DropReason::DeviceForgotten) };
             self.ended(&log, &mut state.log, std::slice::from_ref(entry), why);
         }
         self.delete(&log, &state.log, &entries, None);

@@ -111,6 +111,8 @@ pub struct Handle {
     /// Whether it is Pulling, by log: what [`Flow`] says, readable without the lock.
     pulling: [AtomicBool; Log::ALL.len()],
     task: AtomicWaker,
+    /// Whether it is in the list of those that are woken when more of the broadcast log is readable.
+    pub(super) waits_for_broadcasts: AtomicBool,
     /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
     pub(super) look_at_tick: AtomicU64,
     wire: Box<dyn Wire>,
@@ -146,6 +148,7 @@ impl Handle {
             opened: shared.clock.now(),
             pulling: [AtomicBool::new(true), AtomicBool::new(true)],
             task: AtomicWaker::new(),
+            waits_for_broadcasts: AtomicBool::new(false),
             look_at_tick: AtomicU64::new(0),
             wire,
             core: Mutex::new(core),
@@ -161,6 +164,11 @@ impl Handle {
     /// Whether it is Pulling a log.
     pub fn is_pulling(&self, log: Log) -> bool {
         self.pulling[log as usize].load(Ordering::Acquire)
+    }
+
+    /// Whether it is being closed.
+    pub fn is_closing(&self) -> bool {
+        self.core().closing.is_some()
     }
 
     /// Whether it is Pulling any log.

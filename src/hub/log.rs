@@ -76,6 +76,8 @@ pub struct LogState {
     /// What waits under a collapse key.
     collapse: HashMap<CollapseKey, Offset>,
     staged: HashMap<NotificationId, Staged>,
+    /// How many of what waits expire in a minute.
+    minutes: HashMap<u64, u32>,
     /// Calls that wait for a notification's end.
     waiting: Vec<(Offset, oneshot::Sender<End>)>,
     /// The latest ends of notifications with remembered ids.
@@ -85,6 +87,8 @@ pub struct LogState {
 impl LogState {
     /// Takes over what the store has of the log. The last offset never goes down.
     pub fn load(&mut self, counters: Counters, index: Vec<IndexEntry>) {
+        // What was staged before the engine was lost went with it, whoever has been told of that.
+        self.settle(Offset::MAX, &Err(StoreError::Recovering("it was opened again meanwhile".into())));
         self.last = self.last.max(counters.last);
         // Nothing is under way.
         self.applied = self.last;
@@ -92,7 +96,14 @@ impl LogState {
         self.bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
         let keys = index.iter().filter_map(|entry| Some((entry.collapse_key.clone()?, entry.offset)));
         self.collapse = keys.collect();
+        self.minutes.clear();
+        for entry in &index {
+            *self.minutes.entry(entry.expiry_minute()).or_default() += 1;
+        }
         self.index = index.into();
+        // How it ended is not known where it is gone.
+        let index = &self.index;
+        self.waiting.retain(|(offset, _)| index.binary_search_by_key(offset, |entry| entry.offset).is_ok());
     }
 
     /// The same, of a mailbox.
@@ -118,6 +129,12 @@ impl LogState {
         self.index.len() - self.index.partition_point(|entry| entry.offset <= position)
     }
 
+    /// How many wait above `position` whose time has not run out.
+    pub fn alive_above(&self, position: Offset, now: UnixMillis) -> usize {
+        let from = self.index.partition_point(|entry| entry.offset <= position);
+        self.index.range(from..).filter(|entry| entry.expires_at > now).count()
+    }
+
     /// The first that waits above `position`.
     pub fn first_above(&self, position: Offset) -> Option<&IndexEntry> {
         self.index.get(self.index.partition_point(|entry| entry.offset <= position))
@@ -128,10 +145,28 @@ impl LogState {
         self.index.binary_search_by_key(&offset, |entry| entry.offset).ok().and_then(|index| self.index.get(index))
     }
 
+    /// Some device confirmed what waits at `offset`. Returns whether its id is remembered.
+    pub fn confirm(&mut self, offset: Offset) -> bool {
+        let found = self.index.binary_search_by_key(&offset, |entry| entry.offset).ok();
+        let Some(entry) = found.and_then(|at| self.index.get_mut(at)) else { return false };
+        entry.confirmed = true;
+        entry.remembered
+    }
+
+    /// The expiry buckets of these that nothing else of the log is in.
+    pub fn emptied(&self, entries: &[IndexEntry]) -> Vec<u64> {
+        let mut minutes: Vec<u64> = entries.iter().map(IndexEntry::expiry_minute).collect();
+        minutes.sort_unstable();
+        minutes.dedup();
+        minutes.retain(|minute| !self.minutes.contains_key(minute));
+        minutes
+    }
+
     /// Adds what was just given its offset: the last.
     pub fn push(&mut self, entry: IndexEntry) {
         self.last = self.last.max(entry.offset);
         self.bytes += u64::from(entry.bytes);
+        *self.minutes.entry(entry.expiry_minute()).or_default() += 1;
         if let Some(key) = &entry.collapse_key {
             self.collapse.insert(key.clone(), entry.offset);
         }
@@ -199,6 +234,12 @@ impl LogState {
     fn taken(&mut self, taken: Vec<IndexEntry>) -> Vec<IndexEntry> {
         for entry in &taken {
             self.bytes -= u64::from(entry.bytes);
+            if let Some(count) = self.minutes.get_mut(&entry.expiry_minute()) {
+                *count -= 1;
+                if *count == 0 {
+                    self.minutes.remove(&entry.expiry_minute());
+                }
+            }
             if let Some(key) = &entry.collapse_key
                 && self.collapse.get(key) == Some(&entry.offset)
             {

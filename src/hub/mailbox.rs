@@ -15,6 +15,11 @@ use crate::{
     types::{Device, DropReason, EventBody, ForgetReason, Notification, Offset, UserId},
 };
 
+/// How long a purge waits for a store that is opened again.
+const PURGE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+type Written = oneshot::Receiver<Result<(), StoreError>>;
+
 /// The bytes of records that one page of a list reads at most.
 const PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -103,6 +108,39 @@ impl Hub {
     /// Clears what waits for a user, or for one device of his. Returns how many notifications that were or, without
     /// `force`, would be. Once it returns that is durable.
     pub async fn purge(&self, id: &UserId, purge: &Purge) -> Result<u32, MailboxError> {
+        let mut opened = self.0.store.opened();
+        opened.mark_unchanged();
+        let mut purged = 0;
+        loop {
+            match self.purge_once(id, purge).await {
+                Ok(count) => return Ok(count.max(purged)),
+                // A full disk: the room kept for that is let go, and the store opened again. A purge makes more.
+                Err((count, MailboxError::Store(error @ StoreError::Recovering(_)))) => {
+                    purged = count.max(purged);
+                    let changed = tokio::time::timeout(PURGE_PATIENCE, opened.changed()).await;
+                    if !matches!(changed, Ok(Ok(()))) {
+                        return Err(error.into());
+                    }
+                }
+                Err((_, error)) => return Err(error),
+            }
+        }
+    }
+
+    /// One try. An error comes with how many it would have been.
+    async fn purge_once(&self, id: &UserId, purge: &Purge) -> Result<u32, (u32, MailboxError)> {
+        let (count, written) = match self.begin_purge(id, purge).await {
+            Ok((count, Some(written))) => (count, written),
+            Ok((count, None)) => return Ok(count),
+            Err(error) => return Err((0, error)),
+        };
+        let written = written.await.unwrap_or(Err(StoreError::Closed));
+        written.inspect_err(|error| self.store_error(error)).map_err(|error| (count, error.into()))?;
+        Ok(count)
+    }
+
+    /// Takes out what is to be cleared, and stages its deletion.
+    async fn begin_purge(&self, id: &UserId, purge: &Purge) -> Result<(u32, Option<Written>), MailboxError> {
         let user = self.user(id).await?;
         let (count, written) = {
             let mut guard = user.state();
@@ -115,7 +153,7 @@ impl Hub {
             };
             let count = u32::try_from(state.log.pending_above(from)).unwrap_or(u32::MAX);
             if !purge.force || count == 0 {
-                return Ok(count);
+                return Ok((count, None));
             }
             let entries = match &purge.device {
                 None => state.log.take_through(Offset::MAX),
@@ -131,11 +169,10 @@ impl Hub {
             self.delete(&user.log(), &state.log, &entries, Some(done));
             (count, written)
         };
-        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|error| self.store_error(error))?;
-        Ok(count)
+        Ok((count, Some(written)))
     }
 
-    /// Moves one device past all that waits for it. Returns what then waits for nobody.
+    /// Moves one device past all that waits for it. Returns what then waits for nobody and was confirmed by nobody.
     fn purge_for(
         &self,
         user: &super::user::User,
@@ -145,25 +182,28 @@ impl Hub {
     ) -> Vec<IndexEntry> {
         let waiting: Vec<IndexEntry> = state.log.index.iter().filter(|entry| entry.offset > from).cloned().collect();
         let Some(last) = waiting.last().map(|entry| entry.offset) else { return Vec::new() };
-        let confirmed: Vec<bool> = waiting.iter().map(|entry| state.is_confirmed(entry.offset)).collect();
         let Some(known) = state.device(name) else { return Vec::new() };
         known.confirm(Log::User, last);
         known.row.lost = last;
-        // It never confirmed them.
-        known.row.began = last;
         let known: DeviceState = known.clone();
         self.put_cursor(user, &known, &state.log);
+        for session in state.sessions.iter().filter(|session| session.device == *name) {
+            // What it has yet to pull is purged as well.
+            if session.is_pulling(Log::User) {
+                session.core().session.delivery.advance(Log::User, last);
+                session.wake();
+            }
+        }
         let gone = state.take_done();
-        let is_gone = |entry: &IndexEntry| gone.iter().any(|gone| gone.offset == entry.offset);
-        for (entry, confirmed) in waiting.iter().zip(confirmed) {
+        let is_gone = |entry: &IndexEntry| gone.binary_search_by_key(&entry.offset, |gone| gone.offset).is_ok();
+        for entry in &waiting {
             // Those that end altogether, unconfirmed, are reported with their end.
-            if !is_gone(entry) || confirmed {
+            if !is_gone(entry) || entry.confirmed {
                 let device = Some((user.id.clone(), name.clone()));
                 self.dropped(Some(user.id.clone()), device, entry, DropReason::Purged);
             }
         }
-        let (confirmed, unconfirmed): (Vec<_>, Vec<_>) =
-            gone.into_iter().partition(|entry| state.is_confirmed(entry.offset));
+        let (confirmed, unconfirmed): (Vec<_>, Vec<_>) = gone.into_iter().partition(|entry| entry.confirmed);
         self.end(user, state, &confirmed, Why::Done);
         unconfirmed
     }

@@ -107,7 +107,7 @@ impl Hub {
         self.put_cursor(user, known, &state.log);
         for one in news {
             if one.log == Log::User {
-                let remembered = state.log.entry(one.offset).is_some_and(|entry| entry.remembered);
+                let remembered = state.log.confirm(one.offset);
                 state.log.ended(one.offset, remembered, End::Confirmed);
             }
             self.0.events.emit(EventBody::NotificationConfirmed {

@@ -36,7 +36,23 @@ struct Ahead {
 impl Hub {
     /// Stages a write that follows from a log's state; the caller holds its lock.
     pub(super) fn write(&self, state: &LogState, op: Op) {
-        self.0.store.stage_in(state.generation, op);
+        // Where it is refused, whoever waits for it is told so, and the log is read anew.
+        let _ = self.0.store.stage_in(state.generation, op);
+    }
+
+    /// Stages what joins a log; the caller holds its lock. Refused, where the engine was lost in this very moment: live
+    /// sessions may have been handed it.
+    pub(super) fn append(&self, state: &mut LogState, op: Op) -> Result<(), StoreError> {
+        if self.0.store.stage_in(state.generation, op) {
+            return Ok(());
+        }
+        let lost = match self.0.store.health() {
+            Err(error) => error,
+            Ok(()) => StoreError::Recovering("it was opened again meanwhile".into()),
+        };
+        // As if it had been staged and lost.
+        state.failed(&StoreError::Recovering("it was lost".into()));
+        Err(lost)
     }
 
     /// Whether what is in memory of a log may differ from the disk, or nothing is.
@@ -75,6 +91,7 @@ impl Hub {
         if !entries.is_empty() {
             self.delete(&user.log(), &state.log, &entries, None);
         }
+        state.mark_confirmed();
         state.wake_pulling();
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! How a Pulling session gets from its position to the present: a page at a time from the store, up to the log's
 //! applied mark, no more than its window takes; then Live, under the log's lock, when nothing is left.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use super::{Hub, ends::Why, handle::Handle, log::LogState, outgoing::Outgoing};
 use crate::{
@@ -64,11 +64,13 @@ impl Hub {
     pub(super) fn plan_broadcast(&self, handle: &Arc<Handle>) -> Pull {
         let mut state = self.0.broadcasts.state();
         let plan = self.plan(handle, Log::Broadcast, &state.log);
-        if plan == Pull::Wait {
-            // A session waits once, however often it looks.
-            state
-                .waiting
-                .retain(|waiting| waiting.strong_count() > 0 && !std::ptr::eq(waiting.as_ptr(), &raw const **handle));
+        // One that waits for its window or its socket is woken by those, and each is in the list once.
+        let waits = plan == Pull::Wait && !handle.is_closing() && {
+            let position = handle.core().session.delivery.position(Log::Broadcast);
+            self.is_stale(&state.log)
+                || state.log.first_above(position).is_none_or(|first| first.offset > state.log.applied)
+        };
+        if waits && !handle.waits_for_broadcasts.swap(true, Ordering::AcqRel) {
             state.waiting.push(Arc::downgrade(handle));
         }
         plan
@@ -137,9 +139,13 @@ impl Hub {
             Log::Broadcast => self.still_waiting(&request.log, &mut self.0.broadcasts.state().log, &page, unix),
         };
         let mut progress = page.records.is_empty() && (page.complete || !page.damaged.is_empty());
-        let mut whole = page.complete;
+        let (mut whole, mut excluded) = (page.complete, false);
         for ((offset, notification), waiting) in page.records.iter().zip(waiting) {
-            if !waiting || notification.not_for.contains(&handle.user.id) {
+            let is_excluded = notification.not_for.contains(&handle.user.id);
+            excluded |= is_excluded;
+            // A purge may have moved the session on since the page was read.
+            let had = *offset <= handle.core().session.delivery.position(of);
+            if !waiting || is_excluded || had {
                 handle.core().session.delivery.advance(of, *offset);
                 progress = true;
                 continue;
@@ -161,10 +167,29 @@ impl Hub {
             handle.core().session.delivery.advance(of, request.upto);
         }
         handle.ping_behind_data();
+        if excluded {
+            self.pass_excluded(handle);
+        }
         // Live before the client has seen the page, where it was the last: what he makes happen by it finds him so.
         let _ = self.plan_pull(handle);
         handle.flush();
         progress
+    }
+
+    /// Moves a device past broadcasts that leave its user out, where nothing of that log is unconfirmed: they are not to be
+    /// looked at again at each connection.
+    fn pass_excluded(&self, handle: &Arc<Handle>) {
+        let mut guard = handle.user.state();
+        let state = &mut *guard;
+        let position = {
+            let core = handle.core();
+            let delivery = &core.session.delivery;
+            (!delivery.has_in_flight(Log::Broadcast)).then(|| delivery.position(Log::Broadcast))
+        };
+        let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
+        if position.is_some_and(|position| known.confirm(Log::Broadcast, position)) {
+            self.put_cursor(&handle.user, known, &state.log);
+        }
     }
 
     /// Which records of a page still wait; those that cannot be read leave the log, and so do those that have expired,

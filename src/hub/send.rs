@@ -1,7 +1,7 @@
 //! What services ask for: send to a user, close his sessions. A send has two halves: what is done in the order of the
 //! calls, up to the hand-over to live sessions, and what is waited for then.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -20,6 +20,9 @@ use crate::{
     store::{IndexEntry, LogObserver, Op, Permit, StoreError},
     types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UnixMillis, UserId},
 };
+
+/// How long what should have ended by its TTL, and has not, is left alone.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What a send waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +219,7 @@ impl Hub {
                 }
             }
             if permit.is_none() {
-                permit = Some(self.0.store.permit(notification.accounted_bytes()).await?);
+                permit = Some(self.permit(&user, notification.accounted_bytes()).await?);
             }
             let mut state = user.state();
             if let Some(own) = &own {
@@ -266,7 +269,7 @@ impl Hub {
         if let Wait::Confirmed(until) = wait {
             let waits = state.log.entry(offset).is_some();
             // A cursor that is past one that is gone says nothing about how that one ended.
-            let is_confirmed = waits && state.is_confirmed(offset);
+            let is_confirmed = state.log.entry(offset).is_some_and(|entry| entry.confirmed);
             let known = state.log.end_of(offset).or(is_confirmed.then_some(End::Confirmed));
             match known {
                 Some(known) if !waits || known == End::Confirmed => sent.outcome = known.into(),
@@ -284,24 +287,31 @@ impl Hub {
         AwaitedEnd { user: Arc::clone(user), end: state.log.wait_for(offset), until, expires_at }
     }
 
-    /// Waits for an end; `None`: there was none in time.
+    /// Waits for an end; `None`: there was none in time, or the node stops.
     async fn awaited(&self, awaited: AwaitedEnd) -> Option<End> {
         let AwaitedEnd { user, mut end, until, expires_at } = awaited;
+        let mut least = Duration::from_millis(1);
         loop {
             // The wall clock may be set, so the moment is worked out anew each time.
-            let left = expires_at.0.saturating_sub(self.clock().unix_millis().0).max(1);
-            let expiry = self.clock().now().checked_add(std::time::Duration::from_millis(left));
+            let left = Duration::from_millis(expires_at.0.saturating_sub(self.clock().unix_millis().0)).max(least);
+            let expiry = self.clock().now().checked_add(left);
             let moment = expiry.map_or(until, |expiry| expiry.min(until));
-            match tokio::time::timeout_at(moment, &mut end).await {
-                Ok(ended) => return ended.ok(),
+            tokio::select! {
+                biased;
+                ended = &mut end => return ended.ok(),
+                () = tokio::time::sleep_until(moment) => {}
+                () = self.0.life.stopping().cancelled() => return None,
+            }
+            if moment == until {
                 // One that came with the moment counts.
-                Err(_) if moment == until => return end.try_recv().ok(),
-                Err(_) => {}
+                return end.try_recv().ok();
             }
             self.expire(&user, &mut user.state());
             if let Ok(ended) = end.try_recv() {
                 return Some(ended);
             }
+            // The log is being read anew, or the clock was set back.
+            least = LOOK_AGAIN;
         }
     }
 
@@ -356,13 +366,14 @@ impl Hub {
             offset,
             notification,
             replaces: replaced.as_ref().map(IndexEntry::place),
+            emptied: replaced.as_ref().and_then(|old| state.log.emptied(std::slice::from_ref(old)).pop()),
             remember: own.map(|own| (own.until, own.digest, sessions)),
             counters: state.log.counters(),
             permit,
             observer: Arc::clone(user) as Arc<dyn LogObserver>,
             done,
         };
-        self.write(&state.log, op);
+        self.append(&mut state.log, op).map_err(SendError::Unknown)?;
         let outcome = if wait == Wait::Accepted { Outcome::Accepted } else { Outcome::Stored };
         Ok(Begun { unflushed, sent: Sent { offset: Some(offset), outcome, sessions, duplicate: false }, stored, end })
     }

@@ -3,9 +3,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::oneshot;
+
 use super::{Hub, log::LogState};
 use crate::{
-    limits,
     store::{Due, Op, StoreError},
     types::UserId,
 };
@@ -13,7 +15,9 @@ use crate::{
 /// How often what has expired is looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Buckets looked at in one step of a sweep.
-const BUCKETS_MAX: usize = 256;
+const BUCKETS_MAX: usize = 1024;
+/// Users that one sweep reads at once.
+const USERS_AT_ONCE: usize = 32;
 /// Devices looked at in one step of a sweep.
 const DEVICES_MAX: usize = 512;
 /// How often devices are looked through: often enough for `store.device_ttl`, within these bounds.
@@ -25,10 +29,7 @@ impl Hub {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            while self.sweep().await | self.sweep_ids().await {
-                // The rows just dealt with go with the next batch; until then the same ones would be found again.
-                tokio::time::sleep(2 * limits::STORE_LAZY_DELAY).await;
-            }
+            while self.sweep().await | self.sweep_ids().await {}
         }
     }
 
@@ -58,41 +59,47 @@ impl Hub {
                 None => broadcasts.push(row),
             }
         }
-        let mut failed = false;
+        let mut written = Vec::new();
         if !broadcasts.is_empty() {
             match self.broadcasts().await {
                 Ok(log) => {
                     let mut state = log.state();
                     self.expire_broadcasts(&mut state);
-                    self.forget_due(&state.log, broadcasts);
+                    written.push(self.forget_due(&state.log, broadcasts));
                 }
-                Err(error) => {
-                    tracing::error!(%error, "expired broadcasts could not be deleted");
-                    failed = true;
-                }
+                Err(error) => tracing::error!(%error, "expired broadcasts could not be deleted"),
             }
         }
-        for (id, rows) in users {
-            match self.user(&id).await {
+        let users: Vec<_> = stream::iter(users)
+            .map(async |(id, rows)| match self.user(&id).await {
                 Ok(user) => {
                     let mut state = user.state();
                     self.expire(&user, &mut state);
-                    self.forget_due(&state.log, rows);
+                    Some(self.forget_due(&state.log, rows))
                 }
                 Err(error) => {
                     tracing::error!(user = %id, %error, "expired notifications could not be deleted");
-                    failed = true;
+                    None
                 }
-            }
-        }
-        full && !failed
+            })
+            .buffer_unordered(USERS_AT_ONCE)
+            .collect()
+            .await;
+        written.extend(users.into_iter().flatten());
+        full && all_written(written).await
     }
 
-    /// Behind the deletes in the writer's queue, so that a crash between them leaves the rows to find them by.
-    fn forget_due(&self, log: &LogState, rows: Vec<Due>) {
+    /// Behind the deletes in the writer's queue, so that a crash between them leaves the rows to find them by. Told when
+    /// that is on disk: until then the same rows would be found again.
+    fn forget_due(&self, log: &LogState, rows: Vec<Due>) -> Written {
+        let (done, written) = oneshot::channel();
+        let (mut done, mut left) = (Some(done), rows.len());
         for due in rows {
-            self.write(log, Op::ForgetDue { due });
+            left -= 1;
+            let done = if left == 0 { done.take() } else { None };
+            self.write(log, Op::ForgetDue { due, done });
         }
+        written
     }
 
     /// Forgets ids that were remembered long enough, in part; whether there may be more.
@@ -100,12 +107,16 @@ impl Hub {
         let now = self.clock().unix_millis();
         let due = self.0.store.due_ids(now, BUCKETS_MAX).await;
         let due = self.swept(due, "ids to be forgotten");
-        let full = due.len() == BUCKETS_MAX;
+        let (full, mut left) = (due.len() == BUCKETS_MAX, due.len());
+        let (done, written) = oneshot::channel();
+        let mut done = Some(done);
         for due in due {
+            left -= 1;
+            let done = if left == 0 { done.take() } else { None };
             // It follows from no log's state: the writer looks at the row itself.
-            self.0.store.stage_in(self.0.store.generation(), Op::ForgetId { due, now });
+            let _ = self.0.store.stage_in(self.0.store.generation(), Op::ForgetId { due, now, done });
         }
-        full
+        full && all_written(vec![written]).await
     }
 
     pub(super) async fn run_device_sweep(&self) {
@@ -137,4 +148,16 @@ impl Hub {
             }
         }
     }
+}
+
+/// Told when something is on disk.
+type Written = oneshot::Receiver<Result<(), StoreError>>;
+
+/// Waits for all of it; false where some of it failed.
+async fn all_written(waiting: Vec<Written>) -> bool {
+    let mut all = true;
+    for written in waiting {
+        all &= matches!(written.await, Ok(Ok(())));
+    }
+    all
 }

@@ -3,7 +3,7 @@
 //! The state's lock is his log's lock: under it offsets are assigned, records staged and handed to Live sessions, and
 //! sessions change between Pulling and Live. No system call and no await happens under it.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -22,8 +22,8 @@ pub struct User {
     state: Mutex<UserState>,
     /// One load at a time.
     pub(super) loading: tokio::sync::Mutex<()>,
-    /// Whether it waits in the queue of those that may be forgotten.
-    pub(super) idle: AtomicBool,
+    /// What he weighs among those that may be forgotten; 0: he is not one of them. Changes with his shard locked.
+    pub(super) idle_weight: AtomicUsize,
 }
 
 impl std::fmt::Debug for User {
@@ -46,9 +46,10 @@ pub struct DeviceState {
 }
 
 impl DeviceState {
-    /// Whether it confirmed the notification of its user's log at `offset`. It did not where it began later.
+    /// Whether its row says that it confirmed the notification of its user's log at `offset`. It did not where it began
+    /// later; and what it was moved past, purged or given up, ends at `lost`.
     pub fn confirmed(&self, offset: Offset) -> bool {
-        self.row.began < offset && offset <= self.row.cursor
+        self.row.began < offset && self.row.lost < offset && offset <= self.row.cursor
     }
 
     /// Up to where it confirmed a log.
@@ -93,7 +94,7 @@ pub struct UserState {
 impl User {
     /// A user of whom nothing is known yet.
     pub fn new(id: UserId) -> Self {
-        Self { id, state: Mutex::default(), loading: tokio::sync::Mutex::default(), idle: AtomicBool::new(false) }
+        Self { id, state: Mutex::default(), loading: tokio::sync::Mutex::default(), idle_weight: AtomicUsize::new(0) }
     }
 
     /// His log's name.
@@ -117,9 +118,14 @@ impl User {
         state.sessions.is_empty() && !state.online && state.log.is_quiet()
     }
 
-    /// What he weighs in memory, in index entries.
+    /// Whether he has sessions here.
+    pub fn has_sessions(&self) -> bool {
+        !self.state.lock().sessions.is_empty()
+    }
+
+    /// What he weighs in memory: an index entry two, and he himself sixteen; some fifty bytes each.
     pub fn weight(&self) -> usize {
-        16 + self.state.lock().log.index.len()
+        16 + 2 * self.state.lock().log.index.len()
     }
 }
 
@@ -129,9 +135,11 @@ impl UserState {
         self.devices.iter_mut().find(|device| device.name == *name)
     }
 
-    /// Whether some device confirmed the notification at `offset`.
-    pub fn is_confirmed(&self, offset: Offset) -> bool {
-        self.devices.iter().any(|device| device.confirmed(offset))
+    /// Marks what some device confirmed, as far as their rows say, in a log that was just read.
+    pub fn mark_confirmed(&mut self) {
+        for entry in &mut self.log.index {
+            entry.confirmed = self.devices.iter().any(|device| device.confirmed(entry.offset));
+        }
     }
 
     /// Whether a device lacks something for good that it was not told of: dropped for want of room, purged, tried too
@@ -159,8 +167,7 @@ impl UserState {
 
     /// Takes out at most `count` of the oldest that at least one device has confirmed.
     pub fn take_oldest_confirmed(&mut self, count: usize) -> Vec<IndexEntry> {
-        let devices = &self.devices;
-        self.log.take_first(count, |entry| devices.iter().any(|device| device.confirmed(entry.offset)))
+        self.log.take_first(count, |entry| entry.confirmed)
     }
 
     /// Wakes the tasks of sessions that pull.

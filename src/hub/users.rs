@@ -13,7 +13,7 @@ use super::user::User;
 use crate::{limits, types::UserId};
 
 const SHARDS: usize = 64;
-/// What the idle users of a shard may weigh together; an index entry weighs one, a user sixteen.
+/// What the idle users of a shard may weigh together; an index entry weighs two, a user sixteen.
 const IDLE_WEIGHT_MAX: usize = limits::IDLE_USERS_MAX * 16 / SHARDS;
 
 /// Candidates looked at in one go.
@@ -29,8 +29,8 @@ pub struct Users {
 #[derive(Debug, Default)]
 struct Shard {
     users: HashMap<UserId, Arc<User>>,
-    /// In the order in which they were found idle, with their weight then.
-    idle: VecDeque<(UserId, usize)>,
+    /// In the order in which they were found idle.
+    idle: VecDeque<UserId>,
     idle_weight: usize,
 }
 
@@ -62,28 +62,34 @@ impl Users {
 
     /// Notes that a user was used and may be idle from now on, and forgets the longest idle ones beyond the bound.
     pub fn touch(&self, user: &Arc<User>) {
-        if user.idle.swap(true, Ordering::Relaxed) {
+        let (weight, counted) = (user.weight(), user.idle_weight.load(Ordering::Relaxed));
+        // Counted anew only where it makes a difference.
+        if counted != 0 && weight < counted.saturating_mul(2) && counted < weight.saturating_mul(2) {
             return;
         }
-        let weight = user.weight();
         let mut shard = self.shard(&user.id).lock();
         let shard = &mut *shard;
-        shard.idle.push_back((user.id.clone(), weight));
-        shard.idle_weight += weight;
+        let counted = user.idle_weight.swap(weight, Ordering::Relaxed);
+        if counted == 0 {
+            shard.idle.push_back(user.id.clone());
+        }
+        shard.idle_weight = shard.idle_weight + weight - counted;
         for _ in 0..LOOKS_MAX {
             if shard.idle_weight <= IDLE_WEIGHT_MAX {
                 break;
             }
-            let Some((id, weight)) = shard.idle.pop_front() else { break };
-            shard.idle_weight -= weight;
+            let Some(id) = shard.idle.pop_front() else { break };
             let Some(candidate) = shard.users.get(&id) else { continue };
             // Nobody can take a new reference while the shard is locked, so the count cannot rise from 1.
             if Arc::strong_count(candidate) == 1 && candidate.is_forgettable() {
+                shard.idle_weight -= candidate.idle_weight.load(Ordering::Relaxed);
                 shard.users.remove(&id);
+            } else if candidate.has_sessions() {
+                // Not idle: he is noted again when the last of them has left.
+                shard.idle_weight -= candidate.idle_weight.swap(0, Ordering::Relaxed);
             } else {
-                // In use, or with writes under way: he stays in the queue, behind the others.
-                shard.idle.push_back((id, weight));
-                shard.idle_weight += weight;
+                // In somebody's hands, or with writes under way: he stays in the queue, behind the others.
+                shard.idle.push_back(id);
             }
         }
     }
@@ -103,6 +109,33 @@ impl Users {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mailbox_that_grows_weighs_more() {
+        const ENTRIES: u64 = 1000;
+        let (users, mut entries) = (Users::new(), 0);
+        for n in 0..1500 {
+            let user = users.get_or_insert(&UserId::parse(&format!("user-{n}")).unwrap());
+            users.touch(&user);
+            for offset in 1..=ENTRIES {
+                user.state().log.push(crate::store::IndexEntry {
+                    offset: crate::types::Offset::new(offset),
+                    bytes: 1,
+                    chunks: 0,
+                    expires_at: crate::types::UnixMillis(u64::MAX),
+                    id: crate::types::NotificationId::parse("n").unwrap(),
+                    remembered: false,
+                    collapse_key: None,
+                    confirmed: false,
+                });
+            }
+            users.touch(&user);
+        }
+        for user in users.all() {
+            entries += user.state().log.index.len();
+        }
+        assert!(entries <= limits::IDLE_USERS_MAX * 16 / 2 + SHARDS * ENTRIES as usize, "{entries}");
+    }
 
     #[test]
     fn idle_users_are_forgotten_beyond_the_bound_and_held_ones_are_not() {

@@ -204,6 +204,11 @@ impl Delivery {
         self.in_flight.is_empty()
     }
 
+    /// Whether something of that log is in flight.
+    pub fn has_in_flight(&self, log: Log) -> bool {
+        self.in_flight.iter().any(|entry| entry.log == log)
+    }
+
     /// How many are in flight.
     pub fn unconfirmed(&self) -> usize {
         self.in_flight.len()

@@ -162,6 +162,14 @@ impl Store {
         Store(Arc::new(Handle { shared, readers, engine: name, epoch, config, threads: Mutex::default(), writer }))
     }
 
+    /// The engine is lost, and opened again at once.
+    #[cfg(test)]
+    pub(crate) fn lose_engine(&self) {
+        let lost = StoreError::Recovering("on purpose".into());
+        assert!(self.0.shared.suspend(&lost).is_empty(), "something was staged");
+        self.0.shared.resume();
+    }
+
     /// Commits one batch of what is staged, `lazy` writes included or not; whether there was something.
     #[cfg(test)]
     pub(crate) fn turn(&self, lazy: bool) -> bool {
@@ -243,18 +251,20 @@ impl Store {
     /// [`Store::stage_in`] the present generation.
     #[cfg(test)]
     pub(crate) fn stage(&self, op: Op) {
-        self.stage_in(self.generation(), op);
+        let _ = self.stage_in(self.generation(), op);
     }
 
     /// Queues a write that follows from what was read in `generation`. To be called under the log's lock, so that writes
     /// are queued in the order of their offsets. Never fails, never waits: what becomes of it is told to the op's
     /// observer and `done`, from the writer's thread; only where the store is closed or of another generation, `done` is
-    /// answered right here and the observer is not told.
-    pub fn stage_in(&self, generation: u64, op: Op) {
-        if let Some(done) = self.0.shared.queue.push(generation, op).and_then(Op::into_done) {
+    /// answered right here, the observer is not told, and the return is false.
+    pub fn stage_in(&self, generation: u64, op: Op) -> bool {
+        let Some(refused) = self.0.shared.queue.push(generation, op) else { return true };
+        if let Some(done) = refused.into_done() {
             // Whoever asked may have gone.
             let _ = done.send(Err(self.0.shared.refusal_of_late()));
         }
+        false
     }
 
     /// What the store has of a user. Whoever calls it sees to it that nothing of the user is staged meanwhile, or

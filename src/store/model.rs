@@ -4,7 +4,10 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::oneshot;
 
-use super::{StoreError, embedded::Permit};
+use super::{
+    StoreError,
+    embedded::{Permit, keys::expiry_minute},
+};
 use crate::types::{CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, UnixMillis, UserId};
 
 /// Kept by an op until it is durable, or has failed: a clone from a user's state, so that its owner sees whether
@@ -53,9 +56,16 @@ pub struct IndexEntry {
     pub remembered: bool,
     /// What takes its place has the same key.
     pub collapse_key: Option<CollapseKey>,
+    /// Whether some device is known to have confirmed it. Not on disk: false as it is read.
+    pub confirmed: bool,
 }
 
 impl IndexEntry {
+    /// The bucket in which it expires.
+    pub fn expiry_minute(&self) -> u64 {
+        expiry_minute(self.expires_at)
+    }
+
     /// Where its rows are.
     pub fn place(&self) -> Place {
         Place { offset: self.offset, chunks: self.chunks }
@@ -188,6 +198,8 @@ pub enum Op {
         notification: Arc<Notification>,
         /// The one whose place it takes, which leaves in the same commit.
         replaces: Option<Place>,
+        /// The expiry bucket that is empty without that one.
+        emptied: Option<u64>,
         /// Where its id is a caller's own: until when it is remembered, the content it stands for, and the live sessions
         /// it was handed to.
         remember: Option<(UnixMillis, Digest, u32)>,
@@ -206,6 +218,8 @@ pub enum Op {
         log: LogId,
         /// Which records.
         places: Vec<Place>,
+        /// Expiry buckets of the log in which nothing is left.
+        emptied: Vec<u64>,
         /// The log's counters afterwards.
         counters: Counters,
         /// Kept until then.
@@ -263,17 +277,22 @@ pub enum Op {
         /// The answer.
         done: Done,
     },
-    /// An expiry bucket was dealt with. Lazy: [`super::Store::due`] may show it once more until then.
+    /// An expiry bucket was dealt with. Lazy, where nobody waits for it: [`super::Store::due`] may show it once more until
+    /// then.
     ForgetDue {
         /// Which.
         due: Due,
+        /// The answer.
+        done: Option<Done>,
     },
-    /// An id may be forgotten. Lazy; nothing happens to one that was remembered anew meanwhile.
+    /// An id may be forgotten. Lazy, where nobody waits for it; nothing happens to one that was remembered anew meanwhile.
     ForgetId {
         /// Which.
         due: DueId,
         /// When.
         now: UnixMillis,
+        /// The answer.
+        done: Option<Done>,
     },
 }
 
@@ -286,7 +305,7 @@ impl fmt::Debug for Op {
             Op::PutDevice { user, device, .. } => write!(f, "PutDevice({user:?}, {device:?})"),
             Op::RemoveDevice { user, device, .. } => write!(f, "RemoveDevice({user:?}, {device:?})"),
             Op::ForgetUser { user, .. } => write!(f, "ForgetUser({user:?})"),
-            Op::ForgetDue { due } => write!(f, "ForgetDue({due:?})"),
+            Op::ForgetDue { due, .. } => write!(f, "ForgetDue({due:?})"),
             Op::ForgetId { due, .. } => write!(f, "ForgetId({due:?})"),
         }
     }
@@ -296,9 +315,13 @@ impl Op {
     /// Whoever waits for it.
     pub fn into_done(self) -> Option<Done> {
         match self {
-            Op::Append { done, .. } | Op::Delete { done, .. } | Op::RemoveDevice { done, .. } => done,
+            Op::Append { done, .. }
+            | Op::Delete { done, .. }
+            | Op::RemoveDevice { done, .. }
+            | Op::ForgetDue { done, .. }
+            | Op::ForgetId { done, .. } => done,
             Op::PutDevice { done, .. } | Op::ForgetUser { done, .. } => Some(done),
-            Op::Cursor { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => None,
+            Op::Cursor { .. } => None,
         }
     }
 }

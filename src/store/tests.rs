@@ -105,6 +105,7 @@ impl Log {
             id: notification.id.clone(),
             remembered: false,
             collapse_key: None,
+            confirmed: false,
         });
         let (done, answer) = oneshot::channel();
         store.stage(Op::Append {
@@ -112,6 +113,7 @@ impl Log {
             offset,
             notification: Arc::new(notification.clone()),
             replaces: None,
+            emptied: None,
             remember: None,
             counters: self.counters,
             permit,
@@ -135,6 +137,7 @@ impl Log {
         store.stage(Op::Delete {
             log: self.id(),
             places: entries.iter().map(IndexEntry::place).collect(),
+            emptied: Vec::new(),
             counters: self.counters,
             hold: hold.clone(),
             done: None,
@@ -667,7 +670,7 @@ async fn users_are_due_when_something_of_theirs_has_expired() {
         assert_eq!(due, ["ann", "bob"].map(|name| Due { minute, log: LogId::User(user(name)) }));
         assert_eq!(store.due(whole, 1).await.unwrap(), due[..1]);
         assert_eq!(store.due(whole, 0).await.unwrap(), []);
-        store.stage(Op::ForgetDue { due: due[0].clone() });
+        store.stage(Op::ForgetDue { due: due[0].clone(), done: None });
         // Whatever is committed after it is committed with or after it.
         Log::of("eve").put_device(&store, "phone", Offset::ZERO).await.unwrap();
         assert_eq!(store.due(whole, 10).await.unwrap(), due[1..]);
@@ -1274,6 +1277,7 @@ async fn join(store: &Store, log: LogId, original: &Notification, remember: Opti
         offset,
         notification: Arc::new(original.clone()),
         replaces: None,
+        emptied: None,
         remember: remember.map(|until| (until, original.digest(), 3)),
         counters,
         permit,
@@ -1341,12 +1345,12 @@ async fn an_id_is_forgotten_in_its_minute_unless_it_was_remembered_anew() {
             let offset = join(&store, log.clone(), &original, Some(second), 2).await;
             let due = store.due_ids(first, 10).await.unwrap();
             assert_eq!(due, [DueId { minute: 2, log: log.clone(), id: original.id.clone() }]);
-            store.stage(Op::ForgetId { due: due[0].clone(), now: first });
+            store.stage(Op::ForgetId { due: due[0].clone(), now: first, done: None });
             Log::of("barrier").put_device(&store, "x", Offset::ZERO).await.unwrap();
             assert_eq!(store.due_ids(first, 10).await.unwrap(), []);
             assert_eq!(store.remembered(&log, &original.id, first).await.unwrap().unwrap().offset, offset);
             let due = store.due_ids(second, 10).await.unwrap();
-            store.stage(Op::ForgetId { due: due[0].clone(), now: second });
+            store.stage(Op::ForgetId { due: due[0].clone(), now: second, done: None });
             Log::of("barrier").put_device(&store, "x", Offset::ZERO).await.unwrap();
             assert_eq!(store.remembered(&log, &original.id, UnixMillis(0)).await.unwrap(), None);
             assert_eq!(store.due_ids(second, 10).await.unwrap(), []);

@@ -211,7 +211,10 @@ fn a_damaged_store_is_told_and_ends_with_1() {
     let opened = Store::open(&Config { path: data.clone(), ..Config::default() }, Clock::system()).unwrap();
     let counters = Counters { count: 7, bytes: 8, last: Offset::new(9), lost: Offset::ZERO };
     let (log, hold) = (LogId::User(user), Hold::default());
-    opened.stage_in(opened.generation(), Op::Delete { log, places: Vec::new(), counters, hold, done: None });
+    opened.stage_in(
+        opened.generation(),
+        Op::Delete { log, places: Vec::new(), emptied: Vec::new(), counters, hold, done: None },
+    );
     opened.close().unwrap();
     drop(opened);
     let run = store(&["check"], &data);

@@ -1,4 +1,5 @@
-//! What the writer shows of itself: which commit runs, since when, and whether it has ended.
+//! What the writer shows of itself: what it does on the disk, since when, and whether it has ended. Commits mostly, and
+//! whatever else may hang there: taking the store's size, opening it again, a backup's last reads.
 
 use std::time::{Duration, Instant};
 
@@ -13,14 +14,14 @@ pub struct Progress {
 
 #[derive(Default)]
 struct State {
-    /// How many commits have begun.
+    /// How many of these have begun.
     begun: u64,
     since: Option<Instant>,
     over: bool,
 }
 
 impl Progress {
-    /// A commit runs until the returned guard is dropped.
+    /// It runs until the returned guard is dropped. One at a time.
     pub fn begin(&self) -> impl Drop {
         let mut state = self.state.lock();
         state.begun += 1;
@@ -29,7 +30,7 @@ impl Progress {
         Running(self)
     }
 
-    /// The number of the commit that runs, and since when.
+    /// The number of the one that runs, and since when.
     pub fn running(&self) -> Option<(u64, Instant)> {
         let state = self.state.lock();
         state.since.map(|since| (state.begun, since))

@@ -63,8 +63,8 @@ struct State {
 fn is_urgent(op: &Op) -> bool {
     match op {
         Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => true,
-        Op::Delete { done, .. } => done.is_some(),
-        Op::Cursor { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => false,
+        Op::Delete { done, .. } | Op::ForgetDue { done, .. } | Op::ForgetId { done, .. } => done.is_some(),
+        Op::Cursor { .. } => false,
     }
 }
 
@@ -75,9 +75,11 @@ fn weight(op: &Op) -> (usize, usize) {
             let bytes = notification.payload.bytes().len();
             let replaced = replaces.map_or(0, |place| 1 + place.chunks as usize);
             let remembered = if remember.is_some() { 2 } else { 0 };
-            (3 + bytes / limits::STORE_CHUNK_BYTES_MAX + replaced + remembered, bytes)
+            (4 + bytes / limits::STORE_CHUNK_BYTES_MAX + replaced + remembered, bytes)
         }
-        Op::Delete { places, .. } => (1 + places.iter().map(|place| 1 + place.chunks as usize).sum::<usize>(), 0),
+        Op::Delete { places, emptied, .. } => {
+            (1 + emptied.len() + places.iter().map(|place| 1 + place.chunks as usize).sum::<usize>(), 0)
+        }
         Op::Cursor { .. } | Op::ForgetDue { .. } => (1, 0),
         Op::PutDevice { .. } | Op::ForgetId { .. } => (2, 0),
         Op::RemoveDevice { unremembered, .. } => (2 + unremembered.len(), 0),
@@ -307,6 +309,7 @@ mod tests {
         let delete = || Op::Delete {
             log: crate::types::LogId::User(user()),
             places: vec![crate::store::Place { offset: Offset::new(1), chunks: u16::MAX }],
+            emptied: Vec::new(),
             counters: Default::default(),
             hold: Arc::default(),
             done: None,

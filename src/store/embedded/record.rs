@@ -74,7 +74,7 @@ impl Head {
     /// The entry of the record at `offset`.
     pub fn entry(self, offset: Offset) -> IndexEntry {
         let Head { chunks, bytes, expires_at, id, remembered, collapse_key, .. } = self;
-        IndexEntry { offset, bytes, chunks, expires_at, id, remembered, collapse_key }
+        IndexEntry { offset, bytes, chunks, expires_at, id, remembered, collapse_key, confirmed: false }
     }
 }
 

@@ -84,8 +84,13 @@ impl Writer {
     }
 
     fn reopened(&mut self, recovery: &Recovery) -> Result<(), EngineError> {
-        let engine = (recovery.reopen)()?;
-        let totals = self.adopt(&*engine, recovery.epoch)?;
+        let shared = Arc::clone(&self.shared);
+        let (engine, totals) = {
+            let _running = shared.progress.begin();
+            let engine = (recovery.reopen)()?;
+            let totals = self.adopt(&*engine, recovery.epoch)?;
+            (engine, totals)
+        };
         *self.shared.totals.lock() = totals;
         *self.slot.write() = Arc::clone(&engine);
         self.engine = engine;

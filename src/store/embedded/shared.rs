@@ -19,6 +19,9 @@ use crate::{
 /// The generation that a store begins with; 0 is none.
 const FIRST_GENERATION: u64 = 1;
 
+/// How many bytes of files a byte of rows is taken to cost, until the files are looked at.
+const GROWTH: u64 = 2;
+
 /// See the file's head.
 pub struct Shared {
     pub queue: Queue,
@@ -184,6 +187,16 @@ impl Shared {
         self.below_the_mark(|| self.sequencer.reserve()).await?;
         permit.place = Place::Reserved;
         Ok(permit)
+    }
+
+    /// So many bytes of rows were written: the size on disk and the room there are taken to have changed by what that
+    /// may cost, until they are looked at again. Whether that should be soon.
+    pub fn grew(&self, bytes: u64) -> bool {
+        let cost = bytes.saturating_mul(GROWTH);
+        let disk = self.disk_bytes.fetch_add(cost, Ordering::Relaxed).saturating_add(cost);
+        let spend = |spare: u64| (spare != u64::MAX).then(|| spare.saturating_sub(cost));
+        let spare = self.spare_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
+        disk >= self.disk_max || spare.is_ok_and(|before| before <= cost)
     }
 
     /// Waits for room in the queue, or the end.

@@ -33,6 +33,9 @@ use crate::{
     types::{LogId, NotificationId, Offset, UnixMillis, UserId},
 };
 
+/// How often the size of the store is taken where it is near its bound.
+const DISK_NEAR_FULL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// The writer: owned by its thread.
 pub struct Writer {
     pub(super) shared: Arc<Shared>,
@@ -48,6 +51,8 @@ pub struct Writer {
     pub(super) written: HashMap<LogId, Counters>,
     disk_read: Instant,
     disk_stale: bool,
+    /// What was written since the last look may have filled the disk.
+    disk_near_full: bool,
 }
 
 /// Ops folded into one batch.
@@ -115,12 +120,19 @@ impl Batch {
         }
     }
 
+    fn remove_buckets(&mut self, log: &LogId, minutes: impl IntoIterator<Item = u64>) {
+        for minute in minutes {
+            self.remove(&Key::Expiry(minute, log.clone()));
+        }
+    }
+
     fn add(&mut self, op: Op) {
         match op {
-            Op::Append { log, offset, notification, replaces, remember, counters, permit, observer, done } => {
+            Op::Append { log, offset, notification, replaces, emptied, remember, counters, permit, observer, done } => {
                 if let Some(place) = replaces {
                     self.remove_record(&log, place);
                 }
+                self.remove_buckets(&log, emptied);
                 let (head, chunks) = record::encode(&notification, remember.is_some());
                 for (index, chunk) in (0..=u16::MAX).zip(chunks) {
                     self.put(&Key::Chunk(log.clone(), offset, index), chunk);
@@ -142,10 +154,11 @@ impl Batch {
                 self.after.permits.push(permit);
                 self.after.done.extend(done);
             }
-            Op::Delete { log, places, counters, hold, done } => {
+            Op::Delete { log, places, emptied, counters, hold, done } => {
                 for place in places {
                     self.remove_record(&log, place);
                 }
+                self.remove_buckets(&log, emptied);
                 self.counters.insert(log, counters);
                 self.after.holds.push(hold);
                 self.after.done.extend(done);
@@ -175,8 +188,14 @@ impl Batch {
                 self.after.holds.push(hold);
                 self.after.done.push(done);
             }
-            Op::ForgetDue { due } => self.remove(&Key::Expiry(due.minute, due.log)),
-            Op::ForgetId { due, now } => self.due_ids.push((due, now)),
+            Op::ForgetDue { due, done } => {
+                self.remove(&Key::Expiry(due.minute, due.log));
+                self.after.done.extend(done);
+            }
+            Op::ForgetId { due, now, done } => {
+                self.due_ids.push((due, now));
+                self.after.done.extend(done);
+            }
         }
     }
 
@@ -214,7 +233,8 @@ impl Writer {
     pub fn new(shared: Arc<Shared>, slot: Slot, recovery: Option<Recovery>, room: Option<Room>) -> Self {
         let engine = Arc::clone(&*slot.read());
         let (written, disk_read) = (HashMap::new(), Instant::now());
-        let mut writer = Self { shared, engine, slot, recovery, room, written, disk_read, disk_stale: true };
+        let mut writer =
+            Self { shared, engine, slot, recovery, room, written, disk_read, disk_stale: true, disk_near_full: false };
         writer.take_stock();
         writer
     }
@@ -244,9 +264,13 @@ impl Writer {
                 Next::Alarm => self.take_stock(),
                 Next::Commit { ops, raise } => {
                     self.write(ops, raise);
-                    self.shared.changes.run_between(&*self.engine);
+                    {
+                        let _running = self.shared.progress.begin();
+                        self.shared.changes.run_between(&*self.engine);
+                    }
                     self.disk_stale = true;
-                    if self.disk_read.elapsed() >= limits::STORE_DISK_INTERVAL {
+                    let soon = if self.disk_near_full { DISK_NEAR_FULL_INTERVAL } else { limits::STORE_DISK_INTERVAL };
+                    if self.disk_read.elapsed() >= soon {
                         self.take_stock();
                     }
                 }
@@ -298,7 +322,7 @@ impl Writer {
         if let Some(mark) = mark {
             batch.put(&Key::Mark, rows::encode_mark(mark));
         }
-        let mut changed = Vec::new();
+        let (mut changed, mut written) = (Vec::new(), 0);
         let running = self.shared.progress.begin();
         let committed = catch_unwind(AssertUnwindSafe(|| {
             batch.forget_ids(&*self.engine)?;
@@ -306,6 +330,7 @@ impl Writer {
             let totals = self.count(&mut batch)?;
             if !batch.writes.is_empty() {
                 changed = self.shared.changes.keys_of(&batch.writes);
+                written = batch.writes.iter().map(|(key, row)| key.len() + row.as_ref().map_or(0, Vec::len)).sum();
                 self.engine.commit(std::mem::take(&mut batch.writes))?;
             }
             Ok::<_, EngineError>(totals)
@@ -322,6 +347,7 @@ impl Writer {
             Err(panic) => return Err(StoreError::Failed(format!("a commit panicked: {}", panic_text(&*panic)).into())),
         };
         *self.shared.totals.lock() = totals;
+        self.disk_near_full = self.shared.grew(written as u64);
         if self.written.len() + batch.counters.len() > limits::IDLE_USERS_MAX {
             self.written.clear();
         }
@@ -361,6 +387,9 @@ impl Writer {
 
     /// Reads the size of the store and the room on its disk.
     pub(super) fn take_stock(&mut self) {
+        // A disk that hangs here is noticed, too.
+        let shared = Arc::clone(&self.shared);
+        let _running = shared.progress.begin();
         self.disk_read = Instant::now();
         self.disk_stale = false;
         match self.engine.disk_bytes() {

@@ -406,6 +406,13 @@ impl Play {
         }
         self.look().await;
         assert!(self.attaching.is_empty(), "a device is stuck");
+        // All that is waited for has come by now, or its time is over.
+        tokio::time::advance(Duration::from_secs(6)).await;
+        self.quiet().await;
+        while self.hub().store().turn(true) {}
+        self.look().await;
+        assert!(self.calls.is_empty(), "{} calls are never answered", self.calls.len());
+        assert!(self.chores.iter().all(JoinHandle::is_finished), "a purge or a forgetting is never answered");
         self.book.step += 1;
         for n in 0..self.sessions.len() {
             let attached = &mut self.sessions[n];

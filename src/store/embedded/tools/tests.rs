@@ -90,6 +90,7 @@ impl Log {
             offset,
             remember: remember.then(|| (UnixMillis(NOW.0 + 600_000), notification.digest(), 3)),
             notification: Arc::new(notification),
+            emptied: None,
             replaces: replaces.map(|(row, _)| row),
             counters: self.counters,
             permit,
@@ -105,6 +106,7 @@ impl Log {
         let (done, answer) = oneshot::channel();
         store.stage(Op::Delete {
             log: self.id.clone(),
+            emptied: Vec::new(),
             places: vec![row],
             counters: self.counters,
             hold: Hold::default(),
