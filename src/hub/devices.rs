@@ -202,9 +202,12 @@ impl Hub {
         let Some(entry) = entry else { return };
         tracing::warn!(user = %user.id, device = %handle.device, id = %entry.id, attempts = max, "given up: never acked");
         self.dropped(of, Some((user.id.clone(), handle.device.clone())), &entry, DropReason::MaxAttempts);
-        // Nobody is left who could confirm it.
-        if log == Log::User && state.devices.iter().all(|known| known.row.cursor >= offset) {
+        // Nobody is left who could confirm it: it ends with that.
+        let past = state.devices.iter().all(|known| known.row.cursor >= offset);
+        if log == Log::User && past && !entry.confirmed && !self.is_stale(&state.log) {
+            let given_up = state.log.take_offsets(&[offset]);
             state.log.ended(offset, entry.remembered, super::log::End::Dropped);
+            self.delete(&user.log(), &state.log, &given_up, None);
         }
     }
 }

@@ -168,6 +168,9 @@ impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
         let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, quotas } = parts;
+        if store.lost_commits() > 0 {
+            metrics.failure(Failure::StoreDamage);
+        }
         let longest = settings.shortest_deadline().min(limits.write_timeout.0);
         Self(Arc::new(Inner {
             store_epoch: store.epoch().to_string(),

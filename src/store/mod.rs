@@ -64,6 +64,7 @@ struct Handle {
     readers: Readers,
     engine: &'static str,
     epoch: Uuid,
+    lost_commits: u64,
     config: Config,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// The writer of a store without threads.
@@ -127,13 +128,13 @@ impl Store {
     }
 
     fn start_watched(opened: Opened, config: &Config, watchdog: Watchdog) -> std::io::Result<Store> {
-        let Opened { engine, epoch, sequencer, totals, reopen, room } = opened;
+        let Opened { engine, epoch, sequencer, totals, reopen, room, witness, lost_commits } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));
         let name = engine.name();
         let slot: Slot = Arc::new(RwLock::new(engine));
         let (readers, mut threads) = Readers::start(&slot)?;
         let recovery = reopen.map(|reopen| Recovery::new(reopen, epoch));
-        let writer = Writer::new(Arc::clone(&shared), slot, recovery, room);
+        let writer = Writer::new(Arc::clone(&shared), slot, recovery, room, witness).map_err(std::io::Error::other)?;
         threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
         let watched = Arc::clone(&shared);
         threads.push(thread::Builder::new().name("pushgate-watchdog".into()).spawn(move || watchdog.run(&watched))?);
@@ -142,6 +143,7 @@ impl Store {
             readers,
             engine: name,
             epoch,
+            lost_commits,
             config: config.clone(),
             threads: Mutex::new(threads),
             #[cfg(test)]
@@ -157,16 +159,26 @@ impl Store {
         let shared = Arc::new(Shared::new(&Config::default(), sequencer, totals));
         let readers = Readers::inline(Arc::clone(&engine));
         let name = engine.name();
-        let writer = Some(Mutex::new(Writer::new(Arc::clone(&shared), Arc::new(RwLock::new(engine)), None, None)));
+        let writer = Some(Mutex::new(
+            Writer::new(Arc::clone(&shared), Arc::new(RwLock::new(engine)), None, None, None).unwrap(),
+        ));
         let config = Config::default();
-        Store(Arc::new(Handle { shared, readers, engine: name, epoch, config, threads: Mutex::default(), writer }))
+        Store(Arc::new(Handle {
+            shared,
+            readers,
+            engine: name,
+            epoch,
+            lost_commits: 0,
+            config,
+            threads: Mutex::default(),
+            writer,
+        }))
     }
 
     /// The engine is lost, and opened again at once.
     #[cfg(test)]
     pub(crate) fn lose_engine(&self) {
-        let lost = StoreError::Recovering("on purpose".into());
-        assert!(self.0.shared.suspend(&lost).is_empty(), "something was staged");
+        assert!(self.0.shared.suspend(&StoreError::Recovering("on purpose".into())).is_empty());
         self.0.shared.resume();
     }
 
@@ -179,6 +191,11 @@ impl Store {
     /// The store's identity: made with it and kept with it. Another epoch is another store, with other offsets.
     pub fn epoch(&self) -> Uuid {
         self.0.epoch
+    }
+
+    /// Commits that were made before it was opened, and are not there any more: it was damaged, or lost its power.
+    pub fn lost_commits(&self) -> u64 {
+        self.0.lost_commits
     }
 
     /// The engine, as the configuration names it; `memory` in tests.
@@ -413,39 +430,5 @@ impl Drop for Handle {
     fn drop(&mut self) {
         // A failure was logged when it happened.
         let _ = self.close();
-    }
-}
-
-impl Mailbox {
-    /// A mailbox as it was found. What was found is what counts: counters that say otherwise are evidence of damage.
-    fn of(
-        written: Option<Counters>,
-        devices: Vec<(Device, DeviceRow)>,
-        forgotten: Vec<(Device, UnixMillis)>,
-        index: Vec<IndexEntry>,
-        unreadable: usize,
-    ) -> Self {
-        let found = Counters {
-            count: u32::try_from(index.len()).unwrap_or(u32::MAX),
-            bytes: index.iter().map(|entry| u64::from(entry.bytes)).sum(),
-            last: index.last().map(|entry| entry.offset).unwrap_or_default(),
-            lost: Offset::ZERO,
-        };
-        // A cursor may be written before the record that it confirms: it raises `last` and is no evidence.
-        let cursor = devices.iter().map(|(_, row)| row.cursor).max().unwrap_or_default();
-        let written = written.unwrap_or_default();
-        let damaged = if unreadable > 0 {
-            Some(format!("{unreadable} rows cannot be read"))
-        } else if (written.count, written.bytes) != (found.count, found.bytes) || written.last < found.last {
-            Some(format!(
-                "{} records of {} bytes up to {} were written, {} of {} bytes up to {} found",
-                written.count, written.bytes, written.last, found.count, found.bytes, found.last
-            ))
-        } else {
-            None
-        };
-        let last = found.last.max(written.last).max(cursor);
-        let counters = Counters { last, lost: written.lost, ..found };
-        Self { counters, devices, forgotten, index, damaged }
     }
 }

@@ -18,6 +18,7 @@ use super::{
         keys::Key,
         kind::Kind,
         sequencer::Sequencer,
+        witness,
     },
     *,
 };
@@ -1357,4 +1358,66 @@ async fn an_id_is_forgotten_in_its_minute_unless_it_was_remembered_anew() {
         }
     })
     .await;
+}
+
+/// Many records, one commit each, and a byte of sled's log flipped in the middle.
+async fn flipped_in_the_middle(folder: &TempDir, on_corruption: OnCorruption) -> (Config, Log) {
+    let config = Config { on_corruption: Some(on_corruption), ..config_at(folder.path()) };
+    let store = open(&config);
+    let mut ann = Log::of("ann");
+    for _ in 0..200 {
+        ann.append(&store, &notification(300)).await.unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let file = config.path.join("db");
+    let mut bytes = fs::read(&file).unwrap();
+    // Behind it lies room that was not written yet.
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written / 2] ^= 0x10;
+    fs::write(&file, &bytes).unwrap();
+    (config, ann)
+}
+
+#[tokio::test]
+async fn a_store_that_went_back_to_an_earlier_state_says_so_and_gives_no_offset_twice() {
+    let folder = TempDir::new().unwrap();
+    let (config, ann) = flipped_in_the_middle(&folder, OnCorruption::Quarantine).await;
+    let place = super::tools::Place { path: config.path.clone(), engine: None };
+    let report = super::tools::check(&place).unwrap();
+    assert!(report.damaged > 0 && report.problems[0].what.contains("went back"), "{:?}", report.problems);
+    let store = open(&config);
+    assert!(store.lost_commits() > 50, "{}", store.lost_commits());
+    let left = store.load(&ann.user).await.unwrap();
+    assert!(left.index.len() < 200);
+    let mut again = Log { user: ann.user.clone(), counters: left.counters, ..Log::of("ann") };
+    assert!(again.append(&store, &notification(10)).await.unwrap() > ann.counters.last);
+    store.close().unwrap();
+    drop(store);
+    assert_eq!(open(&config).lost_commits(), 0, "it is said once");
+
+    let folder = TempDir::new().unwrap();
+    let (config, _) = flipped_in_the_middle(&folder, OnCorruption::Refuse).await;
+    let before = contents(&config.path);
+    match Store::open(&config, Clock::system()).map(drop) {
+        Err(OpenError::Corrupt { detail, .. }) => assert!(detail.contains("went back"), "{detail}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(contents(&config.path) == before, "the files are as they were");
+}
+
+#[tokio::test]
+async fn what_a_loss_of_power_took_that_nobody_promised_to_keep_refuses_nothing() {
+    for (durability, starts) in [(Durability::Process, true), (Durability::Power, false)] {
+        let folder = TempDir::new().unwrap();
+        let (config, _) = flipped_in_the_middle(&folder, OnCorruption::Refuse).await;
+        let config = Config { durability, ..config };
+        let path = config.path.clone();
+        let seen = witness::Seen::of(&path).unwrap();
+        witness::Witness::of_boot(&path, seen.epoch, uuid::Uuid::new_v4()).saw(seen.commits, seen.mark);
+        match Store::open(&config, Clock::system()) {
+            Ok(store) => assert!(starts && store.lost_commits() > 0),
+            Err(error) => assert!(!starts, "{error}"),
+        }
+    }
 }

@@ -461,8 +461,8 @@ async fn what_outlived_its_ttl_is_not_delivered_and_leaves_the_store() {
     assert_eq!(raw.text().await["data"], "default");
     assert_eq!(raw.text().await["data"], "long");
     drop(raw);
-    gateway.later(Duration::from_secs(3601));
-    // A sweep comes by every few seconds, whether anybody connects or not.
+    gateway.later(Duration::from_secs(3661));
+    // A sweep comes by every few seconds, whether anybody connects or not, and finds what expired by the minute.
     until("what is pending", 1, || gateway.pending()).await;
     let mut client = gateway.client("alice").await;
     assert_eq!(client.hello["pending"], 1);

@@ -9,6 +9,7 @@
 //! | `02` | epoch | a UUID, made with the store |
 //! | `03` | mark | offsets from it on were never given |
 //! | `04` | totals | pending notifications of all users |
+//! | `05` | commits | how many there were |
 //! | `10` | counters `u` | what a user has pending |
 //! | `11` | device `u` name | a device's cursors and moments |
 //! | `12` | counters | what is pending of the broadcast log |
@@ -34,6 +35,7 @@ enum Kind {
     Epoch = 0x02,
     Mark = 0x03,
     Totals = 0x04,
+    Commits = 0x05,
     Counters = 0x10,
     Device = 0x11,
     BroadcastCounters = 0x12,
@@ -51,11 +53,12 @@ enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 18] = [
+    const ALL: [Kind; 19] = [
         Kind::Format,
         Kind::Epoch,
         Kind::Mark,
         Kind::Totals,
+        Kind::Commits,
         Kind::Counters,
         Kind::Device,
         Kind::BroadcastCounters,
@@ -84,6 +87,8 @@ pub enum Key {
     Mark,
     /// Pending notifications of all logs.
     Totals,
+    /// How many commits there were.
+    Commits,
     /// A log's counters.
     Counters(LogId),
     /// A device of a user.
@@ -113,6 +118,7 @@ impl Key {
             Key::Epoch => vec![Kind::Epoch as u8],
             Key::Mark => vec![Kind::Mark as u8],
             Key::Totals => vec![Kind::Totals as u8],
+            Key::Commits => vec![Kind::Commits as u8],
             Key::Counters(log) => of_log(COUNTERS, log, 0),
             Key::Device(user, device) => of_device(Kind::Device, user, device),
             Key::Forgotten(user, device) => of_device(Kind::Forgotten, user, device),
@@ -145,6 +151,7 @@ impl Key {
             Kind::Epoch => (Key::Epoch, rest),
             Kind::Mark => (Key::Mark, rest),
             Kind::Totals => (Key::Totals, rest),
+            Kind::Commits => (Key::Commits, rest),
             Kind::Counters | Kind::BroadcastCounters => {
                 let (log, rest) = take_log(kind, rest)?;
                 (Key::Counters(log), rest)
@@ -421,6 +428,7 @@ mod tests {
             Just(Key::Epoch),
             Just(Key::Mark),
             Just(Key::Totals),
+            Just(Key::Commits),
             log().prop_map(Key::Counters),
             (user(), "[A-Za-z0-9._-]{0,64}").prop_map(|(user, name)| Key::Device(user, Device::parse(&name).unwrap())),
             (user(), "[A-Za-z0-9._-]{0,64}")
@@ -448,6 +456,7 @@ mod tests {
             (Key::Epoch, &[0x02]),
             (Key::Mark, &[0x03]),
             (Key::Totals, &[0x04]),
+            (Key::Commits, &[0x05]),
             (Key::Counters(log.clone()), &[0x10, 3, b'a', b'n', b'n']),
             (Key::Counters(all.clone()), &[0x12]),
             (Key::Device(ann.clone(), Device::UNNAMED), &[0x11, 3, b'a', b'n', b'n']),

@@ -27,6 +27,7 @@ mod sled;
 mod suspect;
 pub mod tools;
 pub mod watchdog;
+pub mod witness;
 pub mod writer;
 
 pub use shared::Permit;

@@ -26,13 +26,14 @@ use super::{
     migrate, panic_text,
     room::Room,
     rows,
-    sequencer::Sequencer,
+    sequencer::{self, Sequencer},
     suspect::{self, Suspicion, Watched},
+    witness::{self, Seen, Witness},
 };
 use crate::{
     clock::Clock,
     limits,
-    store::{Config, OnCorruption, OpenError, Totals},
+    store::{Config, Durability, OnCorruption, OpenError, Totals},
     types::LogId,
 };
 
@@ -55,6 +56,10 @@ pub struct Opened {
     pub reopen: Option<Reopen>,
     /// The room on its disk, where it has one.
     pub room: Option<Room>,
+    /// What counts its commits beside it, where it lies on a disk.
+    pub witness: Option<Witness>,
+    /// Commits that are known to have been made and are not there.
+    pub lost_commits: u64,
 }
 
 /// Opens an engine once more.
@@ -81,7 +86,7 @@ impl Opened {
             engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
             sequencer.raised(mark);
         }
-        Ok(Self { engine, epoch, sequencer, totals, reopen: None, room: None })
+        Ok(Self { engine, epoch, sequencer, totals, reopen: None, room: None, witness: None, lost_commits: 0 })
     }
 }
 
@@ -342,6 +347,9 @@ fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, A
             return Err(EngineError::Corrupt(why));
         }
         if !may_be_new && let Some(engine) = (kind.rehearse)(&path, on_corruption)? {
+            went_back(&path, &*engine)?
+                .filter(|back| back.refuses(on_corruption, durability))
+                .map_or(Ok(()), refused)?;
             let rehearsed = Opened::over(engine, clock.clone(), false)?;
             if suspicion == Suspicion::Read {
                 suspect::read_all(&*rehearsed.engine)?;
@@ -352,7 +360,22 @@ fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, A
             tracing::warn!(path = %path.display(), "something failed over damage before; the whole store is read");
             suspect::read_all(&*engine)?;
         }
-        Opened::over(Arc::new(Watched::over(engine, &path)), clock, may_be_new)
+        let back = went_back(&path, &*engine)?;
+        if let Some(back @ Back { commits, mark, .. }) = back {
+            if back.refuses(on_corruption, durability) {
+                refused(back)?;
+            }
+            tracing::error!(
+                path = %path.display(), commits,
+                "the store went back to an earlier state: what its last commits wrote is lost; it goes on with what is there"
+            );
+            // Nothing that was given since is given again.
+            engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
+        }
+        let mut opened = Opened::over(Arc::new(Watched::over(engine, &path)), clock, may_be_new)?;
+        opened.lost_commits = back.map_or(0, |back| back.commits);
+        opened.witness = Some(Witness::of(&path, opened.epoch));
+        Ok(opened)
     })?;
     if may_be_new {
         // The engine's files are in the folder for good before this one is not.
@@ -361,6 +384,39 @@ fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, A
         sync_folder(&config.path)?;
     }
     Ok(opened)
+}
+
+/// How far the engine is behind what its witness saw.
+#[derive(Clone, Copy)]
+struct Back {
+    commits: u64,
+    /// The offset mark from which on nothing was given.
+    mark: u64,
+    /// The machine started anew since.
+    rebooted: bool,
+}
+
+impl Back {
+    /// What a loss of power took that nobody promised to keep is no damage.
+    fn refuses(&self, on_corruption: OnCorruption, durability: Durability) -> bool {
+        on_corruption == OnCorruption::Refuse && !(self.rebooted && durability == Durability::Process)
+    }
+}
+
+fn went_back(path: &Path, engine: &dyn Engine) -> Result<Option<Back>, EngineError> {
+    let Some(seen) = Seen::of(path) else { return Ok(None) };
+    let commits = seen.lost_by(engine)?;
+    // The mark may have risen once more since it was seen.
+    let mark = seen.mark.saturating_add(2 * sequencer::AHEAD);
+    Ok((commits > 0).then_some(Back { commits, mark, rebooted: seen.boot != witness::boot() }))
+}
+
+fn refused(back: Back) -> Result<(), EngineError> {
+    let commits = back.commits;
+    Err(EngineError::Corrupt(format!(
+        "it went back to an earlier state: its last {commits} commits or more are not there (if older files were put in \
+         their place on purpose, remove the file witness beside them)"
+    )))
 }
 
 fn on_a_thread<T: Send + 'static>(

@@ -14,7 +14,7 @@ use super::{
     engine::{Engine, EngineError, Gone},
     keys::Key,
     open::{Own, Reopen},
-    rows,
+    rows, witness,
     writer::Writer,
 };
 use crate::{
@@ -92,6 +92,7 @@ impl Writer {
             (engine, totals)
         };
         *self.shared.totals.lock() = totals;
+        self.tally.commits = witness::commits_of(&*engine)?;
         *self.slot.write() = Arc::clone(&engine);
         self.engine = engine;
         self.take_stock();

@@ -6,7 +6,7 @@
 //!   does not know is passed over
 //! - forgotten: `1 at(8)`
 //! - id: `1 offset(8) until(8) digest(16) sessions(4)`
-//! - totals: `1 count(8) bytes(8)`; mark: `1 mark(8)`; epoch: `1 uuid(16)`
+//! - totals: `1 count(8) bytes(8)`; mark, commits: `1 number(8)`; epoch: `1 uuid(16)`
 //! - format: a `u32` alone, since it is what every other version stands on
 //! - expiry, id's end: nothing
 

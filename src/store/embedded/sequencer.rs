@@ -15,7 +15,7 @@ use crate::{clock::Clock, types::Offset};
 
 /// How far the mark is raised beyond what is needed, in offsets, hence in microseconds: ten seconds, against a flush
 /// that takes milliseconds.
-const AHEAD: u64 = 10_000_000;
+pub const AHEAD: u64 = 10_000_000;
 
 /// What an offset that follows the clock leaves free below the mark, so that the senders behind it need not wait for a
 /// flush after a quiet time, in which the clock passes the mark.

@@ -26,6 +26,7 @@ use super::{
     room::Room,
     rows,
     shared::{Permit, Shared},
+    witness::{Tally, Witness},
 };
 use crate::{
     limits,
@@ -46,6 +47,8 @@ pub struct Writer {
     pub(super) recovery: Option<Recovery>,
     /// The room on its disk, where it has one.
     pub(super) room: Option<Room>,
+    /// How many commits there were.
+    pub(super) tally: Tally,
     /// What the counters of logs hold that were written lately, so that the totals move by the difference without a
     /// read. Emptied when it grows too large.
     pub(super) written: HashMap<LogId, Counters>,
@@ -230,13 +233,20 @@ impl Batch {
 
 impl Writer {
     /// A writer over an opened engine.
-    pub fn new(shared: Arc<Shared>, slot: Slot, recovery: Option<Recovery>, room: Option<Room>) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        slot: Slot,
+        recovery: Option<Recovery>,
+        room: Option<Room>,
+        witness: Option<Witness>,
+    ) -> Result<Self, EngineError> {
         let engine = Arc::clone(&*slot.read());
-        let (written, disk_read) = (HashMap::new(), Instant::now());
+        let tally = Tally::of(&*engine, witness)?;
+        let (written, disk_read, disk_stale, disk_near_full) = (HashMap::new(), Instant::now(), true, false);
         let mut writer =
-            Self { shared, engine, slot, recovery, room, written, disk_read, disk_stale: true, disk_near_full: false };
+            Self { shared, engine, slot, recovery, room, tally, written, disk_read, disk_stale, disk_near_full };
         writer.take_stock();
-        writer
+        Ok(writer)
     }
 
     /// Writes until the queue is closed and empty.
@@ -245,6 +255,7 @@ impl Writer {
             // A panic in an observer must not leave those unanswered that come after it.
             match catch_unwind(AssertUnwindSafe(|| self.work())) {
                 Ok(()) => {
+                    self.take_stock();
                     self.shared.changes.close();
                     return self.shared.progress.end();
                 }
@@ -329,6 +340,7 @@ impl Writer {
             batch.forget_users(&*self.engine)?;
             let totals = self.count(&mut batch)?;
             if !batch.writes.is_empty() {
+                batch.put(&Key::Commits, rows::encode_mark(self.tally.commits + 1));
                 changed = self.shared.changes.keys_of(&batch.writes);
                 written = batch.writes.iter().map(|(key, row)| key.len() + row.as_ref().map_or(0, Vec::len)).sum();
                 self.engine.commit(std::mem::take(&mut batch.writes))?;
@@ -348,6 +360,7 @@ impl Writer {
         };
         *self.shared.totals.lock() = totals;
         self.disk_near_full = self.shared.grew(written as u64);
+        self.tally.commits += u64::from(written > 0);
         if self.written.len() + batch.counters.len() > limits::IDLE_USERS_MAX {
             self.written.clear();
         }
@@ -392,6 +405,9 @@ impl Writer {
         let _running = shared.progress.begin();
         self.disk_read = Instant::now();
         self.disk_stale = false;
+        if matches!(*shared.end.borrow(), None | Some(StoreError::Closed)) {
+            self.tally.show(shared.sequencer.mark());
+        }
         match self.engine.disk_bytes() {
             Ok(bytes) => self.shared.disk_bytes.store(bytes, Ordering::Relaxed),
             Err(error) => tracing::warn!(%error, "the size of the store on disk could not be read"),

@@ -8,6 +8,7 @@ use super::{
         engine::{Engine, EngineError},
         keys::{self, Key},
         queries, record, rows,
+        witness::Seen,
     },
     OwnRows, Place, ToolError, walk,
 };
@@ -55,6 +56,15 @@ pub struct Report {
     pub problems: Vec<Problem>,
 }
 
+impl Report {
+    /// The store has fewer commits than its witness saw.
+    fn went_back(&mut self, commits: u64) {
+        self.damaged += 1;
+        let what = format!("it went back to an earlier state: its last {commits} commits or more are not there");
+        self.problems.insert(0, Problem { log: None, offset: None, what });
+    }
+}
+
 /// Reads everything and changes nothing.
 pub fn check(place: &Place) -> Result<Report, ToolError> {
     place.with_engine(|engine| {
@@ -62,7 +72,15 @@ pub fn check(place: &Place) -> Result<Report, ToolError> {
         if let Some(format) = own.format {
             place.check_format(format, false)?;
         }
-        check_rows(&**engine, &own).map_err(|error| ToolError::engine(&place.path, error))
+        let failed = |error| ToolError::engine(&place.path, error);
+        let mut report = check_rows(&**engine, &own).map_err(failed)?;
+        if let Some(seen) = Seen::of(&place.path) {
+            let commits = seen.lost_by(&**engine).map_err(failed)?;
+            if commits > 0 {
+                report.went_back(commits);
+            }
+        }
+        Ok(report)
     })
 }
 
@@ -151,7 +169,7 @@ impl<'a> Checker<'a> {
                 let what = format!("a key of {} bytes and kind {kind:#04x} that is none of the store's", key.len());
                 self.problem(None, None, what);
             }
-            Some(Key::Format | Key::Epoch | Key::Mark | Key::Totals) => {}
+            Some(Key::Format | Key::Epoch | Key::Mark | Key::Totals | Key::Commits) => {}
             Some(Key::Counters(log)) => self.counters(&log, &value)?,
             Some(Key::Device(user, device)) => {
                 let log = LogId::User(user.clone());

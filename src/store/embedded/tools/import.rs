@@ -82,7 +82,7 @@ fn is_there(path: &Path) -> Result<There, ToolError> {
     let mut rows = 0u64;
     let failed = |error| ToolError::engine(path, error);
     walk::each(&*engine, keys::all(), |(key, _)| {
-        let own = matches!(Key::decode(&key), Some(Key::Format | Key::Epoch | Key::Mark | Key::Totals));
+        let own = matches!(Key::decode(&key), Some(Key::Format | Key::Epoch | Key::Mark | Key::Totals | Key::Commits));
         rows += u64::from(!own);
         Ok(())
     })

@@ -358,7 +358,9 @@ async fn an_export_is_read_back_into_the_same_store_whatever_the_engine() {
 
     let memory = MemoryEngine::default();
     import_rows(&memory, &mut BufReader::with_capacity(7, again.as_bytes())).unwrap();
-    assert_eq!(rows(&memory), rows(&double), "every row, those that follow from others too");
+    // How many commits it took is each store's own.
+    let but_commits = |engine: &dyn Engine| rows(engine).into_iter().filter(|(key, _)| *key != Key::Commits.encode());
+    assert!(but_commits(&memory).eq(but_commits(&double)), "every row, those that follow from others too");
     assert_eq!(fs::read_dir(folder.path().join("a")).unwrap().count(), 1, "nothing is left beside it");
 }
 
