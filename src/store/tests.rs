@@ -1414,7 +1414,9 @@ async fn what_a_loss_of_power_took_that_nobody_promised_to_keep_refuses_nothing(
         let config = Config { durability, ..config };
         let path = config.path.clone();
         let seen = witness::Seen::of(&path).unwrap();
-        witness::Witness::of_boot(&path, seen.epoch, uuid::Uuid::new_v4()).saw(seen.commits, seen.mark);
+        let promised = durability == Durability::Power;
+        let mut witness = witness::Witness::of(&path, seen.epoch, promised).booted(witness::boot() - 1000);
+        witness.saw(seen.commits, seen.mark);
         match Store::open(&config, Clock::system()) {
             Ok(store) => assert!(starts && store.lost_commits() > 0),
             Err(error) => assert!(!starts, "{error}"),

@@ -30,6 +30,7 @@ use super::{
         files::{Fresh, parent},
         walk,
     },
+    witness,
 };
 use crate::{
     limits,
@@ -142,7 +143,10 @@ fn check_path(path: &Path, store: &Path, kind: &Kind) -> Result<(), BackupError>
     match fs::canonicalize(parent(path)) {
         Ok(folder) if !folder.is_dir() => bad(&format!("{} is not a folder", folder.display())),
         // A file of such a name would be taken for one of the store's.
-        Ok(folder) if (kind.is_own)(&name) && fs::canonicalize(store).is_ok_and(|store| store == folder) => {
+        Ok(folder)
+            if ((kind.is_own)(&name) || witness::is_own(&name))
+                && fs::canonicalize(store).is_ok_and(|store| store == folder) =>
+        {
             bad("has the name of one of the store's own files")
         }
         Ok(_) => Ok(()),

@@ -28,12 +28,12 @@ use super::{
     rows,
     sequencer::{self, Sequencer},
     suspect::{self, Suspicion, Watched},
-    witness::{self, Seen, Witness},
+    witness::{Seen, Witness},
 };
 use crate::{
     clock::Clock,
     limits,
-    store::{Config, Durability, OnCorruption, OpenError, Totals},
+    store::{Config, Durability, EngineName, OnCorruption, OpenError, Totals},
     types::LogId,
 };
 
@@ -341,15 +341,14 @@ fn make_folder(path: &Path) -> io::Result<()> {
 fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, Attempt> {
     let (kind, path, durability) = (Kind::of(config.engine), config.path.clone(), config.durability);
     let (clock, on_corruption) = (clock.clone(), config.on_corruption());
+    let promised = durability == Durability::Power || config.engine == EngineName::Redb;
     let opened = on_a_thread(move || {
         let suspicion = suspect::suspicion(&path)?;
         if let Suspicion::Damaged(why) = suspicion {
             return Err(EngineError::Corrupt(why));
         }
         if !may_be_new && let Some(engine) = (kind.rehearse)(&path, on_corruption)? {
-            went_back(&path, &*engine)?
-                .filter(|back| back.refuses(on_corruption, durability))
-                .map_or(Ok(()), refused)?;
+            went_back(&path, &*engine)?.filter(|back| back.refuses(on_corruption)).map_or(Ok(()), refused)?;
             let rehearsed = Opened::over(engine, clock.clone(), false)?;
             if suspicion == Suspicion::Read {
                 suspect::read_all(&*rehearsed.engine)?;
@@ -361,20 +360,24 @@ fn guarded(config: &Config, clock: &Clock, may_be_new: bool) -> Result<Opened, A
             suspect::read_all(&*engine)?;
         }
         let back = went_back(&path, &*engine)?;
-        if let Some(back @ Back { commits, mark, .. }) = back {
-            if back.refuses(on_corruption, durability) {
+        if let Some(back @ Back { commits, seen, .. }) = back {
+            if back.refuses(on_corruption) {
                 refused(back)?;
             }
+            let mark = Own::of(&*engine)?.mark.max(back.mark);
             tracing::error!(
                 path = %path.display(), commits,
                 "the store went back to an earlier state: what its last commits wrote is lost; it goes on with what is there"
             );
-            // Nothing that was given since is given again.
-            engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
+            // Nothing that was given since is given again, and this is said once.
+            engine.commit(vec![
+                (Key::Mark.encode(), Some(rows::encode_mark(mark))),
+                (Key::Commits.encode(), Some(rows::encode_mark(seen))),
+            ])?;
         }
         let mut opened = Opened::over(Arc::new(Watched::over(engine, &path)), clock, may_be_new)?;
         opened.lost_commits = back.map_or(0, |back| back.commits);
-        opened.witness = Some(Witness::of(&path, opened.epoch));
+        opened.witness = Some(Witness::of(&path, opened.epoch, promised));
         Ok(opened)
     })?;
     if may_be_new {
@@ -392,14 +395,16 @@ struct Back {
     commits: u64,
     /// The offset mark from which on nothing was given.
     mark: u64,
-    /// The machine started anew since.
-    rebooted: bool,
+    /// How many the witness saw.
+    seen: u64,
+    /// The machine started anew since, and it was not promised that a loss of power takes nothing.
+    expected: bool,
 }
 
 impl Back {
     /// What a loss of power took that nobody promised to keep is no damage.
-    fn refuses(&self, on_corruption: OnCorruption, durability: Durability) -> bool {
-        on_corruption == OnCorruption::Refuse && !(self.rebooted && durability == Durability::Process)
+    fn refuses(&self, on_corruption: OnCorruption) -> bool {
+        on_corruption == OnCorruption::Refuse && !self.expected
     }
 }
 
@@ -408,7 +413,8 @@ fn went_back(path: &Path, engine: &dyn Engine) -> Result<Option<Back>, EngineErr
     let commits = seen.lost_by(engine)?;
     // The mark may have risen once more since it was seen.
     let mark = seen.mark.saturating_add(2 * sequencer::AHEAD);
-    Ok((commits > 0).then_some(Back { commits, mark, rebooted: seen.boot != witness::boot() }))
+    let expected = !seen.promised && seen.rebooted();
+    Ok((commits > 0).then_some(Back { commits, mark, seen: seen.commits, expected }))
 }
 
 fn refused(back: Back) -> Result<(), EngineError> {

@@ -88,6 +88,12 @@ impl Writer {
         let (engine, totals) = {
             let _running = shared.progress.begin();
             let engine = (recovery.reopen)()?;
+            // No power was lost meanwhile: what is missing is damage, and the next start sees to that.
+            let (before, now) = (self.tally.commits, witness::commits_of(&*engine)?);
+            if now < before {
+                let lost = before - now;
+                return Err(EngineError::Corrupt(format!("it went back to an earlier state: {lost} commits are lost")));
+            }
             let totals = self.adopt(&*engine, recovery.epoch)?;
             (engine, totals)
         };

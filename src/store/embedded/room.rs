@@ -26,8 +26,6 @@ pub struct Room {
     folder: PathBuf,
     /// The ballast's size, and what must be free besides.
     bytes: u64,
-    /// What is kept to delete what is stored, at most.
-    to_delete_max: u64,
     state: State,
 }
 
@@ -43,11 +41,8 @@ impl Room {
     /// The room around the store in `folder`.
     pub fn of(folder: &Path) -> io::Result<Self> {
         let system = statvfs(folder)?;
-        let total = system.f_blocks.saturating_mul(system.f_frsize);
-        let bytes = (total / 16).min(limits::STORE_BALLAST_BYTES_MAX);
-        // More than that of a small file system would keep it from ever being used.
-        let to_delete_max = (total / 8).min(limits::STORE_DISK_RESERVE_BYTES_MAX);
-        let mut room = Self { folder: folder.to_owned(), bytes, to_delete_max, state: State::LetGo };
+        let bytes = (system.f_blocks.saturating_mul(system.f_frsize) / 16).min(limits::STORE_BALLAST_BYTES_MAX);
+        let mut room = Self { folder: folder.to_owned(), bytes, state: State::LetGo };
         // From an earlier life.
         if fs::metadata(room.ballast()).is_ok_and(|file| file.len() == bytes && file.blocks() * BLOCK_BYTES >= bytes) {
             room.state = State::Held;
@@ -91,7 +86,7 @@ impl Room {
             State::Held => self.bytes,
             State::Unsupported | State::LetGo => self.bytes.saturating_mul(2),
         };
-        let to_delete = stored_bytes.saturating_mul(2).min(self.to_delete_max);
+        let to_delete = stored_bytes.saturating_mul(2).min(limits::STORE_DISK_RESERVE_BYTES_MAX);
         Ok(free.saturating_add(reusable(disk_bytes, stored_bytes)).saturating_sub(kept).saturating_sub(to_delete))
     }
 

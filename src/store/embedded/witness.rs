@@ -5,7 +5,7 @@
 //! counters that would tell with it. So every commit counts itself in a row, and the count is written to a file as well,
 //! at most a second late and at the end. A store that has fewer commits than its witness saw has lost some. The witness
 //! is always behind, so a crash of the process never looks like that. A loss of power may, where nobody promised that it
-//! loses nothing: hence it says in which boot of the machine it was written as well.
+//! loses nothing: hence it says as well whether that was promised, and when the machine had started.
 
 use std::{
     fs, io,
@@ -20,9 +20,19 @@ use super::{
     keys::Key,
     rows,
 };
+use crate::clock::Clock;
 
 /// Its name in the store's folder.
 const FILE: &str = "witness";
+/// What it is called until it is whole.
+const FRESH: &str = "witness.new";
+/// How far two looks at when the machine started may differ, in seconds: the clock is steered.
+const BOOT_TOLERANCE: u64 = 30;
+
+/// Whether a file in the store's folder has a name of the witness's.
+pub fn is_own(name: &str) -> bool {
+    name == FILE || name == FRESH
+}
 
 /// What a witness saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,14 +43,16 @@ pub struct Seen {
     pub commits: u64,
     /// The offset mark at that time.
     pub mark: u64,
-    /// In which boot of the machine; nil where the machine does not say.
-    pub boot: Uuid,
+    /// Whether a loss of power was to take none of them.
+    pub promised: bool,
+    /// When the machine had started, in seconds of Unix time.
+    pub boot: u64,
 }
 
 impl Seen {
     fn text(&self) -> String {
-        let Seen { epoch, commits, mark, boot } = self;
-        let said = format!("{epoch} {commits} {mark} {boot}");
+        let Seen { epoch, commits, mark, promised, boot } = self;
+        let said = format!("{epoch} {commits} {mark} {promised} {boot}");
         let sum = Sha256::digest(&said).iter().take(8).fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
         format!("{said} {sum:016x}\n")
     }
@@ -51,6 +63,7 @@ impl Seen {
             epoch: words.next()?.parse().ok()?,
             commits: words.next()?.parse().ok()?,
             mark: words.next()?.parse().ok()?,
+            promised: words.next()?.parse().ok()?,
             boot: words.next()?.parse().ok()?,
         };
         (seen.text() == text).then_some(seen)
@@ -59,6 +72,11 @@ impl Seen {
     /// What the witness in a folder saw; `None` where there is none, or it cannot be read.
     pub fn of(folder: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(folder.join(FILE)).ok()?)
+    }
+
+    /// Whether the machine started anew since, as far as its clock says.
+    pub fn rebooted(&self) -> bool {
+        self.boot.abs_diff(boot()) > BOOT_TOLERANCE
     }
 
     /// How many commits of this store an engine has lost; 0: none that is known of.
@@ -71,10 +89,11 @@ impl Seen {
     }
 }
 
-/// The boot of the machine (`random(4)`); nil where it does not say.
-pub fn boot() -> Uuid {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    id.ok().and_then(|id| id.trim().parse().ok()).unwrap_or(Uuid::nil())
+/// When the machine started, in seconds of Unix time: sysinfo(2), since a sandboxed service does not see its boot id
+/// (`ProcSubset=pid`). Setting the clock moves it.
+pub fn boot() -> u64 {
+    let up = u64::try_from(rustix::system::sysinfo().uptime).unwrap_or_default();
+    (Clock::system().unix_micros() / 1_000_000).saturating_sub(up)
 }
 
 /// How many commits an engine says there were.
@@ -88,38 +107,50 @@ pub fn commits_of(engine: &dyn Engine) -> Result<u64, EngineError> {
 pub struct Witness {
     folder: PathBuf,
     epoch: Uuid,
-    boot: Uuid,
+    promised: bool,
+    boot: u64,
     last: Option<Seen>,
+    warned: bool,
 }
 
 impl Witness {
-    /// The witness of the store `epoch` in a folder.
-    pub fn of(folder: &Path, epoch: Uuid) -> Self {
-        Self::of_boot(folder, epoch, boot())
+    /// The witness of the store `epoch` in a folder, where a loss of power is `promised` to take nothing.
+    pub fn of(folder: &Path, epoch: Uuid, promised: bool) -> Self {
+        Self { folder: folder.to_owned(), epoch, promised, boot: boot(), last: None, warned: false }
     }
 
-    /// The same, in another boot.
-    pub(in crate::store) fn of_boot(folder: &Path, epoch: Uuid, boot: Uuid) -> Self {
-        Self { folder: folder.to_owned(), epoch, boot, last: None }
+    /// The same, from when the machine had started at another time.
+    #[cfg(test)]
+    pub(in crate::store) fn booted(self, boot: u64) -> Self {
+        Self { boot, ..self }
     }
 
     /// There were so many commits.
     pub fn saw(&mut self, commits: u64, mark: u64) {
-        let seen = Seen { epoch: self.epoch, commits, mark, boot: self.boot };
+        let Self { epoch, promised, boot, .. } = *self;
+        let seen = Seen { epoch, commits, mark, promised, boot };
         if self.last == Some(seen) {
             return;
         }
         match self.write(&seen) {
-            Ok(()) => self.last = Some(seen),
+            Ok(()) => (self.last, self.warned) = (Some(seen), false),
             // It is behind then, and says less.
-            Err(error) => tracing::debug!(%error, "the store's witness could not be written"),
+            Err(error) if !self.warned => {
+                self.warned = true;
+                tracing::warn!(%error, "the store's witness could not be written; damage may go unnoticed");
+            }
+            Err(_) => {}
         }
     }
 
     fn write(&self, seen: &Seen) -> io::Result<()> {
-        let fresh = self.folder.join(format!("{FILE}.new"));
-        fs::write(&fresh, seen.text())?;
-        fs::rename(&fresh, self.folder.join(FILE))
+        let fresh = self.folder.join(FRESH);
+        let written = fs::write(&fresh, seen.text()).and_then(|()| fs::rename(&fresh, self.folder.join(FILE)));
+        if written.is_err() {
+            // Perhaps another user's, from a crash: the next time it is this one's.
+            let _ = fs::remove_file(&fresh);
+        }
+        written
     }
 }
 
@@ -153,9 +184,11 @@ mod tests {
         let folder = tempfile::TempDir::new().unwrap();
         assert_eq!(Seen::of(folder.path()), None);
         let epoch = Uuid::new_v4();
-        let mut witness = Witness::of(folder.path(), epoch);
+        let mut witness = Witness::of(folder.path(), epoch, true);
         witness.saw(7, 1000);
-        assert_eq!(Seen::of(folder.path()), Some(Seen { epoch, commits: 7, mark: 1000, boot: boot() }));
+        let seen = Seen::of(folder.path()).unwrap();
+        assert_eq!(seen, Seen { epoch, commits: 7, mark: 1000, promised: true, boot: witness.boot });
+        assert!(!seen.rebooted());
         let file = folder.path().join(FILE);
         let text = fs::read_to_string(&file).unwrap();
         for place in 0..text.len() {

@@ -21,6 +21,7 @@ use super::{
     super::{
         engine::{Engine, EngineError},
         kind::Kind,
+        witness,
     },
     ToolError,
 };
@@ -193,7 +194,10 @@ fn clear_away(old: &Path, path: &Path, kind: &Kind) -> io::Result<()> {
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(old)? {
         let entry = entry?;
-        let is_own = (kind.is_own)(&entry.file_name().to_string_lossy());
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        // A witness saw the store that was there.
+        let is_own = (kind.is_own)(&name) || witness::is_own(&name);
         if is_own { &mut own } else { &mut others }.push(entry);
     }
     for entry in others {

@@ -365,6 +365,32 @@ async fn an_export_is_read_back_into_the_same_store_whatever_the_engine() {
 }
 
 #[tokio::test]
+async fn an_emptied_store_takes_its_own_export_and_did_not_go_back() {
+    let folder = TempDir::new().unwrap();
+    let config = Config { on_corruption: Some(crate::store::OnCorruption::Refuse), ..sled_at(&folder) };
+    let place = Place { path: config.path.clone(), engine: None };
+    let store = Store::open(&config, Clock::system()).unwrap();
+    let mut ann = Log { id: LogId::User(user("ann")), counters: Counters::default() };
+    for _ in 0..20 {
+        ann.append(&store, notification(json("1")), None, false).await.unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let text = export_of(&place);
+    let store = Store::open(&config, Clock::system()).unwrap();
+    let (done, written) = tokio::sync::oneshot::channel();
+    store.stage(Op::ForgetUser { user: user("ann"), hold: Hold::default(), done });
+    written.await.unwrap().unwrap();
+    store.close().unwrap();
+    drop(store);
+    import(&place, &mut text.as_bytes()).unwrap();
+    assert_eq!(check(&place).unwrap().problems, []);
+    let store = Store::open(&config, Clock::system()).unwrap();
+    assert_eq!((store.lost_commits(), store.load(&user("ann")).await.unwrap().index.len()), (0, 20));
+    store.close().unwrap();
+}
+
+#[tokio::test]
 async fn the_store_that_was_imported_goes_on_where_the_other_stood() {
     let double = filled().await;
     let folder = TempDir::new().unwrap();
