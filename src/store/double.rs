@@ -206,4 +206,11 @@ impl Engine for Arc<Double> {
     fn disk_bytes(&self) -> Result<u64, EngineError> {
         self.rows.disk_bytes()
     }
+
+    fn nudge(&self) {
+        if self.fails.load(Ordering::SeqCst) {
+            self.gate.lock().is_shut = false;
+            self.opened.notify_all();
+        }
+    }
 }

@@ -134,10 +134,15 @@ impl Store {
         let slot: Slot = Arc::new(RwLock::new(engine));
         let (readers, mut threads) = Readers::start(&slot)?;
         let recovery = reopen.map(|reopen| Recovery::new(reopen, epoch));
+        let watched_slot = Arc::clone(&slot);
         let writer = Writer::new(Arc::clone(&shared), slot, recovery, room, witness).map_err(std::io::Error::other)?;
         threads.push(thread::Builder::new().name("pushgate-writer".into()).spawn(move || writer.run())?);
         let watched = Arc::clone(&shared);
-        threads.push(thread::Builder::new().name("pushgate-watchdog".into()).spawn(move || watchdog.run(&watched))?);
+        threads.push(
+            thread::Builder::new()
+                .name("pushgate-watchdog".into())
+                .spawn(move || watchdog.run(&watched, &watched_slot))?,
+        );
         Ok(Store(Arc::new(Handle {
             shared,
             readers,

@@ -1267,6 +1267,20 @@ async fn a_commit_that_does_not_end_shows_in_the_health_and_ends_the_process() {
     drop((held, answer));
 }
 
+#[tokio::test]
+async fn a_commit_that_sleeps_over_an_error_is_woken_to_tell_it() {
+    let double = Arc::new(Double::default());
+    let millis = Duration::from_millis;
+    let end = || unreachable!("the error is heard before that");
+    let store =
+        Store::open_watched(&double, Clock::system(), Watchdog { stuck_after: millis(60_000), grace: millis(50), end });
+    let held = double.hold();
+    let (_, answer) = Log::of("ann").stage(&store, &notification(1)).await.unwrap();
+    double.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(answer.await.unwrap(), Err(StoreError::Failed(_))));
+    drop(held);
+}
+
 /// Stages what joins a log, and waits until it is there.
 async fn join(store: &Store, log: LogId, original: &Notification, remember: Option<UnixMillis>, count: u32) -> Offset {
     let mut permit = store.permit(original.accounted_bytes()).await.unwrap();

@@ -81,6 +81,9 @@ pub trait Engine: Send + Sync + 'static {
 
     /// The bytes that its files take.
     fn disk_bytes(&self) -> Result<u64, EngineError>;
+
+    /// A commit takes long: whatever its thread sleeps over looks again whether an error is to be told. Does not wait.
+    fn nudge(&self) {}
 }
 
 /// Stands where the engine was, until it is opened again.

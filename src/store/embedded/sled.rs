@@ -129,6 +129,15 @@ impl Engine for SledEngine {
     fn disk_bytes(&self) -> Result<u64, EngineError> {
         Ok(size_of(&self.path, is_own)? + size_of(&self.path.join("blobs"), |_| true)?)
     }
+
+    /// A thread of sled's own that meets an error notes it and wakes nobody (`Log::exit_reservation`): who had just gone
+    /// to sleep in `flush` would sleep for good. Another `flush` sees the error, wakes all and returns; on a disk that
+    /// hangs it sleeps as well, hence on a thread that is nobody's.
+    fn nudge(&self) {
+        let tree = self.tree.clone();
+        // The next nudge comes soon; the error is the commit's to tell.
+        let _ = std::thread::Builder::new().name("pushgate-nudge".into()).spawn(move || tree.flush().is_ok());
+    }
 }
 
 fn size_of(folder: &Path, counts: fn(&str) -> bool) -> io::Result<u64> {

@@ -144,4 +144,8 @@ impl Engine for Watched {
     fn disk_bytes(&self) -> Result<u64, EngineError> {
         self.engine.disk_bytes()
     }
+
+    fn nudge(&self) {
+        self.engine.nudge();
+    }
 }

@@ -1,5 +1,5 @@
 //! Watches the writer from a thread of its own: a commit that does not end (a disk that hangs) shows in the store's
-//! health, and then ends the process. Nothing is lost by it, since all that was acknowledged is flushed; whoever
+//! health, and then ends the process. Before that it nudges the engine, in case an error only went unheard. Nothing is lost by it, since all that was acknowledged is flushed; whoever
 //! supervises the process starts it again, and callers and clients meet a gateway that works or one that is not there.
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::shared::Shared;
+use super::{reader::Slot, shared::Shared};
 use crate::limits;
 
 /// What the process exits with (EX_IOERR).
@@ -36,11 +36,16 @@ impl Default for Watchdog {
 
 impl Watchdog {
     /// Watches until the writer ends.
-    pub fn run(&self, shared: &Arc<Shared>) {
+    pub fn run(&self, shared: &Arc<Shared>, slot: &Slot) {
         let step = (self.stuck_after.min(self.grace) / 5).max(Duration::from_millis(1));
         let mut stuck = None;
         while !shared.progress.is_over_within(step) {
             let running = shared.progress.running();
+            if running.is_some_and(|(_, since)| since.elapsed() >= step)
+                && let Some(engine) = slot.try_read()
+            {
+                engine.nudge();
+            }
             if let Some((commit, _)) = stuck
                 && running.is_none_or(|(now, _)| now != commit)
             {
