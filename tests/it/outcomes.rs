@@ -71,7 +71,7 @@ async fn where_nobody_confirms_in_time_it_is_stored() {
 async fn it_ends_below_the_calls_deadline() {
     let gateway = Gateway::start().await;
     let mut rpc = gateway.rpc().await;
-    for (millis, wait_timeout) in [(1000, 60), (300, 100_000)] {
+    for (millis, wait_timeout) in [(2000, 60), (1000, 100_000)] {
         let mut call = Request::new(SendToUserRequest {
             wait_timeout: ttl(wait_timeout, 0),
             ..confirmed("alice", notification(1), 0)
