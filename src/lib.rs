@@ -14,7 +14,8 @@
 //! 4. **[`hub`]**: users, their devices and sessions. [`hub::Hub::send`] is where a notification gets its place, and the
 //!    only order in which store, outboxes and events come.
 //! 5. **[`api`]**: what services may ask, whoever carries the question.
-//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes.
+//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes. [`stress`] is a load on both from
+//!    outside.
 //! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
 //!    [`dev`] for a first look, and [`cli`].
 //!
@@ -56,6 +57,7 @@ pub mod api;
 // Floor 6: transports.
 pub mod grpc;
 pub mod http;
+pub mod stress;
 pub mod ws;
 
 // Floor 7: the application.

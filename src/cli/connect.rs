@@ -274,6 +274,11 @@ impl Gateway {
         self.channel.clone()
     }
 
+    /// The caller's token.
+    pub fn token(&self) -> Option<MetadataValue<Ascii>> {
+        self.token.clone()
+    }
+
     /// Its calls.
     pub fn calls(&self) -> GatewayClient<Channel> {
         GatewayClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)

@@ -90,6 +90,12 @@ impl Signer {
         Ok(Self { key, header, auth: Some(auth.clone()), gateway: Some(gateway) })
     }
 
+    /// Signs with this secret, HS256.
+    pub fn of_secret(secret: &str) -> Self {
+        let key = EncodingKey::from_secret(secret.as_bytes());
+        Self { key, header: Header::new(jsonwebtoken::Algorithm::HS256), auth: None, gateway: None }
+    }
+
     fn of_file(args: &KeyArgs, auth: Option<auth::Config>) -> Outcome<Self> {
         let algorithm = args.algorithm.as_deref().unwrap_or("HS256");
         let header = header(algorithm, args.key_kid.as_ref())?;

@@ -3,7 +3,8 @@
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
 //! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
-//!   client of the public listener; `token.rs`, `init.rs`: secrets; `doctor/`: everything at once; `store/`: a store on disk.
+//!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
+//!   once; `store/`: a store on disk.
 //! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
 //! Results go to standard output, notes and errors to standard error. Exit codes (those above 2 are of sysexits.h):
@@ -33,6 +34,7 @@ mod send;
 mod sessions;
 mod status;
 mod store;
+mod stress;
 mod table;
 mod token;
 

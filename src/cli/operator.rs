@@ -13,7 +13,9 @@ use super::{
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
-    store, token,
+    store,
+    stress::{self, Stress},
+    token,
 };
 
 /// What an operator asks of a running gateway, and what he needs around it.
@@ -104,6 +106,12 @@ pub enum Operator {
     /// Comes back where the close code says so. Messages go to standard output, all else to standard error.
     #[command(after_help = listen::EXAMPLES)]
     Listen(listen::Listen),
+    /// Put a load on a gateway, and say what became of it
+    ///
+    /// Many light sessions connect, are sent to over gRPC, and count what comes: lost, twice, out of order, how late.
+    /// It is for a gateway that may be loaded, not for one in use.
+    #[command(after_help = stress::EXAMPLES)]
+    Stress(Box<Stress>),
     /// Make tokens: for a user, or for a caller of the admin API
     #[command(subcommand, arg_required_else_help = true)]
     Token(token::Token),
@@ -160,6 +168,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Events(args) => events::events(args).await,
             Operator::Health(args) => status::health(args).await,
             Operator::Listen(args) => listen::listen(args).await,
+            Operator::Stress(args) => stress::stress(*args).await,
             Operator::Token(args) => token::token(args),
             Operator::Doctor(args) => doctor::doctor(args).await,
             Operator::Backup(args) => backup::backup(args).await,

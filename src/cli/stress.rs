@@ -1,0 +1,534 @@
+//! `pushgate stress`: puts a load on a running gateway and says what became of it. What is on the command line and what
+//! is printed; the load itself is in [`crate::stress`].
+
+use std::{
+    collections::BTreeMap, fmt::Display, fs, net::ToSocketAddrs as _, path::PathBuf, sync::Arc, thread, time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use http::Uri;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, json};
+
+use super::{
+    connect::{self, span},
+    failure::{EXIT_FAILURE, EXIT_UNAVAILABLE, Failure, Outcome},
+    jwt::{KeyArgs, Signer},
+    output,
+    table::{self, Column},
+    token,
+};
+use crate::{
+    api::proto,
+    stress::{
+        Kind, Plan, Watch,
+        fleet::{Place, Target},
+        report::{Latency, Report},
+        sender::{Calls, Via},
+    },
+    types::ByteSize,
+};
+
+/// The command's examples.
+pub const EXAMPLES: &str = "Examples:
+  pushgate stress --test-type storm --connections 1000
+  pushgate stress --test-type unicast --connections 1000 --duration 10s --rate 5000 --json
+  pushgate stress --test-type unicast --rate 0 --via unary --duration 10s
+  pushgate stress --test-type fanout --connections 5000 --message-interval 0 --messages 320
+  pushgate stress --test-type replay --connections 1 --messages 1000
+  pushgate stress --test-type all --connections 10000 --max-concurrent 500 --message-interval 5s --duration 20s
+
+Tests:
+  storm       all connect, --max-concurrent at a time, each is asked something, all go
+  throughput  each session sends --messages echoes, as fast as answers come, 16 unanswered
+  sustained   each session sends an echo every --message-interval for --duration
+  fanout      --messages broadcasts to all, one every --message-interval
+  unicast     --rate notifications a second to the users in turn for --duration
+  replay      --messages wait for each user; then all come back at once
+  churn       sessions come and go while --rate stored notifications a second are sent for --duration
+  all         one after the other, with the same sessions
+
+fanout, unicast, replay and churn send over gRPC. The gateway's CPU time and memory are asked for there, too.
+
+Exit codes: 0 nothing was lost and nothing out of order; 1 something was, or somebody could not
+connect; 69 nobody could.";
+
+/// How long a minted token is good.
+const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Descriptors that are needed besides the sessions'.
+const DESCRIPTORS_BESIDE: u64 = 64;
+/// Connections to the admin API, where callers are many.
+const CHANNELS_MAX: usize = 4;
+/// Users who are forgotten at a time when it is over.
+const FORGET_AT_ONCE: usize = 64;
+
+/// `pushgate stress`.
+#[derive(Args, Debug)]
+pub struct Stress {
+    /// Which test
+    #[arg(long, value_enum, value_name = "TEST", default_value_t = TestType::All, hide_possible_values = false)]
+    test_type: TestType,
+    /// Where sessions connect
+    #[arg(long, default_value = "ws://127.0.0.1:7000/ws")]
+    url: String,
+    /// How many sessions
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+    /// How many messages: echoes a session, broadcasts, or notifications a user that wait
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    messages: u64,
+    /// How long sustained, unicast and churn go on; a plain number is seconds
+    #[arg(long, value_name = "SPAN", default_value = "60s", value_parser = seconds)]
+    duration: Duration,
+    /// How many handshakes are under way at once
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    max_concurrent: u32,
+    /// How often a session sends an echo, or all get a broadcast; 0: broadcasts back to back; a plain number is
+    /// milliseconds
+    #[arg(long, value_name = "SPAN", default_value = "100ms", value_parser = millis)]
+    message_interval: Duration,
+    /// The payload of a message; at least what its mark needs, about 80 bytes
+    #[arg(long, value_name = "SIZE", default_value = "256", value_parser = size)]
+    payload: usize,
+    /// Messages a second: notifications of unicast and churn [default: 2000], echoes of sustained [default: by
+    /// --message-interval]; 0: notifications as fast as they are taken
+    #[arg(long, value_name = "N", value_parser = rate)]
+    rate: Option<f64>,
+    /// How unicast sends
+    #[arg(long, value_enum, default_value_t = How::Batch)]
+    via: How,
+    /// What unicast waits for
+    #[arg(long, value_enum, default_value_t = Wait::Accepted)]
+    wait: Wait,
+    /// Have unicast send what is never stored (TTL 0)
+    #[arg(long)]
+    volatile: bool,
+    /// How many send at once [default: 64 with --via unary, 32 with --message-interval 0, 4 for replay, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    callers: Option<u32>,
+    /// The mean life of a connection in churn
+    #[arg(long, value_name = "SPAN", default_value = "10s", value_parser = seconds)]
+    lifetime: Duration,
+    /// How sessions confirm: by WebSocket pong, or by ack
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = AckMode::Transport)]
+    ack_mode: AckMode,
+    /// How long nothing may come before what is missing counts as lost
+    #[arg(long, value_name = "SPAN", default_value = "10s", value_parser = seconds)]
+    patience: Duration,
+    /// The threads that hold the sessions [default: half as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: Option<u16>,
+    /// Take the users' tokens from this file, one a line; sessions share them in turn, each as a device of its own
+    /// [default: sign one for each of so many new users]
+    #[arg(long, value_name = "FILE")]
+    user_tokens: Option<PathBuf>,
+    /// Sign with this HMAC secret; other users of this machine can see it in the list of processes
+    #[arg(long, value_name = "SECRET", conflicts_with_all = ["user_tokens", "secret_file", "private_key_file"])]
+    secret: Option<String>,
+    /// Leave what the gateway has stored for the users that were made up; else they are forgotten (scope admin)
+    #[arg(long)]
+    keep: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    target: connect::Target,
+}
+
+/// [`Kind`] on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TestType {
+    Storm,
+    Throughput,
+    Sustained,
+    Fanout,
+    Unicast,
+    Replay,
+    Churn,
+    All,
+}
+
+impl TestType {
+    fn kinds(self) -> Vec<Kind> {
+        match self {
+            Self::All => Kind::ALL.to_vec(),
+            Self::Storm => vec![Kind::Storm],
+            Self::Throughput => vec![Kind::Throughput],
+            Self::Sustained => vec![Kind::Sustained],
+            Self::Fanout => vec![Kind::Fanout],
+            Self::Unicast => vec![Kind::Unicast],
+            Self::Replay => vec![Kind::Replay],
+            Self::Churn => vec![Kind::Churn],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum How {
+    /// SendToUser, a call each
+    Unary,
+    /// SendBatch, pipelined
+    Batch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Wait {
+    Accepted,
+    Stored,
+    Confirmed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AckMode {
+    Transport,
+    Client,
+}
+
+/// A span; a plain number is one of `unit`.
+fn span_in(text: &str, unit: &str) -> Result<Duration, String> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) { span(&format!("{text}{unit}")) } else { span(text) }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let span = span_in(text, "s")?;
+    if span.is_zero() { Err("it must be longer than nothing, such as 10s".to_owned()) } else { Ok(span) }
+}
+
+fn millis(text: &str) -> Result<Duration, String> {
+    span_in(text, "ms")
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let bytes = match text.parse::<u64>() {
+        Ok(bytes) => bytes,
+        Err(_) => ByteSize::parse(text).map_err(|error| error.to_string())?.0,
+    };
+    match usize::try_from(bytes) {
+        Ok(bytes) if bytes <= 16 * 1024 * 1024 => Ok(bytes),
+        _ => Err("a payload has at most 16MiB".to_owned()),
+    }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.0..=10_000_000.0).contains(&rate) => Ok(rate),
+        _ => Err("write a number from 0 to 10000000".to_owned()),
+    }
+}
+
+/// Runs `pushgate stress`.
+pub async fn stress(args: Stress) -> Outcome {
+    let kinds = args.test_type.kinds();
+    let target = target(&args)?;
+    enough_descriptors(args.connections)?;
+    let (places, made_up) = places(&args)?;
+    let calls = calls(&args, &kinds).await?;
+    let plan = plan(&args);
+    let bar = Bar(ProgressBar::new(0));
+    let told = |report: &Report| bar.0.suspend(|| output::note(&summary(report)));
+    let ran = crate::stress::run(&kinds, &plan, &target, places, calls.as_ref(), &bar, told).await;
+    bar.0.finish_and_clear();
+    let reports = ran.map_err(|error| Failure::new(EXIT_FAILURE, format!("cannot hold the sessions: {error}")))?;
+    if let Some(calls) = calls.filter(|_| !args.keep) {
+        forget(&calls, made_up, &bar).await;
+    }
+    let passed = reports.iter().all(Report::passed);
+    if args.json {
+        let cores = thread::available_parallelism().map_or(0, usize::from);
+        output::document(&json!({
+            "version": env!("CARGO_PKG_VERSION"), "url": args.url, "cores": cores, "payloadBytes": args.payload,
+            "tests": reports, "passed": passed,
+        }))?;
+    } else {
+        for line in rows(&reports) {
+            output::line(&line)?;
+        }
+    }
+    if passed { Ok(()) } else { Err(verdict(&reports)) }
+}
+
+fn verdict(reports: &[Report]) -> Failure {
+    if let Some(report) = reports.iter().find(|report| report.connections.connected == 0) {
+        let reason = most(&report.connections.failures).unwrap_or("no reason was given");
+        return Failure::new(EXIT_UNAVAILABLE, format!("nobody could connect ({}): {reason}", report.test));
+    }
+    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
+    let failures = reports.iter().find_map(|report| most(&report.connections.failures));
+    let failures = failures.map_or_else(String::new, |reason| format!(" (such as: {reason})"));
+    let text = format!(
+        "{} lost, {} out of order, {} to connect failed{failures}",
+        sum(|report| report.lost),
+        sum(|report| report.out_of_order),
+        output::count(sum(|report| report.connections.failed), "attempt")
+    );
+    Failure::new(EXIT_FAILURE, text)
+}
+
+fn most(counts: &BTreeMap<String, u64>) -> Option<&str> {
+    counts.iter().max_by_key(|(_, count)| **count).map(|(what, _)| &**what)
+}
+
+fn plan(args: &Stress) -> Plan {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    Plan {
+        max_concurrent: args.max_concurrent as usize,
+        messages: args.messages,
+        duration: args.duration,
+        message_interval: args.message_interval,
+        payload: args.payload,
+        rate: args.rate,
+        via: if args.via == How::Unary { Via::Unary } else { Via::Batch },
+        wait: match args.wait {
+            Wait::Accepted => proto::Wait::Accepted,
+            Wait::Stored => proto::Wait::Stored,
+            Wait::Confirmed => proto::Wait::Confirmed,
+        },
+        volatile: args.volatile,
+        callers: args.callers.map(|callers| callers as usize),
+        lifetime: args.lifetime,
+        patience: args.patience,
+        threads: args.threads.map_or((cores / 2).max(1), usize::from),
+    }
+}
+
+fn target(args: &Stress) -> Outcome<Target> {
+    let url = &args.url;
+    let wrong = |what: &str| Failure::usage(format!("--url {url}: {what}; write ws://HOST:PORT/PATH"));
+    let uri: Uri = url.parse().map_err(|_| wrong("is not an address"))?;
+    match uri.scheme_str() {
+        Some("ws") => {}
+        Some("wss") => return Err(wrong("the load is put on the gateway itself, without TLS")),
+        _ => return Err(wrong("is not a WebSocket address")),
+    }
+    let host = uri.authority().map(ToString::to_string).ok_or_else(|| wrong("has no host"))?;
+    let name = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let mut found = (name, uri.port_u16().unwrap_or(80))
+        .to_socket_addrs()
+        .map_err(|error| Failure::new(EXIT_UNAVAILABLE, format!("--url {url}: {name} is not known: {error}")))?;
+    let address = found.next().ok_or_else(|| wrong("its host has no address"))?;
+    let path = uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+    Ok(Target { address, host, path, client_acks: args.ack_mode == AckMode::Client })
+}
+
+/// Raises the soft limit on descriptors to the hard one, and refuses what does not fit.
+fn enough_descriptors(connections: u32) -> Outcome {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+    let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised.current } else { before.current };
+    let needed = u64::from(connections) + DESCRIPTORS_BESIDE;
+    match limit {
+        Some(limit) if limit < needed => Err(Failure::usage(format!(
+            "--connections {connections} needs {needed} descriptors and a process may have {limit}; raise that with \
+             ulimit -n, take fewer, or run this several times at once"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The sessions' places, and the users that were made up for them.
+fn places(args: &Stress) -> Outcome<(Vec<Place>, Vec<String>)> {
+    let count = args.connections as usize;
+    if let Some(file) = &args.user_tokens {
+        let text = fs::read_to_string(file).map_err(|error| Failure::file("cannot read", file, &error))?;
+        let tokens: Vec<Arc<str>> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(Into::into).collect();
+        if tokens.is_empty() {
+            return Err(Failure::usage(format!("--user-tokens {}: it holds no token", file.display())));
+        }
+        if tokens.iter().any(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            let text = format!("--user-tokens {}: a line has characters that no token can have", file.display());
+            return Err(Failure::usage(text));
+        }
+        let place = |number: usize| Place {
+            token: Arc::clone(&tokens[number % tokens.len()]),
+            device: (count > tokens.len()).then(|| format!("stress-{}", number / tokens.len())),
+        };
+        return Ok(((0..count).map(place).collect(), Vec::new()));
+    }
+    let signer = match &args.secret {
+        Some(secret) => Signer::of_secret(secret),
+        None => Signer::find(&args.key, &args.target.file)?,
+    };
+    let tag = u32::from_le_bytes(token::random::<4>()?);
+    let users: Vec<String> = (0..count).map(|number| format!("stress-{tag:08x}-{number}")).collect();
+    let place = |user: &String| -> Outcome<Place> {
+        Ok(Place { token: signer.sign(user, TOKEN_TTL, Map::new())?.into(), device: None })
+    };
+    let places = users.iter().map(place).collect::<Outcome<_>>()?;
+    Ok((places, users))
+}
+
+/// The admin API; `None` where no test needs it and it does not answer.
+async fn calls(args: &Stress, kinds: &[Kind]) -> Outcome<Option<Calls>> {
+    let callers = args.callers.unwrap_or(if args.via == How::Unary { 64 } else { 1 }) as usize;
+    let mut channels = Vec::new();
+    let mut token = None;
+    for _ in 0..callers.clamp(1, CHANNELS_MAX) {
+        match args.target.connect().await {
+            Ok(gateway) => {
+                token = gateway.token();
+                channels.push(gateway.channel());
+            }
+            Err(failure) if kinds.iter().any(|kind| kind.sends()) => return Err(failure),
+            Err(failure) => {
+                output::note(&format!("the gateway's CPU time and memory are not known: {}", failure.message()));
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(Calls::new(channels, token)))
+}
+
+/// Has the gateway forget the users that were made up.
+async fn forget(calls: &Calls, users: Vec<String>, bar: &Bar) {
+    use futures_util::StreamExt as _;
+    bar.begins("all", "forgetting users", users.len() as u64);
+    let calls = futures_util::stream::iter(users).map(|user| async move { calls.forget(&user).await });
+    let mut answers = calls.buffer_unordered(FORGET_AT_ONCE);
+    let mut done = 0;
+    while let Some(answer) = answers.next().await {
+        if let Err(status) = answer {
+            bar.0.finish_and_clear();
+            let text = format!("what is stored for the users is left: {}; --keep says nothing of it", status.message());
+            return output::note(&text);
+        }
+        done += 1;
+        bar.at(done);
+    }
+    bar.0.finish_and_clear();
+}
+
+/// How far it is, on a terminal.
+struct Bar(ProgressBar);
+
+impl Watch for Bar {
+    fn begins(&self, test: &'static str, part: &'static str, steps: u64) {
+        let template = if steps > 0 { "{msg:24} {wide_bar} {pos}/{len} {eta}" } else { "{msg:24} {spinner} {pos}" };
+        // The templates are right, and a plain bar would do.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+        self.0.reset();
+        self.0.set_length(steps);
+        self.0.set_message(format!("{test}: {part}"));
+    }
+
+    fn at(&self, done: u64) {
+        self.0.set_position(done);
+    }
+}
+
+/// One line on a test that is over.
+fn summary(report: &Report) -> String {
+    let Report { test, connections, sent, received, lost, duplicates, out_of_order, .. } = report;
+    let (connected, asked) = (connections.connected, connections.asked);
+    format!(
+        "{test}: {connected} of {asked} connected, {sent} sent, {received} received in {:.1} s, {lost} lost, \
+         {duplicates} twice, {out_of_order} out of order",
+        report.seconds
+    )
+}
+
+/// The table: a column a test, a row a figure.
+fn rows(reports: &[Report]) -> Vec<String> {
+    type Cell = fn(&Report) -> Option<String>;
+    fn number(value: impl Display) -> Option<String> {
+        Some(value.to_string())
+    }
+    fn whole(value: f64) -> Option<String> {
+        (value > 0.0).then(|| format!("{value:.0}"))
+    }
+    fn micros(latency: Option<&Latency>, of: fn(&Latency) -> u64) -> Option<String> {
+        latency.map(|latency| output::span(Duration::from_micros(of(latency))))
+    }
+    // What a test is about: how long connecting took, or a replay, else how long messages were under way.
+    fn main(report: &Report) -> Option<&Latency> {
+        match report.test {
+            "storm" => report.connect.as_ref(),
+            "replay" => report.replay.as_ref(),
+            _ => report.latency.as_ref(),
+        }
+    }
+    let figures: [(&str, Cell); 27] = [
+        ("connected", |report| number(report.connections.connected)),
+        ("failed to connect", |report| number(report.connections.failed)),
+        ("closed by the gateway", |report| number(report.connections.closed.values().sum::<u64>())),
+        ("seconds", |report| Some(format!("{:.2}", report.seconds))),
+        ("connects/s", |report| whole(report.per_second.connects)),
+        ("sent", |report| number(report.sent)),
+        ("refused", |report| number(report.refused.values().sum::<u64>())),
+        ("sent/s", |report| whole(report.per_second.sent)),
+        ("received", |report| number(report.received)),
+        ("received/s", |report| whole(report.per_second.received)),
+        ("latency of", |report| {
+            Some(match report.test {
+                "storm" => "connect".to_owned(),
+                "replay" => "replay".to_owned(),
+                "throughput" | "sustained" => "echo".to_owned(),
+                _ => "delivery".to_owned(),
+            })
+        }),
+        ("  p50", |report| micros(main(report), |latency| latency.p50_micros)),
+        ("  p90", |report| micros(main(report), |latency| latency.p90_micros)),
+        ("  p99", |report| micros(main(report), |latency| latency.p99_micros)),
+        ("  p99.9", |report| micros(main(report), |latency| latency.p999_micros)),
+        ("  max", |report| micros(main(report), |latency| latency.max_micros)),
+        ("connect p50", |report| micros(report.connect.as_ref(), |latency| latency.p50_micros)),
+        ("connect p99", |report| micros(report.connect.as_ref(), |latency| latency.p99_micros)),
+        ("answer p50", |report| micros(report.answer.as_ref(), |latency| latency.p50_micros)),
+        ("answer p99", |report| micros(report.answer.as_ref(), |latency| latency.p99_micros)),
+        ("lost", |report| number(report.lost)),
+        ("duplicates", |report| number(report.duplicates)),
+        ("out of order", |report| number(report.out_of_order)),
+        ("gateway CPU", |report| Some(format!("{:.2}s", report.server.as_ref()?.cpu_seconds))),
+        ("  µs a", |report| {
+            let server = report.server.as_ref()?;
+            Some(format!("{} {:.2}", server.unit, server.cpu_micros_per_unit?))
+        }),
+        ("gateway memory", |report| Some(output::bytes(report.server.as_ref()?.rss_bytes as f64))),
+        ("  a session", |report| Some(output::bytes(report.server.as_ref()?.rss_bytes_per_session?))),
+    ];
+    let mut columns = vec![Column::number("")];
+    columns.extend(reports.iter().map(|report| Column::number(report.test)));
+    let cells = figures.iter().map(|(title, cell)| {
+        let found: Vec<_> = reports.iter().map(cell).collect();
+        (format!("{title:21}"), found)
+    });
+    let told = cells.filter(|(_, found)| found.iter().any(Option::is_some));
+    let rows: Vec<Vec<String>> = told
+        .map(|(title, found)| [title].into_iter().chain(found.into_iter().map(Option::unwrap_or_default)).collect())
+        .collect();
+    // Whatever the terminal's width: a column that is not shown would be a test that is not told.
+    table::lines(&columns, &rows, usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_numbers_have_the_unit_that_one_expects() {
+        assert_eq!(seconds("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(seconds("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!(millis("100"), Ok(Duration::from_millis(100)));
+        assert_eq!(millis("0"), Ok(Duration::ZERO));
+        assert_eq!((size("256"), size("4KiB")), (Ok(256), Ok(4096)));
+        assert!(seconds("0").is_err() && seconds("-1").is_err() && size("1TiB").is_err());
+        assert!(rate("-1").is_err() && rate("NaN").is_err() && rate("2000.5").is_ok());
+    }
+
+    #[test]
+    fn every_test_is_a_column() {
+        let reports: Vec<Report> =
+            Kind::ALL.iter().map(|kind| Report { test: kind.as_str(), ..Report::default() }).collect();
+        let lines = rows(&reports);
+        for kind in Kind::ALL {
+            assert!(lines[0].contains(kind.as_str()), "{}", lines[0]);
+        }
+        assert!(lines.iter().any(|line| line.trim_start().starts_with("lost")), "{lines:#?}");
+        assert!(lines.iter().all(|line| line.chars().count() < 110), "{lines:#?}");
+    }
+}

@@ -1,0 +1,295 @@
+//! One session's place: its connection, where that is at, and what came, over all its connections.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::TcpStream,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use serde::Deserialize;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+
+use super::{Place, tally::Tally};
+use crate::stress::{
+    mark::{self, Mark},
+    track::{Seen, Track},
+    wire::{self, WireError},
+};
+
+/// The largest message that is put together from fragments.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How far a connection is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The socket connects.
+    Connecting,
+    /// The handshake was sent, with this key.
+    Upgrading(String),
+    /// It is a WebSocket; `auth_success` is waited for.
+    Greeting,
+    /// A session.
+    Open,
+    /// Closed from this side; the other side's close frame is waited for.
+    Closing,
+}
+
+/// A connection.
+pub struct Conn {
+    pub stream: TcpStream,
+    pub phase: Phase,
+    /// What was received and is no whole frame yet.
+    carry: Vec<u8>,
+    /// The message whose fragments have begun to come.
+    fragments: Vec<u8>,
+    /// What the kernel did not take yet.
+    pub out: Vec<u8>,
+    /// When it began to connect, in µs.
+    pub began_micros: u64,
+    /// Whether epoll was asked for room to write.
+    pub wants_room: bool,
+}
+
+impl Conn {
+    pub fn new(stream: TcpStream, began_micros: u64) -> Self {
+        Self {
+            stream,
+            phase: Phase::Connecting,
+            carry: Vec::new(),
+            fragments: Vec::new(),
+            out: Vec::new(),
+            began_micros,
+            wants_room: true,
+        }
+    }
+
+    /// Queues a frame.
+    pub fn say(&mut self, opcode: OpCode, mask: [u8; 4], payload: &[u8]) {
+        wire::write(&mut self.out, opcode, mask, payload);
+    }
+
+    /// Writes what is queued. `false`: some is left.
+    pub fn flush(&mut self) -> io::Result<bool> {
+        let mut written = 0;
+        while written < self.out.len() {
+            match self.stream.write(&self.out[written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.drain(..written);
+        if self.out.is_empty() {
+            // An idle session holds no buffer.
+            self.out = Vec::new();
+        }
+        Ok(self.out.is_empty())
+    }
+
+    /// Reads what is there, at most what the buffer holds. `None`: nothing is.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(count) => return Ok(Some(count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsFd for Conn {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// What a piece of input brought about.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// The handshake was answered well.
+    pub upgraded: bool,
+    /// `auth_success` came.
+    pub opened: bool,
+    /// Messages of this run that had not come before.
+    pub new: u64,
+    /// What the last ping carried, which its pong brings back.
+    pub pong: Option<Vec<u8>>,
+    /// The highest offset to confirm.
+    pub ack: Option<u64>,
+    /// Why it ends.
+    pub end: Option<End>,
+}
+
+/// How a connection ends.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// By the other side's close frame.
+    Closed(u16),
+    /// What came is no gateway's.
+    Wrong(WireError),
+    /// `auth_failure`.
+    Refused(String),
+}
+
+/// A session's place.
+pub struct Slot {
+    pub index: usize,
+    pub place: Place,
+    pub user: Option<Arc<str>>,
+    pub conn: Option<Conn>,
+    /// Rises with each connection, so that what was meant for an earlier one is known.
+    pub generation: u32,
+    pub tracks: Vec<Track>,
+    /// Echoes sent and answered in this run.
+    pub echoes: u64,
+    pub echoes_back: u64,
+    /// When its next echo was due that could not be sent then.
+    pub overdue_micros: Option<u64>,
+    /// Whether all that is expected has come.
+    pub complete: bool,
+}
+
+/// The parts of a message that carries no mark.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope {
+    r#type: String,
+    #[serde(default)]
+    user_id: Option<String>,
+    #[serde(default)]
+    code: Option<String>,
+}
+
+impl Slot {
+    pub fn new(index: usize, place: Place) -> Self {
+        Self {
+            index,
+            place,
+            user: None,
+            conn: None,
+            generation: 0,
+            tracks: Vec::new(),
+            echoes: 0,
+            echoes_back: 0,
+            overdue_micros: None,
+            complete: false,
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.conn.as_ref().is_some_and(|conn| conn.phase == Phase::Open)
+    }
+
+    /// Takes what was read.
+    pub fn take(&mut self, input: &[u8], run: u32, now_micros: u64, tally: &mut Tally) -> Taken {
+        let mut taken = Taken::default();
+        let Some(conn) = &mut self.conn else { return taken };
+        let carried;
+        let mut rest = if conn.carry.is_empty() {
+            input
+        } else {
+            conn.carry.extend_from_slice(input);
+            carried = std::mem::take(&mut conn.carry);
+            &carried
+        };
+        if let Phase::Upgrading(key) = &conn.phase {
+            match wire::answer(rest, key) {
+                Ok(Some(used)) => rest = &rest[used..],
+                Ok(None) => {
+                    conn.carry = rest.to_vec();
+                    return taken;
+                }
+                Err(wrong) => {
+                    taken.end = Some(End::Wrong(wrong));
+                    return taken;
+                }
+            }
+            conn.phase = Phase::Greeting;
+            taken.upgraded = true;
+        }
+        while taken.end.is_none() {
+            match wire::frame(rest) {
+                Ok(Some((frame, used))) => {
+                    rest = &rest[used..];
+                    self.frame(&frame, run, now_micros, tally, &mut taken);
+                }
+                Ok(None) => break,
+                Err(wrong) => taken.end = Some(End::Wrong(wrong)),
+            }
+        }
+        if let Some(conn) = self.conn.as_mut().filter(|_| taken.end.is_none()) {
+            conn.carry = rest.to_vec();
+        }
+        taken
+    }
+
+    fn frame(&mut self, frame: &wire::Frame<'_>, run: u32, now: u64, tally: &mut Tally, taken: &mut Taken) {
+        let Some(conn) = &mut self.conn else { return };
+        match frame.opcode {
+            OpCode::Data(Data::Continue) => {
+                conn.fragments.extend_from_slice(frame.payload);
+                if conn.fragments.len() > MESSAGE_BYTES_MAX {
+                    taken.end = Some(End::Wrong(WireError::Frame("its message has more than 64 MiB")));
+                } else if frame.last {
+                    let message = std::mem::take(&mut conn.fragments);
+                    self.message(&message, run, now, tally, taken);
+                }
+            }
+            OpCode::Data(_) if frame.last => self.message(frame.payload, run, now, tally, taken),
+            OpCode::Data(_) => conn.fragments = frame.payload.to_vec(),
+            OpCode::Control(Control::Ping) => taken.pong = Some(frame.payload.to_vec()),
+            OpCode::Control(Control::Close) => {
+                let code = frame.payload.first_chunk::<2>().map_or(1005, |code| u16::from_be_bytes(*code));
+                taken.end = Some(End::Closed(code));
+            }
+            OpCode::Control(_) => {}
+        }
+    }
+
+    fn message(&mut self, message: &[u8], run: u32, now: u64, tally: &mut Tally, taken: &mut Taken) {
+        if let Some(mark) = Mark::find(message) {
+            taken.ack = mark::offset(message).or(taken.ack);
+            self.marked(mark, message.len(), run, now, tally, taken);
+            return;
+        }
+        // What is neither marked nor JSON is nobody's of this run; an offset is confirmed whatever it stands for.
+        taken.ack = mark::offset(message).or(taken.ack);
+        let Ok(envelope) = serde_json::from_slice::<Envelope>(message) else { return };
+        match (&*envelope.r#type, &mut self.conn) {
+            ("auth_success", Some(conn)) if conn.phase == Phase::Greeting => {
+                conn.phase = Phase::Open;
+                self.user = envelope.user_id.map(Into::into);
+                taken.opened = true;
+            }
+            ("auth_failure", _) => taken.end = Some(End::Refused(envelope.code.unwrap_or_default())),
+            ("error", _) => *tally.errors.entry(envelope.code.unwrap_or_default()).or_default() += 1,
+            _ => {}
+        }
+    }
+
+    fn marked(&mut self, mark: Mark, bytes: usize, run: u32, now: u64, tally: &mut Tally, taken: &mut Taken) {
+        let track = self.tracks.get_mut(mark.lane as usize).filter(|_| mark.run == run);
+        let Some(track) = track else {
+            tally.foreign += 1;
+            return;
+        };
+        tally.received += 1;
+        tally.received_bytes += bytes as u64;
+        match track.saw(mark.number) {
+            Seen::Duplicate => {
+                tally.duplicates += 1;
+                return;
+            }
+            Seen::OutOfOrder => tally.out_of_order += 1,
+            Seen::New => {}
+        }
+        taken.new += 1;
+        self.echoes_back += 1;
+        tally.latency.saturating_record(now.saturating_sub(mark.due_micros).max(1));
+    }
+}

@@ -1,0 +1,207 @@
+//! What a run found, as figures.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::{
+    fleet::{SlotReport, Tally},
+    sender::Sent,
+};
+use crate::api::proto::ProcessStatus;
+
+/// What one test found.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Which test.
+    pub test: &'static str,
+    /// Sessions.
+    pub connections: Connections,
+    /// How long the measured part took, in seconds.
+    pub seconds: f64,
+    /// Messages that were sent: notifications, broadcasts or echoes.
+    pub sent: u64,
+    /// Of those, the ones that the gateway refused, by code.
+    pub refused: BTreeMap<String, u64>,
+    /// Of those refused, the ones that may have been delivered nevertheless (the connection broke, a deadline came).
+    pub unknown: u64,
+    /// What the gateway answered to the others, by outcome.
+    pub outcomes: BTreeMap<&'static str, u64>,
+    /// Messages that came, repeats included.
+    pub received: u64,
+    /// Their bytes, without frame headers.
+    pub received_bytes: u64,
+    /// Connections, messages sent and messages received, a second.
+    pub per_second: Rates,
+    /// From the start of connecting to `auth_success`.
+    pub connect: Option<Latency>,
+    /// From the moment a message was due to the moment it came.
+    pub latency: Option<Latency>,
+    /// From the moment a call was due to its answer.
+    pub answer: Option<Latency>,
+    /// From the start of connecting to the last of what waited.
+    pub replay: Option<Latency>,
+    /// Messages that were accepted and never came, counted for each session that should have had them.
+    pub lost: u64,
+    /// Messages that came again. At least once is the promise, so that they fail nothing.
+    pub duplicates: u64,
+    /// Messages that came behind one that they should have preceded.
+    pub out_of_order: u64,
+    /// Marked messages of another run.
+    pub foreign: u64,
+    /// `error` messages, by code.
+    pub errors: BTreeMap<String, u64>,
+    /// What the gateway's process took. `None`: it could not be asked.
+    pub server: Option<ServerUse>,
+}
+
+/// Sessions of a test.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connections {
+    /// How many were wanted.
+    pub asked: u64,
+    /// How many were there when the test began.
+    pub connected: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Those, by reason.
+    pub failures: BTreeMap<String, u64>,
+    /// Sessions that the gateway ended, by close code; 1006: without one.
+    pub closed: BTreeMap<u16, u64>,
+}
+
+/// What happened in a second, on the mean.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rates {
+    /// Sessions that were let in.
+    pub connects: f64,
+    /// Messages sent.
+    pub sent: f64,
+    /// Messages received.
+    pub received: f64,
+}
+
+/// A distribution of spans, in µs, to three digits.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the names are percentiles")]
+pub struct Latency {
+    pub count: u64,
+    pub mean_micros: f64,
+    pub p50_micros: u64,
+    pub p90_micros: u64,
+    pub p99_micros: u64,
+    pub p999_micros: u64,
+    pub max_micros: u64,
+}
+
+impl Latency {
+    /// `None` where nothing was measured.
+    pub fn of(histogram: &Histogram<u64>) -> Option<Self> {
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        (!histogram.is_empty()).then(|| Self {
+            count: histogram.len(),
+            mean_micros: histogram.mean(),
+            p50_micros: at(0.5),
+            p90_micros: at(0.9),
+            p99_micros: at(0.99),
+            p999_micros: at(0.999),
+            max_micros: histogram.max(),
+        })
+    }
+}
+
+/// What the gateway's process took, by its own account (`GetStatus`).
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerUse {
+    /// User and system CPU time of the measured part, in seconds.
+    pub cpu_seconds: f64,
+    /// The same for each unit of the test's work, in µs.
+    pub cpu_micros_per_unit: Option<f64>,
+    /// What a unit is: a connect, an echo, a send or a delivery.
+    pub unit: &'static str,
+    /// Resident memory before the test, in bytes.
+    pub rss_before_bytes: u64,
+    /// Resident memory after it, its sessions still connected where they stay, in bytes.
+    pub rss_bytes: u64,
+    /// How much resident memory grew for each session while they connected, in bytes.
+    pub rss_bytes_per_session: Option<f64>,
+}
+
+/// CPU and memory of the gateway at a moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// User and system CPU time since its start.
+    pub cpu: Duration,
+    /// Resident memory.
+    pub rss_bytes: u64,
+}
+
+impl From<ProcessStatus> for Usage {
+    fn from(process: ProcessStatus) -> Self {
+        let cpu = process.cpu.and_then(|cpu| Duration::try_from(cpu).ok()).unwrap_or_default();
+        Self { cpu, rss_bytes: process.rss_bytes }
+    }
+}
+
+impl Report {
+    /// Whether nothing was lost, nothing out of order, and everybody could connect.
+    pub fn passed(&self) -> bool {
+        self.lost == 0 && self.out_of_order == 0 && self.connections.failed == 0
+    }
+
+    /// Takes in what the sessions counted.
+    pub(super) fn received(&mut self, tally: &Tally) {
+        self.connections.failed = tally.failures.values().sum();
+        self.connections.failures = tally.failures.clone();
+        self.connections.closed = tally.closes.clone();
+        (self.received, self.received_bytes) = (tally.received, tally.received_bytes);
+        (self.duplicates, self.out_of_order, self.foreign) = (tally.duplicates, tally.out_of_order, tally.foreign);
+        self.errors = tally.errors.clone();
+        self.connect = Latency::of(&tally.connect);
+        self.latency = Latency::of(&tally.latency);
+        self.replay = Latency::of(&tally.replay);
+        self.per_second.received = self.a_second(tally.received);
+    }
+
+    /// Takes in what was sent over gRPC.
+    pub(super) fn sent(&mut self, sent: &Sent) {
+        self.sent = sent.total();
+        self.refused = sent.refused.clone();
+        self.unknown = sent.unknown;
+        self.outcomes = sent.outcomes.clone();
+        self.answer = Latency::of(&sent.answers);
+        self.per_second.sent = self.a_second(self.sent);
+    }
+
+    /// Takes in the echoes that were sent; those that did not come back are lost.
+    pub(super) fn echoed(&mut self, slots: &[SlotReport]) {
+        self.sent = slots.iter().map(|slot| slot.echoes).sum();
+        self.per_second.sent = self.a_second(self.sent);
+        let lost = |slot: &SlotReport| slot.tracks.first().map_or(0, |track| track.lost(slot.echoes, None));
+        self.lost = slots.iter().map(lost).sum();
+    }
+
+    /// Takes in what the gateway's process took for so many units of work.
+    pub(super) fn served(&mut self, before: Option<Usage>, after: Option<Usage>, unit: &'static str, units: u64) {
+        let (Some(before), Some(after)) = (before, after) else { return };
+        let cpu_seconds = after.cpu.saturating_sub(before.cpu).as_secs_f64();
+        self.server = Some(ServerUse {
+            cpu_seconds,
+            cpu_micros_per_unit: (units > 0).then(|| cpu_seconds * 1e6 / units as f64),
+            unit,
+            rss_before_bytes: before.rss_bytes,
+            rss_bytes: after.rss_bytes,
+            rss_bytes_per_session: None,
+        });
+    }
+
+    pub(super) fn a_second(&self, count: u64) -> f64 {
+        if self.seconds > 0.0 { count as f64 / self.seconds } else { 0.0 }
+    }
+}
