@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Plan, Users, Watch,
-    fleet::{Collected, Doing, Fleet, SlotReport},
+    fleet::{Collected, Doing, Fleet, SlotReport, Tally},
     report::{Report, Usage},
     sender::{self, Calls, Pace, Sent, Via, Work},
 };
@@ -94,6 +94,8 @@ struct Test {
     all: Collected,
     /// The sessions that were there when it began.
     present: Vec<bool>,
+    /// How many had to connect for that.
+    connected: u64,
 }
 
 impl Stage<'_> {
@@ -129,11 +131,13 @@ impl Stage<'_> {
             run: u32::from_le_bytes(tag),
             all: Collected::default(),
             present: Vec::new(),
+            connected: 0,
         };
         test.report.connections.asked = self.fleet.places() as u64;
         self.fleet.begin(test.run, lanes);
         self.connect(kind).await;
         test.look(self.fleet.collect().await);
+        test.connected = test.all.tally.connected;
         test.present = test.all.slots.iter().map(|slot| slot.open).collect();
         test.report.connections.connected = test.present.iter().filter(|open| **open).count() as u64;
         test
@@ -317,7 +321,7 @@ impl Stage<'_> {
         let sent = self.send(Kind::Replay, &work, total).await;
         let stored_in = (self.fleet.live().now_micros() - stored_from) as f64 / 1e6;
         // What was counted of the first connection says nothing of the return.
-        test.all = Collected::default();
+        test.all.tally = Tally::default();
         let _ = self.fleet.collect().await;
         self.fleet.expect(messages);
         let before = usage(self.calls).await;
@@ -353,7 +357,7 @@ impl Stage<'_> {
         let after = usage(self.calls).await;
         self.end(&mut test, began).await;
         test.report.sent(&sent);
-        let again = test.all.tally.connected.saturating_sub(test.report.connections.connected);
+        let again = test.all.tally.connected - test.connected;
         test.report.per_second.connects = test.report.a_second(again);
         test.report.lost = self.lost(&test, &sent);
         let received = test.report.received;

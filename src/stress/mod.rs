@@ -3,7 +3,7 @@
 //! * `fleet/`: many light sessions on a few threads; `wire.rs`: their side of RFC 6455.
 //! * `sender.rs`: the service's side, over gRPC.
 //! * `mark.rs`: what each message carries; `track.rs`: which came, which did not, which twice or late.
-//! * `tests.rs` is what tests this module; the tests that it runs are in `kinds.rs`. `report.rs`: what they found.
+//! * `kinds.rs`: the tests that a gateway is put to; `report.rs`: what they found.
 //!
 //! What is counted as lost was accepted by the gateway and did not come to a session that was there for it (or that
 //! came back), whatever the gateway says of it. Latency runs from the moment a message was due by the schedule, not

@@ -7,6 +7,7 @@ mod listen;
 mod mailbox;
 mod secrets;
 mod store;
+mod stress;
 mod support;
 
 use support::{Gateway, pushgate};
@@ -50,6 +51,7 @@ fn help_has_examples_and_exit_codes() {
         "purge",
         "devices",
         "forget",
+        "stress",
     ];
     let store = ["check", "stats", "export", "import", "compact"].map(|command| vec!["store", command]);
     for command in commands

@@ -111,7 +111,7 @@ enum Command {
 #[derive(Debug)]
 pub struct Live {
     origin: Instant,
-    /// Sessions that are connected now.
+    /// Sessions that are connected now; one that closes, until it is closed.
     pub open: AtomicU64,
     /// Slots that are to connect and neither have nor failed yet.
     pub connecting: AtomicU64,

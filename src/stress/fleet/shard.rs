@@ -334,7 +334,6 @@ impl Shard {
             Phase::Open => {
                 conn.say(wire::CLOSE, mask, &1000u16.to_be_bytes());
                 conn.phase = Phase::Closing;
-                self.live.open.fetch_sub(1, Ordering::Relaxed);
                 let now = self.live.now_micros();
                 self.at(now + CLOSING_MICROS_MAX, index, Act::Drop);
                 self.flush(index);
@@ -370,8 +369,8 @@ impl Shard {
     /// Drops a connection, whatever it is at.
     pub fn gone(&mut self, index: usize) {
         let slot = &mut self.slots[index];
-        if slot.is_open() {
-            self.live.open.fetch_sub(1, Ordering::Relaxed);
+        if slot.conn.as_ref().is_some_and(|conn| matches!(conn.phase, Phase::Open | Phase::Closing)) {
+            self.live.open.fetch_sub(1, Ordering::Release);
         }
         // Closing its descriptor takes it out of the epoll.
         slot.conn = None;

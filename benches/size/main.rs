@@ -3,12 +3,10 @@
 //! `cargo bench --bench size [-- NOTIFICATIONS USERS]`, 1,000,000 of 300 bytes for 100,000 users where nothing is said.
 //! It prints what BENCHMARKS.md shows, and decides nothing. Needs about 4 GiB of disk in the temporary folder.
 
+#[path = "../support/daemon.rs"]
+mod daemon;
+
 use std::{
-    collections::HashMap,
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
-    path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,96 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use daemon::{Daemon, Error, SECRET};
+
 use futures_util::{SinkExt as _, StreamExt as _};
-use pushgate::api::proto::{
-    GetStatusRequest, Notification, SendToUserRequest, Wait, gateway_client::GatewayClient, notification::Payload,
-};
+use pushgate::api::proto::{GetStatusRequest, Notification, SendToUserRequest, Wait, notification::Payload};
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::Message;
-use tonic::transport::Channel;
 
 const PAYLOAD_BYTES: usize = 300;
 const CALLERS: usize = 128;
-const SECRET: &str = "a secret for this measurement only";
 const REPLAYED_USERS: u64 = 1000;
-
-type Error = Box<dyn std::error::Error + Send + Sync>;
-
-struct Daemon {
-    child: Child,
-    http: SocketAddr,
-    grpc: SocketAddr,
-    ready: Duration,
-}
-
-impl Daemon {
-    fn start(folder: &Path, engine: &str) -> Result<Daemon, Error> {
-        let config = folder.join("pushgate.toml");
-        let text = format!(
-            r#"
-            http.listen = ["127.0.0.1:0"]
-            grpc = {{ listen = ["127.0.0.1:0"], insecure = true }}
-            ops.listen = ["127.0.0.1:0"]
-            auth = {{ require_exp = false, keys = [{{ algorithm = "HS256", secret = "{SECRET}" }}] }}
-            store = {{ path = "{}", engine = "{engine}" }}
-            log.format = "json"
-            "#,
-            folder.join("data").display()
-        );
-        std::fs::write(&config, text)?;
-        let began = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pushgate"))
-            .args(["serve", "--config"])
-            .arg(&config)
-            .env_remove("RUST_LOG")
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let stderr = child.stderr.take().ok_or("no standard error")?;
-        let mut lines = BufReader::new(stderr).lines();
-        let mut addresses = HashMap::new();
-        loop {
-            let line = lines.next().ok_or("the daemon did not start")??;
-            let line: Value = serde_json::from_str(&line).unwrap_or_default();
-            match line["message"].as_str() {
-                Some("listening") => {
-                    let address: SocketAddr = line["address"].as_str().unwrap_or_default().parse()?;
-                    addresses.insert(line["name"].as_str().unwrap_or_default().to_owned(), address);
-                }
-                Some("ready") => break,
-                _ => {}
-            }
-        }
-        let ready = began.elapsed();
-        // So that the daemon never waits for somebody to read its log.
-        std::thread::spawn(move || lines.for_each(drop));
-        Ok(Daemon { child, http: addresses["http"], grpc: addresses["grpc"], ready })
-    }
-
-    async fn client(&self) -> Result<GatewayClient<Channel>, Error> {
-        Ok(GatewayClient::connect(format!("http://{}", self.grpc)).await?)
-    }
-
-    fn kill(mut self) -> Result<(), Error> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
-    fn stop(mut self) -> Result<Duration, Error> {
-        let began = Instant::now();
-        let id = self.child.id().to_string();
-        Command::new("kill").args(["-TERM", &id]).status()?;
-        self.child.wait()?;
-        Ok(began.elapsed())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn request(user: u64, wait: Wait) -> SendToUserRequest {
     let payload = format!("\"{}\"", "x".repeat(PAYLOAD_BYTES - 2));
@@ -175,7 +93,7 @@ async fn resident(daemon: &Daemon) -> Result<u64, Error> {
 
 async fn measure(engine: &str, notifications: u64, users: u64) -> Result<(), Error> {
     let folder = tempfile::TempDir::new()?;
-    let daemon = Daemon::start(folder.path(), engine)?;
+    let daemon = Daemon::start(folder.path(), engine, "")?;
     let began = Instant::now();
     fill(&daemon, notifications, users).await?;
     let took = began.elapsed();
@@ -190,7 +108,7 @@ async fn measure(engine: &str, notifications: u64, users: u64) -> Result<(), Err
     println!("| {engine}: pending, on disk | {}, {disk} MiB |", status.pending.unwrap_or_default().count);
     println!("| {engine}: clean stop | {:.2} s |", daemon.stop()?.as_secs_f64());
 
-    let daemon = Daemon::start(folder.path(), engine)?;
+    let daemon = Daemon::start(folder.path(), engine, "")?;
     println!("| {engine}: ready after a clean stop | {:.2} s |", daemon.ready.as_secs_f64());
     println!("| {engine}: resident when started | {} MiB |", resident(&daemon).await?);
     let began = Instant::now();
@@ -220,7 +138,7 @@ async fn measure(engine: &str, notifications: u64, users: u64) -> Result<(), Err
     }
     daemon.kill()?;
     while callers.join_next().await.is_some() {}
-    let daemon = Daemon::start(folder.path(), engine)?;
+    let daemon = Daemon::start(folder.path(), engine, "")?;
     println!("| {engine}: ready after kill -9 | {:.2} s |", daemon.ready.as_secs_f64());
     println!("| {engine}: resident then | {} MiB |", resident(&daemon).await?);
     Ok(())
