@@ -54,11 +54,14 @@ pub mod hub;
 pub mod api;
 
 // Floor 6: transports.
+#[cfg(feature = "client")]
+pub mod client;
 pub mod grpc;
 pub mod http;
 pub mod ws;
 
 // Floor 7: the application.
+#[cfg(feature = "client")]
 pub mod cli;
 pub mod config;
 pub mod dev;

@@ -1,0 +1,486 @@
+//! One connection: authenticated, read, written to, watched, and ended.
+//!
+//! One task does it all, and never waits for one thing alone: what is written waits for the socket while it is read, so
+//! that two sides which both write cannot come to wait for each other. Reading pauses while the inbox is full; unsolicited
+//! pongs (RFC 6455 section 5.5.3) then show the gateway that somebody is there.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Sink as _, SinkExt as _, Stream as _, StreamExt as _};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_tungstenite::tungstenite::{
+    self, Message as Frame,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    dial::Socket,
+    error::{AuthFailure, ConnectError, Error, RequestError},
+    events::{Event, State},
+    message::{Message, Session},
+    renewal::{Asking, Renewal},
+    retry::ASKED_WAIT_MAX,
+    shared::{Delivery, Shared, Weaks},
+    tokens::Tokens,
+};
+use crate::protocol::{ack_mode::AckMode, close::CloseCode as Code};
+
+/// What an interval of the gateway's is held within.
+const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
+/// How long the close frame behind `auth_failure`, and the answer to this side's close frame, are waited for.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Frames that are written before the socket is read again.
+const WRITES_MAX: usize = 256;
+
+/// Why a connection ended.
+#[derive(Debug)]
+pub enum Why {
+    /// With this code and reason; 1006 where it was lost.
+    Closed(u16, String),
+    /// The gateway let nobody in.
+    Refused(AuthFailure),
+    /// Not authenticated in time.
+    Timeout,
+    /// [`super::Client::close`] was called, and all is done.
+    Asked,
+    /// The last handle is gone.
+    Cancelled,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub why: Why,
+    /// Whether there was a session.
+    pub session: Option<Arc<Session>>,
+    /// How long it lived.
+    pub lived: Duration,
+    /// Whether it brought a message.
+    pub useful: bool,
+    /// When `draining` asked to come back.
+    pub after: Option<Duration>,
+}
+
+/// The answer that [`super::Builder::connect`] waits for.
+pub type First = Option<oneshot::Sender<Result<(), ConnectError>>>;
+
+/// An open connection.
+pub struct Connection<'a> {
+    shared: &'a Shared,
+    weaks: &'a Weaks,
+    tokens: &'a mut Tokens,
+    first: &'a mut First,
+    /// The number of the session that it becomes.
+    number: u64,
+    socket: Socket,
+    /// What this side says of its own, before all else.
+    own: VecDeque<Frame>,
+    /// Something was written and not flushed.
+    dirty: bool,
+    /// Nothing can be written any more; what was received is still read.
+    broken: bool,
+    session: Option<Arc<Session>>,
+    since: Instant,
+    /// Until when it must be authenticated.
+    until: Instant,
+    useful: bool,
+    refused: Option<AuthFailure>,
+    after: Option<Duration>,
+    heard: Instant,
+    pinged: Option<Instant>,
+    /// When the gateway was last shown that somebody is there, while reading pauses.
+    shown: Instant,
+    interval: Duration,
+    renewal: Renewal,
+}
+
+/// What one turn brought: a frame, or the end.
+type Turn = Option<Result<Frame, tungstenite::Error>>;
+
+impl<'a> Connection<'a> {
+    pub fn new(
+        (shared, weaks): (&'a Shared, &'a Weaks),
+        tokens: &'a mut Tokens,
+        first: &'a mut First,
+        number: u64,
+        socket: Socket,
+        until: Instant,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            weaks,
+            tokens,
+            first,
+            number,
+            socket,
+            own: VecDeque::new(),
+            dirty: false,
+            broken: false,
+            session: None,
+            since: now,
+            until,
+            useful: false,
+            refused: None,
+            after: None,
+            heard: now,
+            pinged: None,
+            shown: now,
+            interval: HEARTBEAT_BOUNDS.1,
+            renewal: Renewal::default(),
+        }
+    }
+
+    /// Runs it to its end.
+    pub async fn run(mut self, handler: &mut AbortOnDropHandle<()>) -> Ended {
+        let why = self.live(handler).await;
+        let (session, lived) = (self.session, self.since.elapsed());
+        Ended { why, session, lived, useful: self.useful, after: self.after }
+    }
+
+    async fn live(&mut self, handler: &mut AbortOnDropHandle<()>) -> Why {
+        let mut asking: Option<Asking> = None;
+        let mut closing: Option<Instant> = None;
+        let (mut paused, mut handled) = (false, false);
+        let shared = self.shared;
+        loop {
+            let now = Instant::now();
+            if self.session.is_some() && asking.is_none() {
+                asking = self.renewal.ask(self.tokens, now);
+            }
+            let full = self.session.is_some() && closing.is_none() && shared.core.lock().is_full();
+            if paused && !full {
+                // The silence was this side's own.
+                (self.heard, self.pinged) = (now, None);
+            }
+            paused = full;
+            if let Some(deadline) = closing {
+                let done = handled && !self.dirty && !shared.core.lock().has_frame();
+                if done || self.broken || deadline <= now {
+                    self.goodbye().await;
+                    return Why::Asked;
+                }
+            }
+            let deadline = self.deadline(paused, closing);
+            // The order is the policy: what ends it, then what is due, then the gateway; senders come last, since a turn
+            // takes along what they have.
+            tokio::select! {
+                biased;
+                () = shared.cancel.cancelled() => return Why::Cancelled,
+                () = shared.closing.cancelled(), if closing.is_none() => {
+                    if self.session.is_none() {
+                        return Why::Asked;
+                    }
+                    closing = Some(now + shared.options.close_timeout);
+                    shared.set_state(State::Closing);
+                    shared.close_inbox();
+                }
+                _ = &mut *handler, if closing.is_some() && !handled => handled = true,
+                provided = poll_fn(|cx| match &mut asking {
+                    Some(asking) => asking.as_mut().poll(cx),
+                    None => Poll::Pending,
+                }) => {
+                    asking = None;
+                    self.renew(provided);
+                }
+                () = sleep_until(deadline) => {
+                    if let Some(why) = self.on_time(Instant::now(), paused) {
+                        return why;
+                    }
+                }
+                turn = poll_fn(|cx| self.turn(cx, paused)) => {
+                    if let Some(why) = self.take(turn).await {
+                        return why;
+                    }
+                }
+                () = shared.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Writes what there is, and reads unless that pauses. Nothing is lost when it is dropped between two polls: a frame
+    /// is handed to the socket whole, or not at all.
+    fn turn(&mut self, cx: &mut Context<'_>, paused: bool) -> Poll<Turn> {
+        if !self.broken
+            && let Err(error) = self.write(cx)
+        {
+            // What the gateway said last may still be there to read: a close frame, above all.
+            tracing::debug!(%error, "client: nothing can be written any more");
+            self.broken = true;
+        }
+        if paused && !self.broken {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.socket).poll_next(cx)
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), tungstenite::Error> {
+        let mut written = 0;
+        let mut socket = Pin::new(&mut self.socket);
+        while let Poll::Ready(ready) = socket.as_mut().poll_ready(cx) {
+            ready?;
+            if written == WRITES_MAX {
+                // More may be there; the gateway has its turn first.
+                cx.waker().wake_by_ref();
+                break;
+            }
+            let next = self.own.pop_front();
+            let next = next.or_else(|| self.session.as_ref().and_then(|_| self.shared.next_frame()));
+            let Some(frame) = next else { break };
+            let most = self.session.as_ref().map_or(u64::MAX, |session| session.max_message_bytes);
+            if frame.len() as u64 > most && !frame.is_ping() && !frame.is_pong() {
+                let error = super::SendError::TooLarge { bytes: frame.len(), max: most };
+                self.shared.error(Error::NotSent(error));
+                continue;
+            }
+            socket.as_mut().start_send(frame)?;
+            (self.dirty, written) = (true, written + 1);
+        }
+        if self.dirty
+            && let Poll::Ready(flushed) = socket.as_mut().poll_flush(cx)
+        {
+            flushed?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+
+    /// When something has to be done at the latest.
+    fn deadline(&self, paused: bool, closing: Option<Instant>) -> Instant {
+        if self.session.is_none() {
+            return self.until;
+        }
+        let heartbeat = match self.pinged {
+            _ if paused => self.shown + self.interval / 3,
+            Some(at) => at + self.shared.options.heartbeat_timeout,
+            None => self.heard + self.interval,
+        };
+        let further = [self.renewal.deadline(), closing];
+        further.into_iter().flatten().fold(heartbeat, Instant::min)
+    }
+
+    /// Does what is due; why it ends, if it does.
+    fn on_time(&mut self, now: Instant, paused: bool) -> Option<Why> {
+        if self.session.is_none() {
+            return (self.until <= now).then(|| self.refused.take().map_or(Why::Timeout, Why::Refused));
+        }
+        if self.renewal.overdue(now) {
+            self.shared.error(Error::Renewal("the gateway does not answer".to_owned()));
+        }
+        if paused {
+            if self.shown + self.interval / 3 <= now {
+                self.own.push_back(Frame::Pong(Bytes::new()));
+                self.shown = now;
+            }
+            return None;
+        }
+        let patience = self.shared.options.heartbeat_timeout;
+        match self.pinged {
+            Some(at) if at + patience <= now => {
+                let silence = now.duration_since(self.heard);
+                Some(Why::Closed(Code::ABNORMAL.0, format!("nothing was heard for {silence:.1?}")))
+            }
+            None if self.heard + self.interval <= now => {
+                self.own.push_back(Frame::Ping(Bytes::new()));
+                self.pinged = Some(now);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes what a turn brought; why it ends, if it does.
+    async fn take(&mut self, turn: Turn) -> Option<Why> {
+        (self.heard, self.pinged) = (Instant::now(), None);
+        let read = match turn {
+            Some(Ok(Frame::Text(text))) => Message::from_text(text.into()),
+            Some(Ok(Frame::Binary(bytes))) => Message::from_binary(&bytes),
+            Some(Ok(Frame::Ping(_))) => {
+                // The pong is made; it is to leave now.
+                self.dirty = true;
+                return None;
+            }
+            Some(Ok(Frame::Close(frame))) => {
+                // Sends the answer.
+                let _ = timeout(END_TIMEOUT, self.socket.flush()).await;
+                let (code, reason) = frame
+                    .map_or((Code::NO_STATUS.0, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
+                return Some(self.refused.take().map_or(Why::Closed(code, reason), Why::Refused));
+            }
+            Some(Ok(Frame::Pong(_) | Frame::Frame(_))) => return None,
+            Some(Err(error)) => return Some(self.lost(error.to_string())),
+            None => return Some(self.lost("the connection ended".to_owned())),
+        };
+        match read {
+            Ok(message) => self.message(message),
+            Err(problem) => self.shared.error(Error::BadMessage(problem)),
+        }
+        None
+    }
+
+    /// A refusal that was heard stands, even if the close frame behind it was lost.
+    fn lost(&mut self, reason: String) -> Why {
+        self.refused.take().map_or(Why::Closed(Code::ABNORMAL.0, reason), Why::Refused)
+    }
+
+    /// Takes a message of the gateway's.
+    fn message(&mut self, message: Message) {
+        let fields = message.fields();
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        match &*fields.type_name {
+            "auth_success" => self.welcome(&message),
+            "auth_failure" => {
+                let failure = AuthFailure { code: text(&fields.code), message: text(&fields.message) };
+                if self.session.is_none() {
+                    self.refused = Some(failure);
+                    // The close frame is behind it; who waits for one that does not come waits long enough.
+                    self.until = self.until.min(Instant::now() + END_TIMEOUT);
+                } else {
+                    self.renewal.failed();
+                    self.shared.error(Error::Renewal(failure.to_string()));
+                }
+            }
+            _ if self.session.is_none() => {
+                self.shared.error(Error::BadMessage("it says something before `auth_success`".to_owned()));
+            }
+            "token_expiring" => self.renewal.expiring(),
+            "draining" => {
+                #[derive(serde::Deserialize)]
+                #[serde(rename_all = "camelCase")]
+                struct Draining {
+                    #[serde(default)]
+                    reconnect_after_ms: u64,
+                }
+                let draining = serde_json::from_str::<Draining>(message.envelope());
+                let after = draining.map_or(Duration::ZERO, |one| Duration::from_millis(one.reconnect_after_ms));
+                self.after = Some(after.min(ASKED_WAIT_MAX));
+            }
+            "error" => self.error(&message),
+            _ => self.hand_on(message),
+        }
+    }
+
+    /// `auth_success`: a session begins, or has a new token.
+    fn welcome(&mut self, message: &Message) {
+        let number = self.session.as_ref().map_or(self.number, |session| session.number);
+        let session = match Session::read(message.envelope(), number, self.shared.options.ack_mode) {
+            Ok(session) => session,
+            Err(problem) => return self.shared.error(Error::BadMessage(problem)),
+        };
+        let sent = self.renewal.take_sent();
+        self.renewal.accepted(self.tokens.accepted(sent, session.token_lasts()));
+        if let Some(present) = &mut self.session {
+            let renewed = Session { token_expires_at: session.token_expires_at, ..Session::clone(present) };
+            *present = Arc::new(renewed);
+            self.shared.core.lock().session = Some(Arc::clone(present));
+            return;
+        }
+        let interval = self.shared.options.heartbeat_interval.unwrap_or(session.heartbeat_interval);
+        self.interval = interval.clamp(HEARTBEAT_BOUNDS.0, HEARTBEAT_BOUNDS.1);
+        self.since = Instant::now();
+        let session = Arc::new(session);
+        self.session = Some(Arc::clone(&session));
+        self.shared.connected(&session);
+        if let Some(first) = self.first.take() {
+            // Where nobody waits any more, the last handle is gone.
+            let _ = first.send(Ok(()));
+        }
+    }
+
+    /// `error`: the answer to a request, to a subscription, to a new token, or to nothing that is known here.
+    fn error(&mut self, message: &Message) {
+        let fields = message.fields();
+        let code = fields.code.clone().unwrap_or_default();
+        let text = fields.message.clone().unwrap_or_default();
+        if self.renewal.is_answer(fields.reply_to.as_deref()) {
+            self.renewal.failed();
+            return self.shared.error(Error::Renewal(format!("{code}: {text}")));
+        }
+        if let Some(id) = &fields.reply_to {
+            let refused = RequestError::Refused { code: code.clone(), message: text.clone() };
+            let mut core = self.shared.core.lock();
+            if core.outbox.answer(id, Err(refused)).is_ok() {
+                return;
+            }
+            let wish = core.wishes.refuse(id, &code, &text);
+            drop(core);
+            if let Some(wish) = wish {
+                return self.shared.error(Error::Subscription { what: wish.to_string(), code, message: text });
+            }
+            if self.shared.is_own_id(id) {
+                // Too late: whoever asked was told so.
+                return;
+            }
+        }
+        self.shared.error(Error::Gateway { code, message: text, reply_to: fields.reply_to.clone() });
+    }
+
+    /// Any other message: the answer to what was asked, or one for the application.
+    fn hand_on(&mut self, message: Message) {
+        self.useful = true;
+        let stored = message.offset().is_some();
+        let manual = self.shared.options.manual;
+        let message = message.from_client(self.weaks.clone(), manual);
+        let mut core = self.shared.core.lock();
+        let reply_to = message.fields().reply_to.clone().filter(|_| !stored);
+        if let Some(id) = reply_to {
+            if let Some(wish) = core.wishes.confirm(&id) {
+                drop(core);
+                return self.shared.events.show(&Event::Subscribed(wish.to_string()));
+            }
+            if core.outbox.answer(&id, Ok(message.clone())).is_ok() || self.shared.is_own_id(&id) {
+                return;
+            }
+        }
+        let session = self.session.as_ref();
+        let acked = stored && session.is_some_and(|session| session.ack_mode == AckMode::Client);
+        if acked && core.inbox.finished {
+            // It stays unconfirmed, and comes again.
+            return;
+        }
+        if acked {
+            core.ledger.delivered(&message);
+        }
+        core.inbox.push(Delivery { message, session: session.map_or(0, |session| session.number), acked });
+        drop(core);
+        self.shared.arrived.notify_one();
+    }
+
+    /// Sends the provider's token, or tells why there is none.
+    fn renew(&mut self, provided: Result<crate::types::Secret, String>) {
+        let id = self.shared.new_id();
+        match self.renewal.provided(provided, self.tokens, &id) {
+            Ok(token) => {
+                let auth = serde_json::json!({ "type": "auth", "id": id, "token": token.expose() });
+                self.own.push_back(Frame::text(auth.to_string()));
+            }
+            Err(problem) => self.shared.error(Error::Renewal(problem)),
+        }
+    }
+
+    /// Closes from this side and waits a moment for the answer, so that what was acked arrives.
+    async fn goodbye(&mut self) {
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let closing = async {
+            if !self.broken && self.socket.close(Some(frame)).await.is_ok() {
+                while let Some(Ok(_)) = self.socket.next().await {}
+            }
+        };
+        tokio::select! {
+            () = self.shared.cancel.cancelled() => {}
+            _ = timeout(END_TIMEOUT, closing) => {}
+        }
+    }
+}
