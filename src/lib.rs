@@ -14,7 +14,8 @@
 //! 4. **[`hub`]**: users, their devices and sessions. [`hub::Hub::send`] is where a notification gets its place, and the
 //!    only order in which store, outboxes and events come.
 //! 5. **[`api`]**: what services may ask, whoever carries the question.
-//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes.
+//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes. And the other end of the wire:
+//!    `client`, what an application speaks to a gateway with (the cargo feature `client`).
 //! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
 //!    [`dev`] for a first look, and [`cli`].
 //!
@@ -68,3 +69,8 @@ pub mod dev;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
+
+/// The programs in README.md are compiled.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,6 +1,6 @@
 //! How a client is made: what it is told, what it does where it is told nothing, and its start.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::{runtime, sync::oneshot};
@@ -34,7 +34,6 @@ const OWN_HEADERS: [HeaderName; 7] = [
 ///
 /// Nothing is checked before [`Builder::start`] or [`Builder::connect`], which say what is wrong.
 #[must_use = "a client is started with `start` or `connect`"]
-#[derive(Debug)]
 pub struct Builder {
     url: String,
     headers: Vec<(String, Secret)>,
@@ -56,15 +55,14 @@ pub struct Builder {
     message_bytes_max: usize,
     roots: Vec<Vec<u8>>,
     callbacks: Callbacks,
-    handler: Option<Handling>,
+    handler: Option<Handler>,
 }
 
-/// A handler, which nothing can be shown of.
-struct Handling(Handler);
-
-impl std::fmt::Debug for Handling {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Handler")
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the query, and what else an address should not hold.
+        let address = Target::parse(&self.url, &[]).map(|target| target.address);
+        f.debug_struct("Builder").field("address", &address).field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -242,7 +240,7 @@ impl Builder {
         F: Fn(Message) -> T + Send + Sync + 'static,
         T: Future<Output = Result<(), BoxError>> + Send + 'static,
     {
-        self.handler = Some(Handling(Arc::new(move |message| Box::pin(handler(message)))));
+        self.handler = Some(Arc::new(move |message| Box::pin(handler(message))));
         self
     }
 
@@ -342,8 +340,7 @@ impl Builder {
         let handle = Arc::new(Handle { shared: Arc::clone(&shared) });
         let weaks = Weaks { shared: Arc::downgrade(&shared), handle: Arc::downgrade(&handle) };
         let driver = Driver::new(shared, weaks, self.source, tls, first);
-        let handler = self.handler.map(|handler| handler.0);
-        runtime.spawn(driver.run(handler));
+        runtime.spawn(driver.run(self.handler));
         Ok(Client(handle))
     }
 }

@@ -139,7 +139,7 @@ impl Message {
     }
 
     /// Says whom to tell that it was handled.
-    pub(super) fn from_client(mut self, client: Weaks, manual: bool) -> Self {
+    pub(super) fn of_client(mut self, client: Weaks, manual: bool) -> Self {
         // Just read, so there is no other owner.
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.origin = Some(Origin { client, manual });

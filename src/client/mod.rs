@@ -1,4 +1,116 @@
-//! A client.
+//! A client of the gateway: one connection that comes back by itself, tokens that are renewed in time, messages that are
+//! confirmed once they were handled.
+//!
+//! ```no_run
+//! use pushgate::client::Client;
+//! use serde_json::json;
+//!
+//! # async fn fetch_token() -> Result<String, pushgate::client::BoxError> { Ok(String::new()) }
+//! # async fn show(_: serde_json::Value) -> Result<(), std::io::Error> { Ok(()) }
+//! # async fn run() -> Result<(), pushgate::client::BoxError> {
+//! let client = Client::builder("wss://push.example.com/ws")
+//!     .token_provider(|| async { fetch_token().await })
+//!     .device("desktop-1")
+//!     .on_message(|message| async move {
+//!         show(message.json()?).await?;
+//!         Ok(()) // and the gateway is told that this message has been dealt with
+//!     })
+//!     .on_give_up(|why| eprintln!("no more messages: {why}"))
+//!     .start()?;
+//!
+//! client.send_json(&json!({ "type": "typing", "to": "bob" }))?;
+//! client.close().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/client.rs` is a whole program. The cargo feature is `client` (on by default); it needs a tokio runtime with I/O
+//! and time. [`Builder`] is what a client is told, [`Client`] what is done with it, [`Message`] what comes, [`Event`] and
+//! [`State`] what happens to it.
+//!
+//! # Confirmation
+//!
+//! With [`AckMode::Client`], the default, a stored notification is acked when the handler ([`Builder::on_message`]) has
+//! returned `Ok` for it and for everything delivered before it. It is kept by the gateway until then. So:
+//!
+//! * Messages are handed over one at a time, in the order of delivery.
+//! * Where the handler returns an error or panics, the message is handed to it again, after a wait that grows from 250 ms to
+//!   30 s, and [`Builder::on_error`] hears of each failure. What follows waits behind it. When the session ends meanwhile
+//!   (the gateway closes one that acks nothing for five minutes with 4410), the gateway delivers the message again on the
+//!   next. A message that can never be handled must be answered with `Ok` to be rid of it.
+//! * What was handled and comes again, because the ack got lost with a connection, is known by its id and acked without being
+//!   handed over (the latest [`Builder::dedup_ids`]). One that failed, or is still being handled, is not taken for a repeat
+//!   before it was handled. A program that ends between handling and acking gets the message again: at least once.
+//! * What is not stored ([`Message::offset`] is `None`) comes once or never; a handler that fails on it is told so, and that
+//!   is all.
+//! * Without a handler, messages are handed out by [`Client::events`], and whoever reads them calls [`Message::ack`]; they wait
+//!   for the first reader. One that is never acked comes again on a later session.
+//!
+//! With [`AckMode::Transport`] the WebSocket pong confirms a notification when it has arrived here, before it is handled:
+//! nothing comes again because of a handler, which is called once for each message.
+//!
+//! A handler may take its time: it runs on a task of its own, and pings are answered meanwhile. Where 1,024 messages or 8 MiB
+//! wait for it, the client stops reading, so that nothing more piles up here, and shows the gateway by unsolicited pongs that
+//! it is alive. Replies are not read then, either: a handler that waits for [`Client::request`] should be given a timeout it
+//! can bear. A gateway that cannot wait so long closes the session (4409) and delivers what is stored on the next one.
+//!
+//! # Coming back
+//!
+//! | the connection ended with | then |
+//! |---|---|
+//! | 1000, 1008, 3000–3999, 4000–4099, 4400 | the client gives up: [`GiveUp::Closed`] |
+//! | 4401, HTTP 401 | with another token of the provider; without one, or with the same again: [`GiveUp::Refused`] |
+//! | 1012, 1001 after `draining` | after `reconnectAfterMs` (at most ten minutes), which the gateway spreads itself |
+//! | any other code, a lost connection, HTTP 408, 425, 429, 5xx | after the back-off, and `Retry-After` before it |
+//! | any other HTTP status | [`GiveUp::Refused`] |
+//!
+//! The back-off is full jitter: a random wait between nothing and a bound that doubles from [`Builder::reconnect_delay`] to
+//! [`Builder::max_delay`]. It starts over, as does the count of [`Builder::max_reconnects`], with a session that lived for 5 s
+//! or brought a message. The first attempt of [`Builder::connect`] is the exception: where it fails, so does `connect`.
+//!
+//! After a reconnect, topics and rooms are asked for again; what was sent offline leaves in order; what was under way as a
+//! request fails ([`RequestError::Lost`]), since it may have been carried out. A message that was handed to a connection is not
+//! sent a second time: at most once.
+//!
+//! The client pings when it has heard nothing for the gateway's `heartbeatIntervalMs`, and takes the connection for lost if
+//! nothing comes within [`Builder::heartbeat_timeout`].
+//!
+//! # States
+//!
+//! | state | until |
+//! |---|---|
+//! | [`State::Connecting`] | there is a session: `Connected`; or there is none: `Waiting`, or an end |
+//! | [`State::Connected`] | the session ends: `Waiting`, or an end |
+//! | [`State::Waiting`] | the wait is over: `Connecting` |
+//! | [`State::Closing`] | all is done, or [`Builder::close_timeout`] is over: `Closed` |
+//! | [`State::Closed`], [`State::GaveUp`] | for good |
+//!
+//! # Defaults and bounds
+//!
+//! | | default | bound |
+//! |---|---|---|
+//! | [`Builder::ack_mode`] | `Client` | |
+//! | [`Builder::auto_reconnect`] | on | |
+//! | [`Builder::reconnect_delay`], [`Builder::max_delay`] | 1 s, 30 s | what the gateway asks for: 10 min |
+//! | [`Builder::max_reconnects`] | 0: no end | |
+//! | [`Builder::queue_messages`], [`Builder::queue_bytes`] | 1,024, 4 MiB | so much at least with a session |
+//! | [`Builder::dedup_ids`] | 4,096 | ids of up to 256 bytes |
+//! | [`Builder::handshake_timeout`] | 10 s | |
+//! | [`Builder::request_timeout`] | 30 s | |
+//! | [`Builder::heartbeat_interval`] | the gateway's | 100 ms to 5 min |
+//! | [`Builder::heartbeat_timeout`] | 10 s | |
+//! | [`Builder::close_timeout`] | 10 s | and 1 s for the gateway's answer |
+//! | [`Builder::max_message_bytes`] | 16 MiB | |
+//! | a token provider | | 30 s |
+//! | requests under way; topics and rooms | | 1,024 each |
+//! | messages that wait for the handler | | 1,024, 8 MiB |
+//! | events that wait for one reader | | 1,024, 8 MiB |
+//!
+//! # Secrets
+//!
+//! The token travels in the handshake's `Authorization` header. It, the values of further headers and the query of the
+//! address are in no error, no `Debug` output and no log.
+
 mod builder;
 mod connection;
 mod dial;

@@ -2,6 +2,7 @@
 
 mod delivery;
 mod ends;
+mod example;
 mod refused;
 mod requests;
 mod slow;
