@@ -6,7 +6,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
@@ -81,12 +84,12 @@ pub fn tls(further: &[Vec<u8>]) -> Result<TlsConnector, BuildError> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// Connects. The caller bounds the time.
+/// Connects. The caller bounds the time. The flag is set by every read that brings something.
 pub async fn dial(
     options: &Options,
     tls: Option<&TlsConnector>,
     token: Option<&Secret>,
-) -> Result<Socket, ConnectError> {
+) -> Result<(Socket, Arc<AtomicBool>), ConnectError> {
     let target = &options.target;
     let network = |problem: String| ConnectError::Network { address: target.address.clone(), problem };
     let stream = TcpStream::connect((&*target.host, target.port)).await.map_err(|error| network(error.to_string()))?;
@@ -101,6 +104,8 @@ pub async fn dial(
             Stream::Tls(Box::new(stream))
         }
     };
+    let received = Arc::new(AtomicBool::new(false));
+    let stream = Wire { stream, received: Arc::clone(&received) };
     let (request, accept) = request(options, token)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -130,7 +135,7 @@ pub async fn dial(
         .write_buffer_size(BUFFER_BYTES)
         .max_message_size(Some(options.message_bytes_max))
         .max_frame_size(Some(options.message_bytes_max));
-    Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await)
+    Ok((WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await, received))
 }
 
 fn broken(target: &Target, error: &hyper::Error) -> ConnectError {
@@ -216,32 +221,44 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl AsyncRead for Stream {
+/// A connection that notes whether something was received.
+struct Wire {
+    stream: Stream,
+    received: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        let before = buffer.filled().len();
+        let wire = self.get_mut();
+        let read = match &mut wire.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        };
+        if buffer.filled().len() > before {
+            wire.received.store(true, Ordering::Relaxed);
         }
+        read
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
+        match &mut self.get_mut().stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        match &mut self.get_mut().stream {
             Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
+        match &mut self.get_mut().stream {
             Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }

@@ -10,7 +10,7 @@ use super::{
     connection::{Connection, Ended, First, Why},
     dial,
     error::{AuthFailure, ConnectError, Disconnect, Error, GiveUp},
-    events::State,
+    events::{Event, State},
     handler::{self, Handler},
     retry::{self, Backoff, Next, random},
     shared::{Shared, Weaks},
@@ -74,6 +74,8 @@ impl Driver {
             }
             End::GaveUp(why) => {
                 shared.gave_up(why);
+                // From here on nothing is taken to be sent.
+                shared.closing.cancel();
                 State::GaveUp
             }
         };
@@ -137,6 +139,7 @@ impl Driver {
             let asked = outcome.asked.unwrap_or_default();
             let wait = if outcome.jitter { asked + backoff.next(random()) } else { asked };
             shared.set_state(State::Waiting);
+            shared.events.show(&Event::Waiting { attempt: failures, delay: wait });
             tokio::select! {
                 biased;
                 () = shared.cancel.cancelled() => return End::Cancelled,

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use futures_util::Stream;
@@ -54,6 +55,13 @@ pub enum Event {
     Connected(Arc<Session>),
     /// A session ended.
     Disconnected(Disconnect),
+    /// The next attempt to connect is so far away.
+    Waiting {
+        /// Which attempt in a row it is, from 1.
+        attempt: u32,
+        /// The wait.
+        delay: Duration,
+    },
     /// A message came. With a handler it is shown here as well, when its turn has come; without one, this is where it is
     /// handled: call [`Message::ack`].
     Message(Message),

@@ -10,7 +10,10 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -86,6 +89,8 @@ pub struct Connection<'a> {
     /// The number of the session that it becomes.
     number: u64,
     socket: Socket,
+    /// Set by every read that brought something.
+    received: Arc<AtomicBool>,
     /// What this side says of its own, before all else.
     own: VecDeque<Frame>,
     /// Something was written and not flushed.
@@ -116,7 +121,7 @@ impl<'a> Connection<'a> {
         tokens: &'a mut Tokens,
         first: &'a mut First,
         number: u64,
-        socket: Socket,
+        (socket, received): (Socket, Arc<AtomicBool>),
         until: Instant,
     ) -> Self {
         let now = Instant::now();
@@ -127,6 +132,7 @@ impl<'a> Connection<'a> {
             first,
             number,
             socket,
+            received,
             own: VecDeque::new(),
             dirty: false,
             broken: false,
@@ -161,7 +167,7 @@ impl<'a> Connection<'a> {
             if self.session.is_some() && asking.is_none() {
                 asking = self.renewal.ask(self.tokens, now);
             }
-            let full = self.session.is_some() && closing.is_none() && shared.core.lock().is_full();
+            let full = self.session.is_some() && shared.core.lock().is_full();
             if paused && !full {
                 // The silence was this side's own.
                 (self.heard, self.pinged) = (now, None);
@@ -221,8 +227,9 @@ impl<'a> Connection<'a> {
             tracing::debug!(%error, "client: nothing can be written any more");
             self.broken = true;
         }
-        if paused && !self.broken {
-            return Poll::Pending;
+        if paused {
+            // What cannot be shown to be alive either is at its end; what is stored comes again.
+            return if self.broken { Poll::Ready(None) } else { Poll::Pending };
         }
         Pin::new(&mut self.socket).poll_next(cx)
     }
@@ -282,10 +289,17 @@ impl<'a> Connection<'a> {
         }
         if paused {
             if self.shown + self.interval / 3 <= now {
-                self.own.push_back(Frame::Pong(Bytes::new()));
+                // Where the last one has not left yet, it will do.
+                if self.own.is_empty() {
+                    self.own.push_back(Frame::Pong(Bytes::new()));
+                }
                 self.shown = now;
             }
             return None;
+        }
+        if self.received.swap(false, Ordering::Relaxed) && self.heard + self.interval <= now {
+            // A part of a large message, on a slow line.
+            (self.heard, self.pinged) = (now, None);
         }
         let patience = self.shared.options.heartbeat_timeout;
         match self.pinged {
@@ -305,6 +319,7 @@ impl<'a> Connection<'a> {
     /// Takes what a turn brought; why it ends, if it does.
     async fn take(&mut self, turn: Turn) -> Option<Why> {
         (self.heard, self.pinged) = (Instant::now(), None);
+        self.received.store(false, Ordering::Relaxed);
         let read = match turn {
             Some(Ok(Frame::Text(text))) => Message::from_text(text.into()),
             Some(Ok(Frame::Binary(bytes))) => Message::from_binary(&bytes),

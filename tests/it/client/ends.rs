@@ -66,12 +66,19 @@ async fn from_all_other_ends_it_comes_back() {
 async fn the_wait_that_draining_asks_for_is_kept() {
     let played = Played::new().await;
     let (disconnected, mut ends) = Told::new();
-    let _client = client_at(played.url()).on_disconnect(move |end| disconnected(end.clone())).start().unwrap();
+    let client = client_at(played.url()).on_disconnect(move |end| disconnected(end.clone())).start().unwrap();
     let mut peer = played.session().await;
     peer.say(json!({ "type": "draining", "reconnectAfterMs": 400 })).await;
     let since = Instant::now();
+    let mut events = client.events();
     peer.close(1012).await;
     assert_eq!(ends.next().await.reconnect_after, Some(Duration::from_millis(400)));
+    loop {
+        if let Event::Waiting { attempt, delay } = soon("an event", events.next()).await.unwrap() {
+            assert_eq!((attempt, delay), (1, Duration::from_millis(400)));
+            break;
+        }
+    }
     let mut peer = played.session().await;
     at_least(since, Duration::from_millis(400));
     // It holds where the close frame is lost, and no longer than for one return.

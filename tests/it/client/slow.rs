@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use pushgate::client::{AckMode, ConnectError, Event};
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 use super::support::{Gate, Played, Relay, Told, client_at, collecting, next};
@@ -47,6 +48,27 @@ async fn a_connection_that_is_half_open_is_found_out_and_replaced() {
     relay.set(gateway.http);
     assert_eq!(sessions.next().await, 2);
     assert_eq!(next(&mut messages).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_message_on_a_slow_line_is_a_sign_of_life() {
+    let played = Played::new().await;
+    let (builder, mut messages) = collecting(client_at(played.url()));
+    let patience = Duration::from_millis(100);
+    let client = builder.heartbeat_interval(patience).heartbeat_timeout(patience).start().unwrap();
+    let mut peer = played.session().await;
+    let text = json!({ "type": "large", "data": "x".repeat(800) }).to_string();
+    let mut frame = vec![0x81, 126];
+    frame.extend_from_slice(&u16::try_from(text.len()).unwrap().to_be_bytes());
+    frame.extend_from_slice(text.as_bytes());
+    // Longer than the interval and the timeout together, and never silent for long.
+    let mut pace = tokio::time::interval(Duration::from_millis(20));
+    for part in frame.chunks(frame.len() / 20) {
+        pace.tick().await;
+        peer.socket.get_mut().write_all(part).await.unwrap();
+    }
+    assert_eq!(soon("the message", messages.recv()).await.unwrap().type_name(), "large");
+    assert_eq!(client.session().unwrap().number, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
