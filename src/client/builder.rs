@@ -19,6 +19,11 @@ use super::{
 };
 use crate::types::{Device, Secret};
 
+/// The longest span that an option can name.
+const SPAN_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The least bound of a wait: one of nothing would stay nothing, however often it doubles.
+const WAIT_MIN: Duration = Duration::from_millis(1);
+
 /// Headers that the handshake itself sends.
 const OWN_HEADERS: [HeaderName; 7] = [
     header::HOST,
@@ -32,7 +37,8 @@ const OWN_HEADERS: [HeaderName; 7] = [
 
 /// What a client is told before it starts. The defaults are in the [module](super#defaults-and-bounds).
 ///
-/// Nothing is checked before [`Builder::start`] or [`Builder::connect`], which say what is wrong.
+/// Nothing is checked before [`Builder::start`] or [`Builder::connect`], which say what is wrong. A span of more than a year is
+/// taken as a year.
 #[must_use = "a client is started with `start` or `connect`"]
 pub struct Builder {
     url: String,
@@ -148,7 +154,7 @@ impl Builder {
     }
 
     /// The bound of the first wait; it doubles with every attempt in a row. A wait is evenly distributed between nothing and
-    /// its bound (full jitter), so that many clients do not come back at one moment.
+    /// its bound (full jitter), so that many clients do not come back at one moment. At least 1 ms.
     pub fn reconnect_delay(mut self, delay: Duration) -> Self {
         self.reconnect_delay = delay;
         self
@@ -316,22 +322,25 @@ impl Builder {
         if let Source::Fixed(token) = &self.source {
             tokens::bearer(token).map_err(BuildError::Token)?;
         }
+        // What is longer is never waited for, and moments that far away cannot be told.
+        let span = |span: Duration| span.min(SPAN_MAX);
+        let wait = |wait: Duration| wait.clamp(WAIT_MIN, SPAN_MAX);
         let tls = if target.tls { Some(dial::tls(&self.roots)?) } else { None };
         let options = Options {
             target,
             headers,
             ack_mode: self.ack_mode,
             auto_reconnect: self.auto_reconnect,
-            reconnect_delay: self.reconnect_delay,
-            max_delay: self.max_delay,
+            reconnect_delay: wait(self.reconnect_delay),
+            max_delay: wait(self.max_delay),
             max_reconnects: self.max_reconnects,
             queue: self.queue,
             dedup_ids: self.dedup_ids,
-            handshake_timeout: self.handshake_timeout,
-            request_timeout: self.request_timeout,
+            handshake_timeout: span(self.handshake_timeout),
+            request_timeout: span(self.request_timeout),
             heartbeat_interval: self.heartbeat_interval,
-            heartbeat_timeout: self.heartbeat_timeout,
-            close_timeout: self.close_timeout,
+            heartbeat_timeout: span(self.heartbeat_timeout),
+            close_timeout: span(self.close_timeout),
             message_bytes_max: self.message_bytes_max,
             callbacks: self.callbacks,
             manual: self.handler.is_none(),

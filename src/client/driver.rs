@@ -32,6 +32,18 @@ pub struct Driver {
     sessions: u64,
     /// Why the token in use before was refused.
     refusal: Option<ConnectError>,
+    _end: Certain,
+}
+
+/// Ends the client for whoever waits for that, even where its task is dropped with the runtime.
+struct Certain(Arc<Shared>);
+
+impl Drop for Certain {
+    fn drop(&mut self) {
+        if self.0.ended.borrow().is_none() {
+            self.0.end(State::Closed);
+        }
+    }
 }
 
 /// Why there will be no further connection.
@@ -57,7 +69,8 @@ struct Outcome {
 
 impl Driver {
     pub fn new(shared: Arc<Shared>, weaks: Weaks, source: Source, tls: Option<TlsConnector>, first: First) -> Self {
-        Self { shared, weaks, tokens: Tokens::new(source), tls, first, sessions: 0, refusal: None }
+        let end = Certain(Arc::clone(&shared));
+        Self { shared, weaks, tokens: Tokens::new(source), tls, first, sessions: 0, refusal: None, _end: end }
     }
 
     /// Runs the client to its end.

@@ -291,3 +291,30 @@ async fn a_callback_that_panics_ends_nothing() {
     let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
     peer.socket.close(Some(frame)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_without_end_are_spans_like_any() {
+    let played = Played::new().await;
+    let ever = Duration::MAX;
+    let builder = client_at(played.url()).handshake_timeout(ever).request_timeout(ever).close_timeout(ever);
+    let client = builder.heartbeat_interval(ever).heartbeat_timeout(ever).max_delay(ever).start().unwrap();
+    played.session().await.close(1011).await;
+    let mut peer = played.session().await;
+    assert!(soon("a session", client.states().wait_for(State::Connected)).await);
+    let closing = tokio::spawn(async move { client.close().await });
+    assert_eq!(peer.closed().await, 1000);
+    soon("the end", closing).await.unwrap();
+}
+
+#[test]
+fn a_runtime_that_ends_takes_the_client_along_and_tells_those_who_watch() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let client = first.block_on(async { client_at(Played::new().await.url()).start().unwrap() });
+    let mut states = client.states();
+    drop(first);
+    second.block_on(async {
+        assert!(soon("the end", states.wait_for(State::Closed)).await);
+        soon("the end", client.close()).await;
+    });
+}
