@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Message as Frame;
 
 use super::{
     super::{
@@ -13,7 +12,7 @@ use super::{
         retry::ASKED_WAIT_MAX,
         shared::Delivery,
     },
-    Connection, END_TIMEOUT, HEARTBEAT_BOUNDS,
+    Connection, END_TIMEOUT, HEARTBEAT_BOUNDS, masked_text,
 };
 use crate::{protocol::ack_mode::AckMode, types::Secret};
 
@@ -147,7 +146,8 @@ impl Connection<'_> {
         match self.renewal.provided(provided, self.tokens, &id) {
             Ok(token) => {
                 let auth = serde_json::json!({ "type": "auth", "id": id, "token": token.expose() });
-                self.own.push_back(Frame::text(auth.to_string()));
+                // There is never more than one under way.
+                self.secret = Some((masked_text(&auth.to_string()), 0));
             }
             Err(problem) => self.shared.error(Error::Renewal(problem)),
         }

@@ -14,13 +14,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::{Sink as _, SinkExt as _, Stream as _, StreamExt as _};
 use tokio::{
+    io::AsyncWrite as _,
     sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
@@ -36,6 +37,7 @@ use super::{
     events::State,
     message::{Message, Session},
     renewal::{Asking, Renewal},
+    retry::random,
     shared::{Shared, Weaks},
     tokens::Tokens,
 };
@@ -93,6 +95,8 @@ pub struct Connection<'a> {
     received: Arc<AtomicBool>,
     /// What this side says of its own, before all else.
     own: VecDeque<Frame>,
+    /// An `auth` message on its way, and how much of it has left.
+    secret: Option<(Vec<u8>, usize)>,
     /// Something was written and not flushed.
     dirty: bool,
     /// Nothing can be written any more; what was received is still read.
@@ -134,6 +138,7 @@ impl<'a> Connection<'a> {
             socket,
             received,
             own: VecDeque::new(),
+            secret: None,
             dirty: false,
             broken: false,
             session: None,
@@ -231,10 +236,39 @@ impl<'a> Connection<'a> {
             // What cannot be shown to be alive either is at its end; what is stored comes again.
             return if self.broken { Poll::Ready(None) } else { Poll::Pending };
         }
+        if self.secret.is_some() && !self.broken {
+            // Reading may write pongs, which must not come into the middle of a frame.
+            return Poll::Pending;
+        }
         Pin::new(&mut self.socket).poll_next(cx)
     }
 
+    /// Writes an `auth` message around tungstenite, which would write every frame, this one's token and all, to whatever log
+    /// has its traces on. It goes between two frames: what was written before has been flushed, and nothing else is written
+    /// until all of it has left.
+    fn write_secret(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), tungstenite::Error>> {
+        let Some((frame, written)) = &mut self.secret else { return Poll::Ready(Ok(())) };
+        if *written == 0 {
+            ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
+        }
+        let mut stream = Pin::new(self.socket.get_mut());
+        while *written < frame.len() {
+            match ready!(stream.as_mut().poll_write(cx, &frame[*written..]))? {
+                0 => return Poll::Ready(Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into())),
+                count => *written += count,
+            }
+        }
+        self.secret = None;
+        self.dirty = true;
+        Poll::Ready(Ok(()))
+    }
+
     fn write(&mut self, cx: &mut Context<'_>) -> Result<(), tungstenite::Error> {
+        if let Poll::Ready(left) = self.write_secret(cx) {
+            left?;
+        } else {
+            return Ok(());
+        }
         let mut written = 0;
         let mut socket = Pin::new(&mut self.socket);
         while let Poll::Ready(ready) = socket.as_mut().poll_ready(cx) {
@@ -354,8 +388,10 @@ impl<'a> Connection<'a> {
     /// Closes from this side and waits a moment for the answer, so that what was acked arrives.
     async fn goodbye(&mut self) {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        // Nothing may come into the middle of a frame.
+        let between = self.secret.as_ref().is_none_or(|(_, written)| *written == 0);
         let closing = async {
-            if !self.broken && self.socket.close(Some(frame)).await.is_ok() {
+            if !self.broken && between && self.socket.close(Some(frame)).await.is_ok() {
                 while let Some(Ok(_)) = self.socket.next().await {}
             }
         };
@@ -364,4 +400,24 @@ impl<'a> Connection<'a> {
             _ = timeout(END_TIMEOUT, closing) => {}
         }
     }
+}
+
+/// A text message as a client's frame (RFC 6455 section 5.2), masked.
+fn masked_text(text: &str) -> Vec<u8> {
+    let mask = random().to_be_bytes();
+    let mut frame = vec![0x81];
+    match text.len() {
+        short @ 0..126 => frame.push(0x80 | short as u8),
+        medium @ 126..=0xffff => {
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&(medium as u16).to_be_bytes());
+        }
+        long => {
+            frame.push(0x80 | 127);
+            frame.extend_from_slice(&(long as u64).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&mask);
+    frame.extend(text.bytes().zip(mask.into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    frame
 }

@@ -1,7 +1,7 @@
 //! Tokens: renewed on the session before they run out, asked for anew once refused.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -152,4 +152,59 @@ async fn a_provider_that_fails_counts_as_an_attempt() {
         .unwrap();
     let GiveUp::Attempts { attempts: 2, last } = reasons.next().await else { panic!("another reason") };
     assert_eq!(last, "no token: never");
+}
+
+/// Notes whether something that must never be logged was.
+struct Watcher;
+
+/// What must never be logged.
+static SECRETS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static SHOWN: AtomicUsize = AtomicUsize::new(0);
+static FRAMES: AtomicUsize = AtomicUsize::new(0);
+
+impl log::Log for Watcher {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let text = record.args().to_string();
+        let secrets = SECRETS.lock().unwrap();
+        SHOWN.fetch_add(secrets.iter().filter(|secret| text.contains(*secret)).count(), Ordering::SeqCst);
+        FRAMES.fetch_add(usize::from(text.starts_with("Sending frame")), Ordering::SeqCst);
+    }
+
+    fn flush(&self) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_trace_of_a_library_shows_a_token() {
+    let gateway = Gateway::start().await;
+    // The gateway reads frames itself, so that all that tungstenite logs of these tokens is of the client.
+    log::set_logger(&Watcher).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let client = client_at(format!("ws://{}/ws", gateway.http))
+        .token_provider(move || {
+            let mut secrets = SECRETS.lock().unwrap();
+            let lasts = if secrets.is_empty() { 2 } else { 1000 };
+            // Long enough for a length of two bytes.
+            let token = Token::of("alice").with("filler", "x".repeat(1000)).expiring_in(lasts).sign();
+            // As text, and as the hexadecimal digits of its bytes.
+            secrets.push(token[token.len() - 40..].to_owned());
+            secrets.push(token[token.len() - 40..].bytes().map(|byte| format!("{byte:02x}")).collect());
+            async { Ok(token) }
+        })
+        .connect()
+        .await
+        .unwrap();
+    let first = client.session().unwrap();
+    until("another end", true, async || {
+        client.ping().await.unwrap();
+        client.session().unwrap().token_expires_at != first.token_expires_at
+    })
+    .await;
+    log::set_max_level(log::LevelFilter::Off);
+    assert_eq!((client.session().unwrap().number, SECRETS.lock().unwrap().len()), (1, 4));
+    assert!(FRAMES.load(Ordering::SeqCst) > 1, "the watch was on");
+    assert_eq!(SHOWN.load(Ordering::SeqCst), 0);
 }
