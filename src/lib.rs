@@ -14,8 +14,8 @@
 //! 4. **[`hub`]**: users, their devices and sessions. [`hub::Hub::send`] is where a notification gets its place, and the
 //!    only order in which store, outboxes and events come.
 //! 5. **[`api`]**: what services may ask, whoever carries the question.
-//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes. [`stress`] is a load on both from
-//!    outside.
+//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes. And from outside: `client`, what an
+//!    application speaks to a gateway with (the cargo feature `client`), and [`stress`], a load on both.
 //! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
 //!    [`dev`] for a first look, and [`cli`].
 //!
@@ -55,15 +55,23 @@ pub mod hub;
 pub mod api;
 
 // Floor 6: transports.
+#[cfg(feature = "client")]
+pub mod client;
 pub mod grpc;
 pub mod http;
 pub mod stress;
 pub mod ws;
 
 // Floor 7: the application.
+#[cfg(feature = "client")]
 pub mod cli;
 pub mod config;
 pub mod dev;
 pub mod server;
 pub mod systemd;
 pub mod telemetry;
+
+/// The programs in README.md are compiled.
+#[cfg(all(doctest, feature = "client"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -273,6 +273,8 @@ for block in "$WORK/blocks"/*; do
         *.toml) toml_block "$block" ;;
         *.js) here <"$block" >"$HERE/client.mjs" ;;
         *.python) here <"$block" >"$HERE/client.py" ;;
+        # Compiled by `cargo test --doc`, which reads README.md.
+        *.rust,no_run) ;;
         *) fail "README.md has a block of a kind that this script does not know: ${block##*.}" ;;
     esac
 done

@@ -29,7 +29,7 @@ const FLOORS: [&[&str]; 8] = [
     // The admin API, whatever carries it.
     &["api"],
     // Transports.
-    &["ws", "grpc", "http", "stress"],
+    &["ws", "grpc", "http", "client", "stress"],
     // The application.
     &["telemetry", "systemd", "config", "dev", "server", "cli", "main", "lib"],
 ];

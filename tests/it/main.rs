@@ -10,6 +10,7 @@ mod bad_input;
 mod batch;
 mod broadcast_log;
 mod child;
+mod client;
 mod clocks;
 mod delivery;
 mod ends;

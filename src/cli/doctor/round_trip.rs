@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::Map;
-use tokio_tungstenite::tungstenite::Message;
+use tokio::sync::mpsc::{self, UnboundedReceiver};
 use uuid::Uuid;
 
 use super::{Findings, Running};
@@ -14,9 +13,10 @@ use crate::{
     cli::{
         failure::{Failure, Outcome},
         jwt::{KeyArgs, Signer},
-        listen::{self, Connection, Envelope, Refusal, Socket},
-        output::span,
+        listen,
+        output::{clean, span},
     },
+    client::{Client, ConnectError, GiveUp, Message},
     config::Loaded,
     types::ListenAddress,
 };
@@ -53,11 +53,23 @@ async fn travel(loaded: &Loaded, running: &Running) -> Outcome {
     let gateway = &running.gateway;
     let token = Signer::configured(&KeyArgs::default(), loaded)?.sign(USER, TTL, Map::new())?;
     let url = address(loaded, running)?;
-    let connection = Connection { url, device: Some(DEVICE.to_owned()), client_acks: true };
-    let mut socket = listen::connect(&connection, &token).await.map_err(|refusal| match refusal {
-        Refusal::Usage(text) | Refusal::NotNow(text) | Refusal::Final(text) => failure(text),
-    })?;
-    wait_for(&mut socket, |message| message.r#type == "auth_success").await?;
+    let (came, mut messages) = mpsc::unbounded_channel();
+    let gone = came.clone();
+    let client = Client::builder(url)
+        .token(token)
+        .device(DEVICE)
+        .auto_reconnect(false)
+        // Whatever comes is confirmed: what is not waited for is an earlier doctor's.
+        .on_message(move |message| {
+            let told = came.send(Ok(message)).map_err(Into::into);
+            async { told }
+        })
+        .on_give_up(move |why| {
+            let _ = gone.send(Err(why.clone()));
+        })
+        .connect()
+        .await
+        .map_err(|error| refused(&error))?;
 
     let request =
         proto::StreamEventsRequest { types: vec!["notification_confirmed".to_owned()], user_id: USER.to_owned() };
@@ -75,14 +87,13 @@ async fn travel(loaded: &Loaded, running: &Running) -> Outcome {
         proto::SendToUserRequest { user_id: USER.to_owned(), notification: Some(notification), ..Default::default() };
     gateway.calls().send_to_user(gateway.request(request)).await.map_err(|status| gateway.refused(&status))?;
 
-    let offset = wait_for(&mut socket, |message| message.id.as_deref() == Some(&*id)).await?;
-    let offset = offset.ok_or_else(|| failure("the message came, but was not stored"))?;
-    let ack = format!("{{\"type\":\"ack\",\"offset\":{offset}}}");
-    socket.send(Message::from(ack)).await.map_err(|error| failure(format!("the connection broke: {error}")))?;
+    if wait_for(&mut messages, &id).await?.offset().is_none() {
+        return Err(failure("the message came, but was not stored"));
+    }
 
     while let Some(event) = events.message().await.map_err(|status| gateway.refused(&status))? {
         if matches!(event.event, Some(Body::NotificationConfirmed(confirmed)) if confirmed.id == id) {
-            listen::goodbye(&mut socket).await;
+            client.close().await;
             return Ok(());
         }
     }
@@ -102,28 +113,30 @@ fn address(loaded: &Loaded, running: &Running) -> Outcome<String> {
     }
 }
 
-/// Reads up to the message that is waited for; its offset. Everything else is confirmed on the way: it is an earlier
-/// doctor's.
-async fn wait_for(socket: &mut Socket, wanted: impl Fn(&Envelope<'_>) -> bool) -> Outcome<Option<u64>> {
-    loop {
-        match socket.next().await {
-            Some(Ok(Message::Text(text))) => {
-                let Ok(message) = serde_json::from_str::<Envelope<'_>>(&text) else { continue };
-                if wanted(&message) {
-                    return Ok(message.offset);
-                }
-                if message.r#type == "auth_failure" {
-                    let (code, text) = (message.code.unwrap_or_default(), message.message.unwrap_or_default());
-                    return Err(failure(format!("the gateway refuses a token of its own key: {code}: {text}")));
-                }
-            }
-            Some(Ok(Message::Close(frame))) => {
-                let (code, reason) = frame.map_or((1005, String::new()), |f| (f.code.into(), f.reason.to_string()));
-                return Err(failure(format!("the gateway closed the connection: {code} {reason}")));
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(failure(format!("the connection broke: {error}"))),
-            None => return Err(failure("the gateway ended the connection")),
+/// Why there is no session.
+fn refused(error: &ConnectError) -> Failure {
+    match error {
+        ConnectError::Network { .. } | ConnectError::Timeout { .. } => {
+            failure(format!("{error}; is the gateway running (pushgate health), and does it listen there?"))
+        }
+        ConnectError::Refused(why) => {
+            failure(format!("the gateway refuses a token of its own key: {}", clean(&why.to_string())))
+        }
+        ConnectError::Closed { .. } => {
+            failure(format!("the gateway closed the connection: {}", clean(&error.to_string())))
+        }
+        _ => failure(clean(&error.to_string())),
+    }
+}
+
+/// The message with that id.
+async fn wait_for(messages: &mut UnboundedReceiver<Result<Message, GiveUp>>, id: &str) -> Outcome<Message> {
+    while let Some(came) = messages.recv().await {
+        match came {
+            Ok(message) if message.id() == Some(id) => return Ok(message),
+            Ok(_) => {}
+            Err(why) => return Err(failure(format!("the gateway closed the connection: {}", clean(&why.to_string())))),
         }
     }
+    Err(failure("the gateway ended the connection"))
 }

@@ -15,8 +15,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Map;
 use tokio::time::Instant;
 
-use self::client::{Client, End};
-pub use self::client::{Connection, Envelope, Refusal, Socket, connect, goodbye};
+use self::client::{Client, Connection, End, Refusal};
 use super::{
     connect::{File, Format, origin, reachable_host, read_secret, span},
     failure::{EXIT_CONFIG, EXIT_FAILURE, EXIT_PERMISSION, EXIT_UNAVAILABLE, Failure, Outcome},

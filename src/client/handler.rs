@@ -1,0 +1,85 @@
+//! The task that hands messages to the application, one after the other, in the order of their delivery.
+//!
+//! It is not the task that reads from the gateway, so that pings are answered however long a handler takes.
+
+use std::{any::Any, future::Future, panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+
+use super::{
+    error::{BoxError, Error},
+    events::Event,
+    message::Message,
+    retry::{Backoff, random},
+    shared::{Delivery, Shared},
+};
+
+/// A handler's future.
+pub type Handling = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+/// The application's handler.
+pub type Handler = Arc<dyn Fn(Message) -> Handling + Send + Sync>;
+
+/// The bounds of the wait before a message that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+
+/// Runs until no more comes.
+pub async fn run(shared: Arc<Shared>, handler: Option<Handler>) {
+    loop {
+        if handler.is_none() {
+            tokio::select! {
+                () = shared.events.some_room() => {}
+                () = shared.closing.cancelled() => return,
+            }
+        }
+        let Some(delivery) = shared.delivery().await else { return };
+        let repeat = shared.core.lock().ledger.is_repeat(&delivery.message);
+        if repeat {
+            // Acked in its turn, and kept from the application.
+            shared.handled(&delivery.message);
+            continue;
+        }
+        shared.events.show(&Event::Message(delivery.message.clone()));
+        match &handler {
+            Some(handler) => handle(&shared, handler, &delivery).await,
+            // Who reads the events says when it was handled; where nothing is acked there is nothing to say.
+            None if !delivery.acked => shared.handled(&delivery.message),
+            None => {}
+        }
+    }
+}
+
+/// Hands it over until it was handled. What the gateway will not deliver again is tried once; the rest until its session
+/// ends, since from then on it comes again.
+async fn handle(shared: &Shared, handler: &Handler, delivery: &Delivery) {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut session = shared.session.subscribe();
+    for attempt in 1.. {
+        let message = delivery.message.clone();
+        let handling = AssertUnwindSafe(async { handler(message).await }).catch_unwind().await;
+        let problem = match handling {
+            Ok(Ok(())) => return shared.handled(&delivery.message),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("it panicked: {}", text_of(&*panic)),
+        };
+        shared.error(Error::Handler {
+            id: delivery.message.id().unwrap_or_default().to_owned(),
+            offset: delivery.message.offset(),
+            attempt,
+            problem,
+        });
+        if !delivery.acked {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next(random())) => {}
+            () = shared.closing.cancelled() => return,
+            _ = session.wait_for(|now| *now != delivery.session) => return,
+        }
+    }
+}
+
+/// What a panic said.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+}
