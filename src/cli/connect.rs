@@ -220,15 +220,19 @@ pub fn read_secret(path: &Path, bytes_max: u64) -> Outcome<String> {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn open(address: &ListenAddress) -> io::Result<Channel> {
-    let stream: Box<dyn Stream> = match address {
+async fn dial(address: &ListenAddress) -> io::Result<Box<dyn Stream>> {
+    Ok(match address {
         ListenAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
         ListenAddress::Tcp { host, port } => {
             let stream = TcpStream::connect((host.as_str(), *port)).await?;
             stream.set_nodelay(true)?;
             Box::new(stream)
         }
-    };
+    })
+}
+
+async fn open(address: &ListenAddress) -> io::Result<Channel> {
+    let stream = dial(address).await?;
     let mut stream = Some(stream);
     let connector = tower::service_fn(move |_: Uri| {
         let stream = stream.take().map(TokioIo::new).ok_or_else(|| io::Error::other("the connection was lost"));
@@ -272,6 +276,16 @@ impl Gateway {
     /// The connection.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// Another connection to it, made when it is needed, and again when it was lost.
+    pub fn another(&self) -> Channel {
+        let address = self.place.address.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let address = address.clone();
+            async move { dial(&address).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://pushgate").connect_with_connector_lazy(connector)
     }
 
     /// The caller's token.

@@ -1,8 +1,9 @@
 //! The mark that every message of a run carries, so that whoever receives it knows which one it is and how long it
 //! took.
 //!
-//! It is the message's JSON payload: `{"pgs":"0123abcd","l":0,"n":17,"t":123456,"p":"xxx…"}`: the run, the lane (a
-//! sequence of its own), the number in it, from 0, the moment it was due, in µs on the sender's clock, and padding.
+//! It is the message's JSON payload: `{"pgs":"0123abcd","l":0,"w":5,"n":17,"t":123456,"p":"xxx…"}`: the run, the lane (a
+//! sequence of its own), whom it is for, the number in its sequence, from 0, the moment it was due, in µs on the sender's
+//! clock, and padding.
 
 use memchr::memmem;
 use serde::Deserialize;
@@ -14,10 +15,30 @@ pub struct Mark {
     pub run: u32,
     /// The sequence. Order holds within one, not between two.
     pub lane: u32,
+    /// Whom it is for: [`EVERYBODY`], a user ([`user`]) or a session ([`session`]).
+    pub whom: u64,
     /// The place in the sequence, from 0.
     pub number: u64,
     /// When it was due, in µs on the sender's clock.
     pub due_micros: u64,
+}
+
+/// For whoever gets it.
+pub const EVERYBODY: u64 = 0;
+/// Set in what stands for a user.
+const USER: u64 = 1 << 63;
+
+/// What stands for a user: a hash of his id (FNV-1a), so that a message that went to somebody else is noticed.
+pub fn user(id: &str) -> u64 {
+    let hash = id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    hash | USER
+}
+
+/// What stands for a session, by its place in the fleet.
+pub fn session(index: usize) -> u64 {
+    index as u64 + 1
 }
 
 /// What a mark begins with.
@@ -26,11 +47,14 @@ const START: &[u8] = b"{\"pgs\":\"";
 impl Mark {
     /// The payload: of `bytes` bytes, or as many as the mark needs where that is more.
     pub fn payload(&self, bytes: usize) -> String {
-        let Self { run, lane, number, due_micros } = self;
-        let mut text = String::with_capacity(bytes.max(96));
+        let Self { run, lane, whom, number, due_micros } = self;
+        let mut text = String::with_capacity(bytes.max(128));
         use std::fmt::Write as _;
         // Writing to a string cannot fail.
-        let _ = write!(text, "{{\"pgs\":\"{run:08x}\",\"l\":{lane},\"n\":{number},\"t\":{due_micros},\"p\":\"");
+        let _ = write!(
+            text,
+            "{{\"pgs\":\"{run:08x}\",\"l\":{lane},\"w\":{whom},\"n\":{number},\"t\":{due_micros},\"p\":\""
+        );
         text.extend(std::iter::repeat_n('x', bytes.saturating_sub(text.len() + 2)));
         text.push_str("\"}");
         text
@@ -50,10 +74,11 @@ impl Mark {
         let (run, rest) = (std::str::from_utf8(rest.get(..8)?).ok()?, rest.get(8..)?);
         let run = u32::from_str_radix(run, 16).ok()?;
         let (lane, rest) = number(rest.strip_prefix(b"\",\"l\":")?)?;
+        let (whom, rest) = number(rest.strip_prefix(b",\"w\":")?)?;
         let (place, rest) = number(rest.strip_prefix(b",\"n\":")?)?;
         let (due_micros, rest) = number(rest.strip_prefix(b",\"t\":")?)?;
         rest.starts_with(b",").then_some(())?;
-        Some(Self { run, lane: u32::try_from(lane).ok()?, number: place, due_micros })
+        Some(Self { run, lane: u32::try_from(lane).ok()?, whom, number: place, due_micros })
     }
 
     fn read_json(message: &[u8]) -> Option<Self> {
@@ -66,12 +91,13 @@ impl Mark {
         struct Data<'a> {
             pgs: &'a str,
             l: u32,
+            w: u64,
             n: u64,
             t: u64,
         }
         let Envelope { data } = serde_json::from_slice(message).ok()?;
         let run = u32::from_str_radix(data.pgs, 16).ok()?;
-        Some(Self { run, lane: data.l, number: data.n, due_micros: data.t })
+        Some(Self { run, lane: data.l, whom: data.w, number: data.n, due_micros: data.t })
     }
 }
 
@@ -98,13 +124,13 @@ pub fn offset(message: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const MARK: Mark = Mark { run: 0xab, lane: 3, number: 17, due_micros: 1_234_567 };
+    const MARK: Mark = Mark { run: 0xab, lane: 3, whom: u64::MAX, number: 17, due_micros: 1_234_567 };
 
     #[test]
     fn a_mark_is_found_in_what_the_gateway_makes_of_it() {
-        for bytes in [0, 10, 80, 256, 4096] {
+        for bytes in [0, 10, 120, 256, 4096] {
             let payload = MARK.payload(bytes);
-            assert!(bytes < 80 || payload.len() == bytes, "{}", payload.len());
+            assert!(bytes < 120 || payload.len() == bytes, "{}", payload.len());
             let text = format!(r#"{{"type":"notification","id":"a","offset":              17,"data":{payload}}}"#);
             assert_eq!(Mark::find(text.as_bytes()), Some(MARK));
             assert_eq!(offset(text.as_bytes()), Some(17));

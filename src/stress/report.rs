@@ -23,9 +23,11 @@ pub struct Report {
     pub seconds: f64,
     /// Messages that were sent: notifications, broadcasts or echoes.
     pub sent: u64,
-    /// Of those, the ones that the gateway refused, by code.
+    /// Messages that were due and were not sent: the gateway held the sender up or was gone.
+    pub unsent: u64,
+    /// Calls that failed, by code.
     pub refused: BTreeMap<String, u64>,
-    /// Of those refused, the ones that may have been delivered nevertheless (the connection broke, a deadline came).
+    /// Of those, the ones whose message may have been delivered nevertheless (the connection broke, a deadline came).
     pub unknown: u64,
     /// What the gateway answered to the others, by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
@@ -49,10 +51,17 @@ pub struct Report {
     pub duplicates: u64,
     /// Messages that came behind one that they should have preceded.
     pub out_of_order: u64,
-    /// Marked messages of another run.
+    /// Messages that came to a session they were not for.
+    pub misdelivered: u64,
+    /// Messages that came although the gateway had said that nobody gets them.
+    pub unexpected: u64,
+    /// Marked messages of another run, such as what an earlier one left behind.
     pub foreign: u64,
-    /// `error` messages, by code.
+    /// `error` messages, `auth_failure` of a session, and what broke RFC 6455, by code or rule.
     pub errors: BTreeMap<String, u64>,
+    /// Whether it was laid down how much was to be sent.
+    #[serde(skip)]
+    pub planned: bool,
     /// What the gateway's process took. `None`: it could not be asked.
     pub server: Option<ServerUse>,
 }
@@ -150,9 +159,42 @@ impl From<ProcessStatus> for Usage {
 }
 
 impl Report {
-    /// Whether nothing was lost, nothing out of order, and everybody could connect.
+    /// Whether the gateway kept its word: nothing lost, nothing out of order, nothing to a wrong one or unannounced.
+    pub fn kept(&self) -> bool {
+        self.lost + self.out_of_order + self.misdelivered + self.unexpected == 0
+    }
+
+    /// What kept the test from being done as it was planned, if anything did. Where nobody was to be done with (as fast as
+    /// they are taken), a full mailbox is an answer like any other.
+    pub fn shortfall(&self) -> Option<String> {
+        let Connections { asked, connected, failed, failures, closed } = &self.connections;
+        let most = |counts: &BTreeMap<String, u64>| {
+            let most = counts.iter().max_by_key(|(_, count)| **count);
+            most.map_or_else(String::new, |(what, _)| format!(" (such as: {what})"))
+        };
+        let comes_and_goes = self.test == "churn";
+        if connected < asked || (*failed > 0 && !comes_and_goes) {
+            let attempts = if *failed == 1 { "attempt" } else { "attempts" };
+            return Some(format!("{failed} {attempts} to connect failed{}", most(failures)));
+        }
+        if let Some((code, count)) = closed.iter().next().filter(|_| !comes_and_goes) {
+            return Some(format!("{count} sessions were ended by the gateway (with {code})"));
+        }
+        let quota = if self.planned { 0 } else { self.refused.get("ResourceExhausted").copied().unwrap_or_default() };
+        let refused = self.refused.values().sum::<u64>() - quota;
+        if refused > 0 {
+            return Some(format!("{refused} of {} calls failed{}", self.sent, most(&self.refused)));
+        }
+        if self.unsent > 0 {
+            return Some(format!("{} messages that were due were not sent", self.unsent));
+        }
+        let dropped = self.outcomes.get("OUTCOME_DROPPED").copied().unwrap_or_default();
+        (dropped > 0).then(|| format!("{dropped} messages were taken by no session"))
+    }
+
+    /// Whether the gateway kept its word, and all was done that was planned.
     pub fn passed(&self) -> bool {
-        self.lost == 0 && self.out_of_order == 0 && self.connections.failed == 0
+        self.kept() && self.shortfall().is_none()
     }
 
     /// Takes in what the sessions counted.
@@ -161,7 +203,8 @@ impl Report {
         self.connections.failures = tally.failures.clone();
         self.connections.closed = tally.closes.clone();
         (self.received, self.received_bytes) = (tally.received, tally.received_bytes);
-        (self.duplicates, self.out_of_order, self.foreign) = (tally.duplicates, tally.out_of_order, tally.foreign);
+        (self.duplicates, self.out_of_order) = (tally.duplicates, tally.out_of_order);
+        (self.misdelivered, self.foreign) = (tally.misdelivered, tally.foreign);
         self.errors = tally.errors.clone();
         self.connect = Latency::of(&tally.connect);
         self.latency = Latency::of(&tally.latency);
@@ -169,22 +212,31 @@ impl Report {
         self.per_second.received = self.a_second(tally.received);
     }
 
-    /// Takes in what was sent over gRPC.
-    pub(super) fn sent(&mut self, sent: &Sent) {
+    /// Takes in what was sent over gRPC, of so many that were planned. `None`: as fast as they are taken.
+    pub(super) fn sent(&mut self, sent: &Sent, planned: Option<u64>, began_micros: u64) {
         self.sent = sent.total();
-        self.refused = sent.refused.clone();
+        self.unsent = planned.map_or(0, |planned| planned.saturating_sub(self.sent));
+        self.planned = planned.is_some();
+        self.refused = sent.failed.clone();
         self.unknown = sent.unknown;
         self.outcomes = sent.outcomes.clone();
         self.answer = Latency::of(&sent.answers);
-        self.per_second.sent = self.a_second(self.sent);
+        let seconds = sent.last_micros.saturating_sub(began_micros) as f64 / 1e6;
+        self.per_second.sent = if seconds > 0.0 { sent.accepted() as f64 / seconds } else { 0.0 };
     }
 
-    /// Takes in the echoes that were sent; those that did not come back are lost.
-    pub(super) fn echoed(&mut self, slots: &[SlotReport]) {
+    /// Takes in the echoes that were sent, and those that were due `until` then, one each `interval_micros`, and were not.
+    /// Those that did not come back are lost.
+    pub(super) fn echoed(&mut self, slots: &[SlotReport], schedule: Option<(u64, u64)>) {
+        self.planned = true;
         self.sent = slots.iter().map(|slot| slot.echoes).sum();
         self.per_second.sent = self.a_second(self.sent);
         let lost = |slot: &SlotReport| slot.tracks.first().map_or(0, |track| track.lost(slot.echoes, None));
         self.lost = slots.iter().map(lost).sum();
+        if let Some((until, interval)) = schedule {
+            let overdue = slots.iter().filter_map(|slot| slot.overdue_micros);
+            self.unsent = overdue.map(|due| until.saturating_sub(due).div_ceil(interval.max(1))).sum();
+        }
     }
 
     /// Takes in what the gateway's process took for so many units of work.

@@ -48,6 +48,12 @@ impl Track {
         self.next - self.holes.iter().map(|hole| hole.end - hole.start).sum::<u64>()
     }
 
+    /// Whether a number came.
+    pub fn has(&self, number: u64) -> bool {
+        let at = self.holes.partition_point(|hole| hole.end <= number);
+        number < self.next && self.holes.get(at).is_none_or(|hole| !hole.contains(&number))
+    }
+
     /// How many of the first `sent` did not come, save those that are `excused`.
     pub fn lost(&self, sent: u64, excused: Option<&BTreeSet<u64>>) -> u64 {
         let rest = self.next.min(sent)..sent;
@@ -102,6 +108,7 @@ mod tests {
                 prop_assert_eq!(track.saw(number), expected);
             }
             prop_assert_eq!(track.count(), set.len() as u64);
+            prop_assert!((0..50).all(|number| track.has(number) == set.contains(&number)));
             prop_assert_eq!(track.lost(sent, None), (0..sent).filter(|number| !set.contains(number)).count() as u64);
         }
     }

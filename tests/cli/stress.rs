@@ -9,11 +9,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Gateway, Run, SECRET, pushgate};
+use crate::support::{Gateway, Run, SECRET, binary, finish, pushgate, write_configuration};
 
 /// What a line does to the fourth message of each connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ enum Fault {
     None,
     Drop,
     Repeat,
+    /// Says the last one, the tenth, again, a moment later.
+    RepeatLast,
     /// Lets the next one go first.
     Reorder,
     /// Ends the connection in its stead.
@@ -28,6 +32,7 @@ enum Fault {
 }
 
 const FAULTY: u64 = 4;
+const LAST: u64 = 10;
 
 /// A line between clients and a gateway.
 struct Line {
@@ -94,6 +99,16 @@ fn carry(mut from: TcpStream, mut to: &TcpStream, fault: Fault, faults: &AtomicU
         frame.resize(start + bytes as usize, 0);
         from.read_exact(&mut frame[start..])?;
         messages += u64::from(frame.windows(6).any(|six| six == b"\"pgs\":"));
+        if fault == Fault::RepeatLast {
+            to.write_all(&frame)?;
+            if messages == LAST {
+                messages += 1;
+                faults.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(20));
+                to.write_all(&frame)?;
+            }
+            continue;
+        }
         if messages == FAULTY && held.is_empty() && fault != Fault::None {
             messages += 1;
             faults.fetch_add(1, Ordering::Relaxed);
@@ -105,7 +120,7 @@ fn carry(mut from: TcpStream, mut to: &TcpStream, fault: Fault, faults: &AtomicU
                     held = frame;
                     continue;
                 }
-                Fault::None => {}
+                Fault::None | Fault::RepeatLast => {}
             }
         }
         to.write_all(&frame)?;
@@ -122,9 +137,10 @@ fn gateway(further: &str) -> Gateway {
 }
 
 fn stress(gateway: &Gateway, url: &str, test: &str, further: &[&str]) -> (Run, Value) {
-    let fixed = ["stress", "--test-type", test, "--url", url, "--json", "--connections", "20", "--messages", "10"];
+    let count = if further.contains(&"--connections") { &[][..] } else { &["--connections", "20"] };
+    let fixed = ["stress", "--test-type", test, "--url", url, "--json", "--messages", "10"];
     let brief = ["--message-interval", "5ms", "--duration", "2s", "--rate", "100", "--patience", "2s"];
-    let run = gateway.command(&[&fixed[..], &brief, further].concat());
+    let run = gateway.command(&[&fixed[..], count, &brief, further].concat());
     let json = serde_json::from_str(&run.stdout).unwrap_or(Value::Null);
     (run, json)
 }
@@ -171,7 +187,7 @@ fn a_line_that_does_nothing_is_not_noticed() {
 fn what_a_line_drops_repeats_and_reorders_is_told_to_the_last_message() {
     let gateway = gateway("");
     for test in ["throughput", "fanout", "unicast", "replay"] {
-        for fault in [Fault::Drop, Fault::Repeat, Fault::Reorder] {
+        for fault in [Fault::Drop, Fault::Repeat, Fault::RepeatLast, Fault::Reorder] {
             let line = Line::to(gateway.address("http"), fault);
             let (run, json) = stress(&gateway, &line.url(), test, &[]);
             let report = &json["tests"][0];
@@ -181,11 +197,12 @@ fn what_a_line_drops_repeats_and_reorders_is_told_to_the_last_message() {
             assert!(line.faults() >= 20, "{test} {fault:?}: {}", line.faults());
             let expected = match fault {
                 Fault::Drop => [line.faults(), 0, 0],
-                Fault::Repeat => [0, line.faults(), 0],
+                Fault::Repeat | Fault::RepeatLast => [0, line.faults(), 0],
                 _ => [0, 0, line.faults()],
             };
             assert_eq!(told, expected, "{test} {fault:?}: {run:?}");
-            assert_eq!(run.code, i32::from(fault != Fault::Repeat), "{test} {fault:?}: {run:?}");
+            let harmless = matches!(fault, Fault::Repeat | Fault::RepeatLast);
+            assert_eq!(run.code, i32::from(!harmless), "{test} {fault:?}: {run:?}");
         }
     }
 }
@@ -200,6 +217,110 @@ fn what_churn_brings_again_is_no_fault_and_what_it_drops_is() {
     // One that was dropped unconfirmed, at the end of a connection, comes with the next.
     let lost = report["lost"].as_u64().unwrap();
     assert!(lost > 0 && lost <= line.faults() && report["outOfOrder"].as_u64().unwrap() <= line.faults(), "{report}");
+}
+
+/// A line that gives each of two connections what is for the other, once both are there.
+fn crossed(gateway: &str) -> String {
+    let gateway: SocketAddr = gateway.parse().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}/ws", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let clients: Vec<TcpStream> = listener.incoming().map_while(Result::ok).take(2).collect();
+        let servers: Vec<TcpStream> = clients.iter().map(|_| TcpStream::connect(gateway).unwrap()).collect();
+        for (number, client) in clients.iter().enumerate() {
+            let (mut up, mut down) = (client.try_clone().unwrap(), servers[number].try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut up, &mut down));
+            // The handshake and the greeting go to whom they are for.
+            let (mut server, own) = (servers[number].try_clone().unwrap(), client.try_clone().unwrap());
+            let other = clients[1 - number].try_clone().unwrap();
+            thread::spawn(move || {
+                let mut buffer = [0; 65536];
+                while let Ok(count @ 1..) = server.read(&mut buffer) {
+                    let marked = buffer[..count].windows(6).any(|six| six == b"\"pgs\":");
+                    let mut to = if marked { &other } else { &own };
+                    if to.write_all(&buffer[..count]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+#[test]
+fn what_comes_to_somebody_else_is_noticed() {
+    let gateway = gateway("");
+    for test in ["throughput", "unicast"] {
+        let url = crossed(gateway.address("http"));
+        let (run, json) = stress(&gateway, &url, test, &["--connections", "2", "--max-concurrent", "2"]);
+        let report = &json["tests"][0];
+        assert_eq!(run.code, 1, "{test}: {run:?}");
+        assert!(report["misdelivered"].as_u64().unwrap() > 0 && run.stderr.contains("for somebody else"), "{run:?}");
+        assert_eq!(report["received"].as_u64(), Some(0), "{test}: {report}");
+    }
+}
+
+/// Starts it, and has something happen to the gateway once it is under way.
+fn interrupted(gateway: &mut Gateway, test: &str, further: &[&str], signal: Signal) -> (Run, Value) {
+    let url = gateway.url();
+    let fixed = ["stress", "--test-type", test, "--url", &url, "--json", "--connections", "20", "--rate", "200"];
+    let brief = ["--duration", "4s", "--patience", "3s", "--timeout", "2s", "--message-interval", "50ms"];
+    let child = binary(&gateway.args(&[&fixed[..], &brief, further].concat())).spawn().unwrap();
+    let ready = ["sessions", "--json"];
+    while gateway.command(&ready).json()["sessions"].as_array().is_none_or(|sessions| sessions.len() < 20) {}
+    gateway.signal(signal);
+    let run = finish(child);
+    let json = serde_json::from_str(&run.stdout).unwrap_or(Value::Null);
+    (run, json)
+}
+
+#[test]
+fn a_gateway_that_dies_or_hangs_fails_the_test_and_holds_nothing_up() {
+    for (test, signal) in [
+        ("unicast", Signal::KILL),
+        ("sustained", Signal::KILL),
+        ("unicast", Signal::STOP),
+        ("sustained", Signal::STOP),
+        ("unicast", Signal::TERM),
+    ] {
+        let mut gateway = gateway("");
+        let began = Instant::now();
+        let (run, json) = interrupted(&mut gateway, test, &[], signal);
+        assert_eq!((run.code, &json["passed"]), (1, &Value::Bool(false)), "{test} {signal:?}: {run:?}");
+        assert!(began.elapsed() < Duration::from_secs(60), "{test} {signal:?}: {:?}", began.elapsed());
+        gateway.signal(Signal::CONT);
+    }
+}
+
+#[test]
+fn what_is_refused_fails_the_test_and_is_no_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let further = "[limits]\nnotification_bytes = \"4KiB\"\n[log]\nfilter = \"warn,pushgate::server=info\"";
+    let file = write_configuration(folder.path(), further);
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replace("[store]", "[store]\nmax_pending_per_user = 5")).unwrap();
+    let gateway = Gateway::start(folder, &file);
+    let (run, json) = stress(&gateway, &gateway.url(), "fanout", &["--payload", "8KiB"]);
+    let report = &json["tests"][0];
+    assert_eq!((run.code, &report["refused"]["InvalidArgument"]), (1, &Value::from(10)), "{run:?}");
+    assert_eq!((&report["lost"], &report["perSecond"]["sent"]), (&Value::from(0), &Value::from(0.0)), "{run:?}");
+    assert!(run.stderr.contains("fanout: 10 of 10 calls failed (such as: InvalidArgument)"), "{run:?}");
+    let (run, json) = stress(&gateway, &gateway.url(), "replay", &[]);
+    let report = &json["tests"][0];
+    assert_eq!((run.code, &report["refused"]["ResourceExhausted"]), (1, &Value::from(100)), "{run:?}");
+    // What was taken came, and how long that took is known.
+    assert_eq!((&report["lost"], &report["received"]), (&Value::from(0), &Value::from(100)), "{run:?}");
+    assert_eq!(report["replay"]["count"], 20, "{run:?}");
+}
+
+#[test]
+fn two_sessions_that_are_one_device_are_refused() {
+    let gateway = gateway("");
+    let token = gateway.command(&["token", "user", "--sub", "alice", "--claim", "device=phone"]).ok();
+    let file = gateway.write("users", &token);
+    let (run, _) = stress(&gateway, &gateway.url(), "unicast", &["--user-tokens", file.to_str().unwrap()]);
+    run.fails(1, "two sessions are the device `phone` of the user `alice`");
 }
 
 #[test]
@@ -231,10 +352,12 @@ fn where_nobody_is_let_in_it_ends_with_69() {
     let (run, _) = stress(&gateway, &gateway.url(), "storm", &["--secret", "not the gateway's secret, but as long"]);
     assert_eq!(run.code, 69, "{run:?}");
     assert!(run.stderr.contains("nobody could connect (storm): token_invalid"), "{run:?}");
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (run, _) = stress(&gateway, &format!("ws://{closed}/ws"), "storm", &[]);
+    // Bound, so that nobody else gets the port, and not listening.
+    let closed = tokio::net::TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let (run, _) = stress(&gateway, &format!("ws://{}/ws", closed.local_addr().unwrap()), "storm", &[]);
     assert_eq!(run.code, 69, "{run:?}");
-    assert!(run.stderr.contains("nobody could connect (storm): connection refused"), "{run:?}");
+    assert!(run.stderr.contains("nobody could connect (storm): Connection refused"), "{run:?}");
     // What sends needs the admin API; what does not, does not.
     let args = ["stress", "--secret", SECRET, "--grpc", "unix:/nowhere", "--connections", "3", "--test-type"];
     let url = gateway.url();
@@ -271,6 +394,9 @@ fn what_makes_no_test_is_refused() {
         &["--messages", "0"],
         &["--duration", "0"],
         &["--rate", "-1"],
+        &["--rate", "1e-300"],
+        &["--messages", "9223372036854775808"],
+        &["--duration", "100000d"],
         &["--payload", "1GiB"],
         &["--test-type", "flood"],
         &["--url", "http://127.0.0.1:7000/ws"],
@@ -279,7 +405,8 @@ fn what_makes_no_test_is_refused() {
     ] {
         assert_eq!(pushgate(&[&["stress"], args].concat()).code, 2, "{args:?}");
     }
-    if let Some(most) = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    if let Some(most) = most.filter(|most| u32::try_from(*most).is_ok()) {
         let run = pushgate(&["stress", "--secret", "x", "--connections", &most.to_string()]);
         run.fails(2, "descriptors and a process may have");
     }

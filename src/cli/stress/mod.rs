@@ -3,7 +3,7 @@
 
 mod shown;
 
-use std::{fs, net::ToSocketAddrs as _, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{collections::HashSet, fs, net::ToSocketAddrs as _, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use clap::{Args, ValueEnum};
 use http::Uri;
@@ -49,13 +49,15 @@ Tests:
 
 fanout, unicast, replay and churn send over gRPC. The gateway's CPU time and memory are asked for there, too.
 
-Exit codes: 0 nothing was lost and nothing out of order; 1 something was, or somebody could not
-connect; 69 nobody could.";
+Exit codes: 0 nothing was lost, out of order or somebody else's, and all was done that was planned; 1
+something was, or was not; 69 nobody could connect.";
 
 /// How long a minted token is good.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Descriptors that are needed besides the sessions'.
 const DESCRIPTORS_BESIDE: u64 = 64;
+/// Descriptors of each thread: its epoll, its timer, what wakes it.
+const DESCRIPTORS_PER_THREAD: u64 = 3;
 /// Connections to the admin API, where callers are many.
 const CHANNELS_MAX: usize = 4;
 /// Users who are forgotten at a time when it is over.
@@ -74,7 +76,7 @@ pub struct Stress {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
     /// How many messages: echoes a session, broadcasts, or notifications a user that wait
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     messages: u64,
     /// How long sustained, unicast and churn go on; a plain number is seconds
     #[arg(long, value_name = "SPAN", default_value = "60s", value_parser = seconds)]
@@ -86,7 +88,7 @@ pub struct Stress {
     /// milliseconds
     #[arg(long, value_name = "SPAN", default_value = "100ms", value_parser = millis)]
     message_interval: Duration,
-    /// The payload of a message; at least what its mark needs, about 80 bytes
+    /// The payload of a message; at least what its mark needs, about 100 bytes
     #[arg(long, value_name = "SIZE", default_value = "256", value_parser = size)]
     payload: usize,
     /// Messages a second: notifications of unicast and churn [default: 2000], echoes of sustained [default: by
@@ -103,7 +105,7 @@ pub struct Stress {
     #[arg(long)]
     volatile: bool,
     /// How many send at once [default: 64 with --via unary, 32 with --message-interval 0, 4 for replay, else 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     callers: Option<u32>,
     /// The mean life of a connection in churn
     #[arg(long, value_name = "SPAN", default_value = "10s", value_parser = seconds)]
@@ -117,7 +119,8 @@ pub struct Stress {
     /// The threads that hold the sessions [default: half as many as there are cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: Option<u16>,
-    /// Take the users' tokens from this file, one a line; sessions share them in turn, each as a device of its own
+    /// Take the users' tokens from this file, one a line; sessions share them in turn, each as a device `stress-N`, which
+    /// stays known. Not for tokens of people: a device more may make room of one of theirs
     /// [default: sign one for each of so many new users]
     #[arg(long, value_name = "FILE")]
     user_tokens: Option<PathBuf>,
@@ -185,9 +188,14 @@ enum AckMode {
     Client,
 }
 
+/// The longest span that a test may take: a month.
+const SPAN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A span; a plain number is one of `unit`.
 fn span_in(text: &str, unit: &str) -> Result<Duration, String> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) { span(&format!("{text}{unit}")) } else { span(text) }
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let span = if plain { span(&format!("{text}{unit}")) } else { span(text) }?;
+    if span > SPAN_MAX { Err("at most 30d".to_owned()) } else { Ok(span) }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -212,8 +220,8 @@ fn size(text: &str) -> Result<usize, String> {
 
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if (0.0..=10_000_000.0).contains(&rate) => Ok(rate),
-        _ => Err("write a number from 0 to 10000000".to_owned()),
+        Ok(rate) if rate == 0.0 || (0.001..=10_000_000.0).contains(&rate) => Ok(rate),
+        _ => Err("write 0, or a number from 0.001 to 10000000".to_owned()),
     }
 }
 
@@ -221,23 +229,29 @@ fn rate(text: &str) -> Result<f64, String> {
 pub async fn stress(args: Stress) -> Outcome {
     let kinds = args.test_type.kinds();
     let target = target(&args)?;
-    enough_descriptors(args.connections)?;
+    let plan = plan(&args);
+    enough_descriptors(&plan, args.connections)?;
     let (places, made_up) = places(&args)?;
     let calls = calls(&args, &kinds).await?;
-    let plan = plan(&args);
     let bar = Bar(ProgressBar::new(0));
     let told = |report: &Report| bar.0.suspend(|| output::note(&summary(report)));
-    let ran = crate::stress::run(&kinds, &plan, &target, places, calls.as_ref(), &bar, told).await;
+    let ran = crate::stress::run(&kinds, &plan, &target, places, calls.as_ref(), &bar, told);
+    // Whoever interrupts it wants it gone, and what it made up, too.
+    let ran = tokio::select! {
+        ran = ran => Some(ran),
+        _ = tokio::signal::ctrl_c() => None,
+    };
     bar.0.finish_and_clear();
-    let reports = ran.map_err(|error| Failure::new(EXIT_FAILURE, format!("cannot hold the sessions: {error}")))?;
     if let Some(calls) = calls.filter(|_| !args.keep) {
         forget(&calls, made_up, &bar).await;
     }
+    let Some(ran) = ran else { return Err(Failure::new(EXIT_FAILURE, "interrupted; no figures but those above")) };
+    let reports = ran.map_err(|error| Failure::new(EXIT_FAILURE, error.to_string()))?;
     let passed = reports.iter().all(Report::passed);
     if args.json {
         let cores = thread::available_parallelism().map_or(0, usize::from);
         output::document(&json!({
-            "version": env!("CARGO_PKG_VERSION"), "url": args.url, "cores": cores, "payloadBytes": args.payload,
+            "version": env!("CARGO_PKG_VERSION"), "url": args.url, "cores": cores, "plan": plan,
             "tests": reports, "passed": passed,
         }))?;
     } else {
@@ -291,12 +305,12 @@ fn target(args: &Stress) -> Outcome<Target> {
 }
 
 /// Raises the soft limit on descriptors to the hard one, and refuses what does not fit.
-fn enough_descriptors(connections: u32) -> Outcome {
+fn enough_descriptors(plan: &Plan, connections: u32) -> Outcome {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let before = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: before.maximum, maximum: before.maximum };
     let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised.current } else { before.current };
-    let needed = u64::from(connections) + DESCRIPTORS_BESIDE;
+    let needed = u64::from(connections) + DESCRIPTORS_BESIDE + DESCRIPTORS_PER_THREAD * plan.threads as u64;
     match limit {
         Some(limit) if limit < needed => Err(Failure::usage(format!(
             "--connections {connections} needs {needed} descriptors and a process may have {limit}; raise that with \
@@ -320,9 +334,12 @@ fn places(args: &Stress) -> Outcome<(Vec<Place>, Vec<String>)> {
             let text = format!("--user-tokens {}: a line has characters that no token can have", file.display());
             return Err(Failure::usage(text));
         }
+        let different: HashSet<&Arc<str>> = tokens.iter().collect();
+        let shared = count > tokens.len() || different.len() < tokens.len();
         let place = |number: usize| Place {
             token: Arc::clone(&tokens[number % tokens.len()]),
-            device: (count > tokens.len()).then(|| format!("stress-{}", number / tokens.len())),
+            // One device has one cursor: sessions that share it would each get only a part.
+            device: shared.then(|| format!("stress-{number}")),
         };
         return Ok(((0..count).map(place).collect(), Vec::new()));
     }
@@ -343,21 +360,21 @@ fn places(args: &Stress) -> Outcome<(Vec<Place>, Vec<String>)> {
 async fn calls(args: &Stress, kinds: &[Kind]) -> Outcome<Option<Calls>> {
     let callers = args.callers.unwrap_or(if args.via == How::Unary { 64 } else { 1 }) as usize;
     let mut channels = Vec::new();
-    let mut token = None;
-    for _ in 0..callers.clamp(1, CHANNELS_MAX) {
-        match args.target.connect().await {
-            Ok(gateway) => {
-                token = gateway.token();
-                channels.push(gateway.channel());
-            }
-            Err(failure) if kinds.iter().any(|kind| kind.sends()) => return Err(failure),
-            Err(failure) => {
-                output::note(&format!("the gateway's CPU time and memory are not known: {}", failure.message()));
-                return Ok(None);
+    let token;
+    match args.target.connect().await {
+        Ok(gateway) => {
+            token = gateway.token();
+            for _ in 0..callers.clamp(1, CHANNELS_MAX) {
+                channels.push(gateway.another());
             }
         }
+        Err(failure) if kinds.iter().any(|kind| kind.sends()) => return Err(failure),
+        Err(failure) => {
+            output::note(&format!("the gateway's CPU time and memory are not known: {}", failure.message()));
+            return Ok(None);
+        }
     }
-    Ok(Some(Calls::new(channels, token)))
+    Ok(Some(Calls::new(channels, token, args.target.timeout)))
 }
 
 /// Has the gateway forget the users that were made up.

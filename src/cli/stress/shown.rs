@@ -42,14 +42,15 @@ pub fn rows(reports: &[Report]) -> Vec<String> {
             _ => report.latency.as_ref(),
         }
     }
-    let figures: [(&str, Cell); 27] = [
+    let figures: [(&str, Cell); 31] = [
         ("connected", |report| number(report.connections.connected)),
         ("failed to connect", |report| number(report.connections.failed)),
         ("closed by the gateway", |report| number(report.connections.closed.values().sum::<u64>())),
         ("seconds", |report| Some(format!("{:.2}", report.seconds))),
         ("connects/s", |report| whole(report.per_second.connects)),
         ("sent", |report| number(report.sent)),
-        ("refused", |report| number(report.refused.values().sum::<u64>())),
+        ("not sent", |report| number(report.unsent)),
+        ("failed calls", |report| number(report.refused.values().sum::<u64>())),
         ("sent/s", |report| whole(report.per_second.sent)),
         ("received", |report| number(report.received)),
         ("received/s", |report| whole(report.per_second.received)),
@@ -73,6 +74,9 @@ pub fn rows(reports: &[Report]) -> Vec<String> {
         ("lost", |report| number(report.lost)),
         ("duplicates", |report| number(report.duplicates)),
         ("out of order", |report| number(report.out_of_order)),
+        ("somebody else's", |report| number(report.misdelivered)),
+        ("not to be got", |report| number(report.unexpected)),
+        ("of another run", |report| number(report.foreign)),
         ("gateway CPU", |report| Some(format!("{:.2}s", report.server.as_ref()?.cpu_seconds))),
         ("  µs a", |report| {
             let server = report.server.as_ref()?;
@@ -92,29 +96,52 @@ pub fn rows(reports: &[Report]) -> Vec<String> {
         .map(|(title, found)| [title].into_iter().chain(found.into_iter().map(Option::unwrap_or_default)).collect())
         .collect();
     // Whatever the terminal's width: a column that is not shown would be a test that is not told.
-    table::lines(&columns, &rows, usize::MAX)
+    let mut lines = table::lines(&columns, &rows, usize::MAX);
+    lines.extend(reports.iter().filter_map(details));
+    lines
+}
+
+/// What the table has no room for: reasons, codes and outcomes, where there are any.
+fn details(report: &Report) -> Option<String> {
+    fn counts<K: Display>(what: &str, counts: &BTreeMap<K, u64>) -> Option<String> {
+        let all: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        (!all.is_empty()).then(|| format!("{what} {}", all.join(", ")))
+    }
+    let connections = &report.connections;
+    let all = [
+        counts("failed to connect:", &connections.failures),
+        counts("closed:", &connections.closed),
+        counts("failed calls:", &report.refused),
+        counts("errors:", &report.errors),
+        counts("answers:", &report.outcomes).filter(|_| report.outcomes.len() > 1),
+    ];
+    let all: Vec<String> = all.into_iter().flatten().collect();
+    (!all.is_empty()).then(|| output::clean(&format!("{}: {}", report.test, all.join("; "))).into_owned())
 }
 
 /// Why tests that did not pass did not.
 pub fn verdict(reports: &[Report]) -> Failure {
     if let Some(report) = reports.iter().find(|report| report.connections.connected == 0) {
-        let reason = most(&report.connections.failures).unwrap_or("no reason was given");
+        let failures = &report.connections.failures;
+        let most = failures.iter().max_by_key(|(_, count)| **count).map(|(what, _)| &**what);
+        let reason = most.unwrap_or("no reason was given");
         return Failure::new(EXIT_UNAVAILABLE, format!("nobody could connect ({}): {reason}", report.test));
     }
-    let sum = |of: fn(&Report) -> u64| reports.iter().map(of).sum::<u64>();
-    let failures = reports.iter().find_map(|report| most(&report.connections.failures));
-    let failures = failures.map_or_else(String::new, |reason| format!(" (such as: {reason})"));
-    let text = format!(
-        "{} lost, {} out of order, {} to connect failed{failures}",
-        sum(|report| report.lost),
-        sum(|report| report.out_of_order),
-        output::count(sum(|report| report.connections.failed), "attempt")
-    );
-    Failure::new(EXIT_FAILURE, text)
-}
-
-fn most(counts: &BTreeMap<String, u64>) -> Option<&str> {
-    counts.iter().max_by_key(|(_, count)| **count).map(|(what, _)| &**what)
+    let mut parts = Vec::new();
+    for report in reports {
+        let faults = [
+            (report.lost, "lost"),
+            (report.out_of_order, "out of order"),
+            (report.misdelivered, "for somebody else"),
+            (report.unexpected, "that nobody was to get"),
+        ];
+        let counted = faults.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let all: Vec<String> = counted.chain(report.shortfall()).collect();
+        if !all.is_empty() {
+            parts.push(format!("{}: {}", report.test, all.join(", ")));
+        }
+    }
+    Failure::new(EXIT_FAILURE, parts.join("; "))
 }
 
 #[cfg(test)]

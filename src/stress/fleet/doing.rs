@@ -6,7 +6,10 @@ use super::{
     Doing,
     shard::{Act, Shard},
 };
-use crate::stress::{mark::Mark, wire};
+use crate::stress::{
+    mark::{self, Mark},
+    wire,
+};
 
 /// Echoes that a session may have unanswered before those that are due wait. They keep the moment they were due.
 const ECHOES_UNANSWERED_MAX: u64 = 64;
@@ -112,7 +115,7 @@ impl Shard {
     fn echo(&mut self, index: usize, due_micros: u64, payload: usize) {
         let (mask, run) = (self.mask(), self.run_tag());
         let slot = &mut self.slots[index];
-        let mark = Mark { run, lane: 0, number: slot.echoes, due_micros };
+        let mark = Mark { run, lane: 0, whom: mark::session(slot.index), number: slot.echoes, due_micros };
         let Some(conn) = &mut slot.conn else { return };
         let text = format!("{{\"type\":\"echo\",\"data\":{}}}", mark.payload(payload));
         conn.say(wire::TEXT, mask, text.as_bytes());

@@ -97,12 +97,12 @@ enum Command {
     Connect { max_concurrent: usize },
     /// Close every session in order.
     Close,
-    /// Take the time until a session has so many messages of its first lane.
-    Expect { count: u64 },
+    /// Take the time until a session, by its place, has so many messages of its first lane.
+    Expect(Arc<[u64]>),
     /// Do something.
     Do(Doing),
-    /// Say what was counted.
-    Collect(oneshot::Sender<Harvest>),
+    /// Say what was counted, and count anew; or keep the counts, and say only what each session has.
+    Collect { tell: oneshot::Sender<Harvest>, keep: bool },
     /// End.
     End,
 }
@@ -115,16 +115,14 @@ pub struct Live {
     pub open: AtomicU64,
     /// Slots that are to connect and neither have nor failed yet.
     pub connecting: AtomicU64,
-    /// Attempts to connect that failed.
-    pub failed: AtomicU64,
     /// Messages that came and had not come before.
     pub came: AtomicU64,
     /// When the last one came, in µs.
     pub last_micros: AtomicU64,
+    /// When the last message came, repeats included, in µs.
+    pub heard_micros: AtomicU64,
     /// Echoes that were sent.
     pub echoes: AtomicU64,
-    /// Sessions that have all that they expect.
-    pub complete: AtomicU64,
 }
 
 impl Live {
@@ -170,11 +168,10 @@ impl Fleet {
             origin: Instant::now(),
             open: AtomicU64::new(0),
             connecting: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
             came: AtomicU64::new(0),
             last_micros: AtomicU64::new(0),
+            heard_micros: AtomicU64::new(0),
             echoes: AtomicU64::new(0),
-            complete: AtomicU64::new(0),
         });
         let count = places.len();
         let threads = threads.clamp(1, count.max(1));
@@ -206,18 +203,18 @@ impl Fleet {
 
     /// Starts counting anew: messages of `run`, which has so many lanes.
     pub fn begin(&self, run: u32, lanes: usize) {
-        for counter in [&self.live.failed, &self.live.came, &self.live.echoes, &self.live.complete] {
+        for counter in [&self.live.came, &self.live.echoes] {
             counter.store(0, Ordering::Relaxed);
         }
         self.live.last_micros.store(self.live.now_micros(), Ordering::Relaxed);
         self.tell(|| Command::Begin { run, lanes });
     }
 
-    /// Connects every session that is not, so many at a time. [`Live::connecting`] is 0 when that is done.
+    /// Connects every session that is not, so many at a time, but one for each thread at least. [`Live::connecting`] is 0 when that is done.
     pub fn connect(&self, max_concurrent: usize) {
         // Each thread takes off those of its own that are there already.
         self.live.connecting.store(self.places as u64, Ordering::Release);
-        let share = max_concurrent.div_ceil(self.shards.len()).max(1);
+        let share = (max_concurrent / self.shards.len()).max(1);
         self.tell(|| Command::Connect { max_concurrent: share });
     }
 
@@ -226,10 +223,10 @@ impl Fleet {
         self.tell(|| Command::Close);
     }
 
-    /// [`Live::complete`] counts the sessions that got so many messages of their first lane, and how long after they
-    /// began to connect is taken.
-    pub fn expect(&self, count: u64) {
-        self.tell(|| Command::Expect { count });
+    /// Takes the time from the start of connecting until each session, by its place, has so many messages of its first
+    /// lane.
+    pub fn expect(&self, counts: &Arc<[u64]>) {
+        self.tell(|| Command::Expect(Arc::clone(counts)));
     }
 
     /// Has sessions do something.
@@ -237,12 +234,21 @@ impl Fleet {
         self.tell(|| Command::Do(doing));
     }
 
-    /// What was counted since [`Fleet::begin`].
+    /// What was counted since [`Fleet::begin`] or the last time this was asked, and what each session has.
     pub async fn collect(&self) -> Collected {
+        self.ask(false).await
+    }
+
+    /// What each session has; the counts stay.
+    pub async fn look(&self) -> Vec<SlotReport> {
+        self.ask(true).await.slots
+    }
+
+    async fn ask(&self, keep: bool) -> Collected {
         let mut collected = Collected::default();
         for (mailbox, _) in &self.shards {
             let (tell, told) = oneshot::channel();
-            mailbox.post(Command::Collect(tell));
+            mailbox.post(Command::Collect { tell, keep });
             // A thread that ended can only have panicked, and has said so.
             if let Ok(harvest) = told.await {
                 collected.add(harvest);

@@ -53,7 +53,7 @@ impl Shard {
                     self.slots[index].conn = Some(Conn::new(stream, now));
                     self.at(now + OPENING_MICROS_MAX, index, Act::GiveUp);
                 }
-                Err(error) => self.failed(index, &error.kind().to_string()),
+                Err(error) => self.failed(index, &error.to_string()),
             }
         }
     }
@@ -128,18 +128,17 @@ impl Shard {
         }
     }
 
-    /// An attempt to connect failed; or a session's other side is none of this protocol.
+    /// An attempt to connect failed; or a session's other side breaks the protocol, which is no failed attempt.
     pub(super) fn failed(&mut self, index: usize, reason: &str) {
-        *self.tally.failures.entry(reason.to_owned()).or_default() += 1;
-        match self.slots[index].conn.as_ref().map(|conn| &conn.phase) {
-            Some(Phase::Open) => self.ended(index, Some(1002)),
-            Some(Phase::Closing) => self.ended(index, None),
-            _ => {
-                self.opening -= 1;
-                self.live.failed.fetch_add(1, Ordering::Relaxed);
-                self.settled(index);
-                self.gone(index);
-            }
+        let phase = self.slots[index].conn.as_ref().map(|conn| &conn.phase);
+        let (open, closing) = (phase == Some(&Phase::Open), phase == Some(&Phase::Closing));
+        if open || closing {
+            *self.tally.errors.entry(reason.to_owned()).or_default() += 1;
+            return self.ended(index, open.then_some(1002));
         }
+        *self.tally.failures.entry(reason.to_owned()).or_default() += 1;
+        self.opening -= 1;
+        self.settled(index);
+        self.gone(index);
     }
 }

@@ -18,7 +18,7 @@ use super::{
     slot::{End, Phase, Slot, Taken},
     tally::{Harvest, SlotReport, Tally},
 };
-use crate::stress::wire;
+use crate::stress::{track::Track, wire};
 
 /// How long the other side's close frame is waited for.
 const CLOSING_MICROS_MAX: u64 = 2_000_000;
@@ -67,7 +67,6 @@ pub struct Shard {
     pub counted: Vec<bool>,
     run: u32,
     pub tally: Tally,
-    expected: Option<u64>,
     pub doing: Option<Doing>,
     buffer: Vec<u8>,
     random: u64,
@@ -96,7 +95,6 @@ impl Shard {
             max_opening: 1,
             run: 0,
             tally: Tally::default(),
-            expected: None,
             doing: None,
             buffer: vec![0; BUFFER_BYTES],
             // Must not be zero.
@@ -200,11 +198,15 @@ impl Shard {
                     self.to_connect.clear();
                     (0..self.slots.len()).for_each(|index| self.close(index));
                 }
-                Command::Expect { count } => self.expected = Some(count),
+                Command::Expect(counts) => {
+                    for slot in &mut self.slots {
+                        slot.expected = counts.get(slot.index).copied().filter(|count| *count > 0);
+                    }
+                }
                 Command::Do(doing) => self.start(doing),
-                Command::Collect(tell) => {
-                    let harvest = self.harvest();
-                    let _ = tell.send(harvest);
+                Command::Collect { tell, keep } => {
+                    let tally = if keep { Tally::default() } else { std::mem::take(&mut self.tally) };
+                    let _ = tell.send(Harvest { slots: self.slot_reports(), tally });
                 }
                 Command::End => return false,
             }
@@ -213,22 +215,24 @@ impl Shard {
     }
 
     fn begin(&mut self, run: u32, lanes: usize) {
-        (self.run, self.tally, self.expected, self.doing) = (run, Tally::default(), None, None);
+        (self.run, self.tally, self.doing) = (run, Tally::default(), None);
         for slot in &mut self.slots {
             slot.tracks = vec![Default::default(); lanes];
-            (slot.echoes, slot.echoes_back, slot.overdue_micros, slot.complete) = (0, 0, None, false);
+            (slot.echoes, slot.echoes_back, slot.overdue_micros, slot.expected) = (0, 0, None, None);
         }
     }
 
-    fn harvest(&mut self) -> Harvest {
+    fn slot_reports(&self) -> Vec<SlotReport> {
         let slots = self.slots.iter().map(|slot| SlotReport {
             index: slot.index,
             open: slot.is_open(),
             user: slot.user.clone(),
+            device: slot.device.clone(),
             echoes: slot.echoes,
+            overdue_micros: slot.overdue_micros,
             tracks: slot.tracks.clone(),
         });
-        Harvest { slots: slots.collect(), tally: std::mem::take(&mut self.tally) }
+        slots.collect()
     }
 
     /// Something happened on a session's socket.
@@ -242,7 +246,7 @@ impl Shard {
             match rustix::net::sockopt::socket_error(&conn.stream) {
                 Ok(Ok(())) if flags.contains(EventFlags::OUT) => self.upgrade(index),
                 Ok(Ok(())) => {}
-                Ok(Err(error)) | Err(error) => self.failed(index, &io::Error::from(error).kind().to_string()),
+                Ok(Err(error)) | Err(error) => self.failed(index, &io::Error::from(error).to_string()),
             }
             return;
         }
@@ -273,35 +277,42 @@ impl Shard {
         if taken.opened {
             self.opened(index, now);
         }
+        if taken.heard > 0 {
+            self.live.heard_micros.store(now, Ordering::Relaxed);
+        }
         if taken.new > 0 {
             self.live.last_micros.store(now, Ordering::Relaxed);
             self.live.came.fetch_add(taken.new, Ordering::Release);
             let slot = &mut self.slots[index];
-            let whole = self.expected.is_some_and(|count| slot.tracks.first().is_some_and(|t| t.count() >= count));
-            if whole && !std::mem::replace(&mut slot.complete, true) {
+            let count = slot.tracks.first().map_or(0, Track::count);
+            if slot.expected.is_some_and(|expected| count >= expected) {
+                slot.expected = None;
                 let began = slot.conn.as_ref().map_or(now, |conn| conn.began_micros);
                 self.tally.replay.saturating_record((now - began).max(1));
-                self.live.complete.fetch_add(1, Ordering::Release);
             }
             self.echo_more(index);
         }
         let (mask, acks) = (self.mask(), self.target.client_acks);
         let Some(conn) = &mut self.slots[index].conn else { return };
-        let open = conn.phase == Phase::Open;
-        if let Some(pong) = taken.pong.as_ref().filter(|_| open) {
+        // Nothing follows a close frame (RFC 6455 section 5.5.1).
+        let closing = conn.phase == Phase::Closing;
+        if let Some(pong) = taken.pong.as_ref().filter(|_| !closing) {
             conn.say(wire::PONG, mask, pong);
         }
-        if let Some(offset) = taken.ack.filter(|_| acks && open) {
+        if let Some(offset) = taken.ack.filter(|_| acks && !closing) {
             conn.say(wire::TEXT, mask, format!("{{\"type\":\"ack\",\"offset\":{offset}}}").as_bytes());
         }
         match taken.end {
             None => self.flush(index),
             Some(End::Closed(code)) => {
-                let asked = conn.phase == Phase::Closing;
-                conn.say(wire::CLOSE, mask, &[]);
-                // It ends with this, whether or not the answer gets out.
-                let _ = conn.flush();
-                self.ended(index, (!asked).then_some(code));
+                if !closing {
+                    let back = code.to_be_bytes();
+                    // 1005 stands for no code, and is never sent.
+                    conn.say(wire::CLOSE, mask, if code == 1005 { &[] } else { &back });
+                    // It ends with this, whether or not the answer gets out.
+                    let _ = conn.flush();
+                }
+                self.ended(index, (!closing).then_some(code));
             }
             Some(End::Wrong(wrong)) => self.failed(index, &wrong.to_string()),
             Some(End::Refused(code)) => self.failed(index, &code),

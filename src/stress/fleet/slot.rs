@@ -42,7 +42,7 @@ pub struct Conn {
     /// What was received and is no whole frame yet.
     carry: Vec<u8>,
     /// The message whose fragments have begun to come.
-    fragments: Vec<u8>,
+    fragments: Option<Vec<u8>>,
     /// What the kernel did not take yet.
     pub out: Vec<u8>,
     /// When it began to connect, in µs.
@@ -57,7 +57,7 @@ impl Conn {
             stream,
             phase: Phase::Connecting,
             carry: Vec::new(),
-            fragments: Vec::new(),
+            fragments: None,
             out: Vec::new(),
             began_micros,
             wants_room: true,
@@ -111,15 +111,14 @@ impl AsFd for Conn {
 /// What a piece of input brought about.
 #[derive(Debug, Default)]
 pub struct Taken {
-    /// The handshake was answered well.
-    pub upgraded: bool,
     /// `auth_success` came.
     pub opened: bool,
-    /// Messages of this run that had not come before.
+    /// Messages of this run that had not come before, and all of them.
     pub new: u64,
+    pub heard: u64,
     /// What the last ping carried, which its pong brings back.
     pub pong: Option<Vec<u8>>,
-    /// The highest offset to confirm.
+    /// The offset of the last one delivered, which confirms what came before it, too.
     pub ack: Option<u64>,
     /// Why it ends.
     pub end: Option<End>,
@@ -141,6 +140,9 @@ pub struct Slot {
     pub index: usize,
     pub place: Place,
     pub user: Option<Arc<str>>,
+    pub device: Option<String>,
+    /// What stands for its user in a mark.
+    whom: Option<u64>,
     pub conn: Option<Conn>,
     /// Rises with each connection, so that what was meant for an earlier one is known.
     pub generation: u32,
@@ -150,8 +152,8 @@ pub struct Slot {
     pub echoes_back: u64,
     /// When its next echo was due that could not be sent then.
     pub overdue_micros: Option<u64>,
-    /// Whether all that is expected has come.
-    pub complete: bool,
+    /// How many messages of its first lane it expects, until they have come.
+    pub expected: Option<u64>,
 }
 
 /// The parts of a message that carries no mark.
@@ -162,6 +164,8 @@ struct Envelope {
     #[serde(default)]
     user_id: Option<String>,
     #[serde(default)]
+    device: Option<String>,
+    #[serde(default)]
     code: Option<String>,
 }
 
@@ -171,13 +175,15 @@ impl Slot {
             index,
             place,
             user: None,
+            device: None,
+            whom: None,
             conn: None,
             generation: 0,
             tracks: Vec::new(),
             echoes: 0,
             echoes_back: 0,
             overdue_micros: None,
-            complete: false,
+            expected: None,
         }
     }
 
@@ -210,7 +216,6 @@ impl Slot {
                 }
             }
             conn.phase = Phase::Greeting;
-            taken.upgraded = true;
         }
         while taken.end.is_none() {
             match wire::frame(rest) {
@@ -230,28 +235,39 @@ impl Slot {
 
     fn frame(&mut self, frame: &wire::Frame<'_>, run: u32, now: u64, tally: &mut Tally, taken: &mut Taken) {
         let Some(conn) = &mut self.conn else { return };
-        match frame.opcode {
-            OpCode::Data(Data::Continue) => {
-                conn.fragments.extend_from_slice(frame.payload);
-                if conn.fragments.len() > MESSAGE_BYTES_MAX {
-                    taken.end = Some(End::Wrong(WireError::Frame("its message has more than 64 MiB")));
+        let wrong = |what| Some(End::Wrong(WireError::Frame(what)));
+        match (frame.opcode, &mut conn.fragments) {
+            (OpCode::Data(Data::Continue), Some(begun)) => {
+                begun.extend_from_slice(frame.payload);
+                if begun.len() > MESSAGE_BYTES_MAX {
+                    taken.end = wrong("its message has more than 64 MiB");
                 } else if frame.last {
-                    let message = std::mem::take(&mut conn.fragments);
+                    let message = conn.fragments.take().unwrap_or_default();
                     self.message(&message, run, now, tally, taken);
                 }
             }
-            OpCode::Data(_) if frame.last => self.message(frame.payload, run, now, tally, taken),
-            OpCode::Data(_) => conn.fragments = frame.payload.to_vec(),
-            OpCode::Control(Control::Ping) => taken.pong = Some(frame.payload.to_vec()),
-            OpCode::Control(Control::Close) => {
+            (OpCode::Data(Data::Continue), None) => taken.end = wrong("it goes on with nothing"),
+            (OpCode::Data(_), Some(_)) => taken.end = wrong("it begins a message within another"),
+            (OpCode::Data(_), None) if frame.last => self.message(frame.payload, run, now, tally, taken),
+            (OpCode::Data(_), begun) => *begun = Some(frame.payload.to_vec()),
+            (OpCode::Control(_), _) if !frame.last || frame.payload.len() > 125 => {
+                taken.end = wrong("a control frame is long or in fragments");
+            }
+            (OpCode::Control(Control::Ping), _) => taken.pong = Some(frame.payload.to_vec()),
+            (OpCode::Control(Control::Close), _) => {
                 let code = frame.payload.first_chunk::<2>().map_or(1005, |code| u16::from_be_bytes(*code));
                 taken.end = Some(End::Closed(code));
             }
-            OpCode::Control(_) => {}
+            (OpCode::Control(_), _) => {}
         }
     }
 
     fn message(&mut self, message: &[u8], run: u32, now: u64, tally: &mut Tally, taken: &mut Taken) {
+        // No session asked for payload bytes, so that every message is text.
+        if std::str::from_utf8(message).is_err() {
+            taken.end = Some(End::Wrong(WireError::Frame("its text is not UTF-8")));
+            return;
+        }
         if let Some(mark) = Mark::find(message) {
             taken.ack = mark::offset(message).or(taken.ack);
             self.marked(mark, message.len(), run, now, tally, taken);
@@ -264,7 +280,13 @@ impl Slot {
             ("auth_success", Some(conn)) if conn.phase == Phase::Greeting => {
                 conn.phase = Phase::Open;
                 self.user = envelope.user_id.map(Into::into);
+                self.device = envelope.device;
+                self.whom = self.user.as_deref().map(mark::user);
                 taken.opened = true;
+            }
+            // Of a session: its close frame says the rest.
+            ("auth_failure", Some(conn)) if conn.phase != Phase::Greeting => {
+                *tally.errors.entry(envelope.code.unwrap_or_default()).or_default() += 1;
             }
             ("auth_failure", _) => taken.end = Some(End::Refused(envelope.code.unwrap_or_default())),
             ("error", _) => *tally.errors.entry(envelope.code.unwrap_or_default()).or_default() += 1,
@@ -278,6 +300,12 @@ impl Slot {
             tally.foreign += 1;
             return;
         };
+        taken.heard += 1;
+        let mine = [Some(mark::EVERYBODY), self.whom, Some(mark::session(self.index))].contains(&Some(mark.whom));
+        if !mine {
+            tally.misdelivered += 1;
+            return;
+        }
         tally.received += 1;
         tally.received_bytes += bytes as u64;
         match track.saw(mark.number) {

@@ -24,7 +24,7 @@ pub struct Tally {
     pub failures: BTreeMap<String, u64>,
     /// Sessions that the other side ended, by close code; 1006 where there was none.
     pub closes: BTreeMap<u16, u64>,
-    /// `error` messages, by code.
+    /// `error` messages and, of a session, `auth_failure`, by code; what broke RFC 6455, by rule.
     pub errors: BTreeMap<String, u64>,
     /// From the start of connecting to `auth_success`.
     pub connect: Histogram<u64>,
@@ -40,6 +40,8 @@ pub struct Tally {
     pub duplicates: u64,
     /// Messages that came behind one that they should have preceded.
     pub out_of_order: u64,
+    /// Messages that were for somebody else.
+    pub misdelivered: u64,
     /// Messages of another run.
     pub foreign: u64,
 }
@@ -58,6 +60,7 @@ impl Default for Tally {
             received_bytes: 0,
             duplicates: 0,
             out_of_order: 0,
+            misdelivered: 0,
             foreign: 0,
         }
     }
@@ -72,8 +75,12 @@ pub struct SlotReport {
     pub open: bool,
     /// Its user, by `auth_success`. `None`: it never had a session.
     pub user: Option<Arc<str>>,
+    /// Its device, by `auth_success`.
+    pub device: Option<String>,
     /// The echoes that it sent.
     pub echoes: u64,
+    /// When the first of its echoes was due that could not be sent, in µs.
+    pub overdue_micros: Option<u64>,
     /// What came, by lane.
     pub tracks: Vec<Track>,
 }
@@ -117,6 +124,7 @@ impl Tally {
         self.received_bytes += other.received_bytes;
         self.duplicates += other.duplicates;
         self.out_of_order += other.out_of_order;
+        self.misdelivered += other.misdelivered;
         self.foreign += other.foreign;
     }
 }
