@@ -321,3 +321,93 @@ impl Slot {
         tally.latency.saturating_record(now.saturating_sub(mark.due_micros).max(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    const RUN: u32 = 7;
+
+    /// A session of alice, with a connection that nothing is read from.
+    fn session() -> Slot {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut slot = Slot::new(4, Place { token: "t".into(), device: None });
+        slot.conn = Some(Conn { phase: Phase::Greeting, ..Conn::new(stream, 0) });
+        slot.tracks = vec![Track::default()];
+        let hello = br#"{"type":"auth_success","userId":"alice","device":"phone"}"#;
+        assert!(take(&mut slot, &frame(0x81, hello)).0.opened && slot.is_open());
+        slot
+    }
+
+    fn take(slot: &mut Slot, input: &[u8]) -> (Taken, Tally) {
+        let mut tally = Tally::default();
+        let taken = slot.take(input, RUN, 1000, &mut tally);
+        (taken, tally)
+    }
+
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let head = match payload.len() {
+            short @ ..126 => vec![first, short as u8],
+            long => [vec![first, 126], (long as u16).to_be_bytes().to_vec()].concat(),
+        };
+        [head, payload.to_vec()].concat()
+    }
+
+    fn message(run: u32, whom: u64, number: u64) -> Vec<u8> {
+        let data = Mark { run, lane: 0, whom, number, due_micros: 900 }.payload(0);
+        frame(0x81, format!("{{\"type\":\"notification\",\"offset\":{},\"data\":{data}}}", number + 50).as_bytes())
+    }
+
+    #[test]
+    fn what_is_its_own_is_counted_and_nothing_else() {
+        let mut slot = session();
+        let own = [mark::user("alice"), mark::EVERYBODY, mark::session(4)];
+        let others = [mark::user("bob"), mark::session(5)];
+        let all: Vec<u8> = own
+            .iter()
+            .chain(&others)
+            .enumerate()
+            .flat_map(|(number, whom)| message(RUN, *whom, number as u64))
+            .chain(message(RUN + 1, mark::EVERYBODY, 9))
+            .collect();
+        let (taken, tally) = take(&mut slot, &all);
+        assert_eq!((taken.new, tally.received, tally.misdelivered, tally.foreign), (3, 3, 2, 1));
+        assert_eq!((slot.tracks[0].count(), tally.latency.max(), taken.ack), (3, 100, Some(59)));
+    }
+
+    #[test]
+    fn input_may_be_cut_anywhere() {
+        let input: Vec<u8> = (0..3).flat_map(|number| message(RUN, mark::EVERYBODY, number)).collect();
+        for cut in 0..input.len() {
+            let mut slot = session();
+            let (first, second) = input.split_at(cut);
+            let new = take(&mut slot, first).0.new + take(&mut slot, second).0.new;
+            assert_eq!((new, slot.tracks[0].count()), (3, 3), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn fragments_make_a_message_and_what_breaks_the_rules_ends_the_session() {
+        let whole = message(RUN, mark::EVERYBODY, 0);
+        let (one, two) = whole[4..].split_at(20);
+        let mut slot = session();
+        let input = [frame(0x01, one), frame(0x89, b"ping"), frame(0x80, two)].concat();
+        let (taken, _) = take(&mut slot, &input);
+        assert_eq!((taken.new, taken.pong.as_deref(), taken.end), (1, Some(&b"ping"[..]), None));
+        for wrong in [
+            frame(0x80, b"goes on with nothing"),
+            [frame(0x01, one), whole.clone()].concat(),
+            frame(0x09, b"a ping in fragments"),
+            frame(0x89, &[b'x'; 126]),
+            frame(0x81, b"\xff\xfe"),
+            vec![0x81, 0x80, 0, 0, 0, 0],
+        ] {
+            assert!(matches!(take(&mut session(), &wrong).0.end, Some(End::Wrong(_))), "{wrong:?}");
+        }
+        assert_eq!(take(&mut session(), &frame(0x88, &1012u16.to_be_bytes())).0.end, Some(End::Closed(1012)));
+        assert_eq!(take(&mut session(), &frame(0x88, b"")).0.end, Some(End::Closed(1005)));
+    }
+}

@@ -121,3 +121,34 @@ pub(super) fn is_refusal(status: &Status) -> bool {
             | Code::Unimplemented
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_accepted_must_come_and_what_was_refused_must_not() {
+        let mut sent = Sent::default();
+        sent.sent.insert(3, 6);
+        let answers = [
+            Ok(Outcome::Accepted),
+            Ok(Outcome::Dropped),
+            Ok(Outcome::Expired),
+            Err(Status::resource_exhausted("full")),
+            Err(Status::unavailable("gone")),
+            Ok(Outcome::Stored),
+        ];
+        for (number, answer) in answers.into_iter().enumerate() {
+            sent.answered(&Numbered { key: 3, number: number as u64, due_micros: 5 }, answer, 10);
+        }
+        assert_eq!((sent.total(), sent.accepted(), sent.due(3), sent.due(4)), (6, 4, 2, 0));
+        assert_eq!(sent.excused[&3], BTreeSet::from([1, 2, 3, 4]));
+        assert_eq!(
+            sent.barred[&3],
+            BTreeSet::from([1, 3]),
+            "an expired one may have come before, a lost call's at any time"
+        );
+        assert_eq!((sent.unknown, sent.failed["ResourceExhausted"], sent.failed["Unavailable"]), (1, 1, 1));
+        assert_eq!((sent.answers.max(), sent.last_micros), (5, 10));
+    }
+}
