@@ -145,7 +145,8 @@ impl Stage {
     async fn came(&self, messages: u64) -> io::Result<()> {
         let live = self.fleet.live();
         while live.came.load(Ordering::Acquire) < messages {
-            if live.now_micros() - live.last_micros.load(Ordering::Relaxed) > PATIENCE.as_micros() as u64 {
+            let quiet = live.now_micros().saturating_sub(live.last_micros.load(Ordering::Relaxed));
+            if quiet > PATIENCE.as_micros() as u64 {
                 let came = live.came.load(Ordering::Acquire);
                 return Err(io::Error::other(format!("{came} of {messages} messages came")));
             }
