@@ -25,12 +25,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// Runs until no more comes.
 pub async fn run(shared: Arc<Shared>, handler: Option<Handler>) {
     loop {
-        if handler.is_none() {
-            tokio::select! {
-                () = shared.events.some_room() => {}
-                () = shared.closing.cancelled() => return,
-            }
-        }
         let Some(delivery) = shared.delivery().await else { return };
         let repeat = shared.core.lock().ledger.is_repeat(&delivery.message);
         if repeat {
@@ -38,13 +32,32 @@ pub async fn run(shared: Arc<Shared>, handler: Option<Handler>) {
             shared.handled(&delivery.message);
             continue;
         }
-        shared.events.show(&Event::Message(delivery.message.clone()));
+        let event = Event::Message(delivery.message.clone());
         match &handler {
-            Some(handler) => handle(&shared, handler, &delivery).await,
-            // Who reads the events says when it was handled; where nothing is acked there is nothing to say.
-            None if !delivery.acked => shared.handled(&delivery.message),
-            None => {}
+            Some(handler) => {
+                shared.events.show(&event);
+                handle(&shared, handler, &delivery).await;
+            }
+            None => hand_out(&shared, &event, &delivery).await,
         }
+    }
+}
+
+/// Gives it to whoever reads the events, once there is one with room for it. What its session takes along with its end
+/// comes again.
+async fn hand_out(shared: &Shared, event: &Event, delivery: &Delivery) {
+    let mut session = shared.session.subscribe();
+    // A reader that had room may be gone a moment later.
+    while !shared.events.hand_out(event) {
+        tokio::select! {
+            () = shared.events.some_room(event) => {}
+            () = shared.closing.cancelled() => return,
+            _ = session.wait_for(|now| *now != delivery.session), if delivery.acked => return,
+        }
+    }
+    if !delivery.acked {
+        // Who reads the events says when it was handled; where nothing is acked there is nothing to say.
+        shared.handled(&delivery.message);
     }
 }
 

@@ -104,7 +104,7 @@
 //! | a token provider | | 30 s |
 //! | requests under way; topics and rooms | | 1,024 each |
 //! | messages that wait for the handler | | 1,024, 8 MiB |
-//! | events that wait for one reader | | 1,024, 8 MiB |
+//! | events that wait for one reader; without a handler, messages apart from the rest | | 1,024, 8 MiB |
 //!
 //! # Secrets
 //!
@@ -190,18 +190,18 @@ impl Client {
         let shared = &self.0.shared;
         // Under the lock, so that no change falls between the state and the reader.
         let core = shared.core.lock();
-        States(shared.states.reader(Some(core.state), core.state.is_end()))
+        States(shared.states.reader(Some(core.state)))
     }
 
     /// Every event from now on. A reader has room for 1,024 events and 8 MiB of messages; one that lags hears how many it
     /// missed ([`Event::Missed`]).
     ///
-    /// Without a handler, messages wait for the first reader, and for one that has room; each is handled when it is said to
-    /// be, by [`Message::ack`].
+    /// Without a handler, messages wait for the first reader, and for one that has room: 1,024 messages and 8 MiB, apart from
+    /// other events. What is in a reader's queue stays there; a second reader without room misses what the first takes. Each
+    /// is handled when it is said to be, by [`Message::ack`]; one that comes again and was handled meanwhile is passed over.
     pub fn events(&self) -> Events {
         let shared = &self.0.shared;
-        let ended = shared.ended.borrow().is_some();
-        Events(shared.events.reader(None, ended))
+        Events::new(shared.events.reader(None), Arc::downgrade(shared))
     }
 
     /// The present session; `None` while there is none.

@@ -111,10 +111,9 @@ impl Connection<'_> {
 
     /// Any other message: the answer to what was asked, or one for the application.
     fn hand_on(&mut self, message: Message) {
-        self.useful = true;
         let stored = message.offset().is_some();
         let manual = self.shared.options.manual;
-        let message = message.of_client(self.weaks.clone(), manual);
+        let message = message.of_client(self.weaks.clone(), self.number, manual);
         let mut core = self.shared.core.lock();
         let reply_to = message.fields().reply_to.clone().filter(|_| !stored);
         if let Some(id) = reply_to {
@@ -135,8 +134,9 @@ impl Connection<'_> {
         if acked {
             core.ledger.delivered(&message);
         }
-        core.inbox.push(Delivery { message, session: session.map_or(0, |session| session.number), acked });
+        core.inbox.push(Delivery { message, session: self.number, acked });
         drop(core);
+        self.useful = true;
         self.shared.arrived.notify_one();
     }
 
