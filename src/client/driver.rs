@@ -177,7 +177,7 @@ impl Driver {
                 }
             };
             let until = Instant::now() + options.handshake_timeout;
-            match timeout_at(until, dial::dial(options, tls.as_ref(), token.as_ref())).await {
+            match timeout_at(until, dial::dial(options, tls.as_ref(), token.as_ref(), until)).await {
                 Ok(Ok(socket)) => Ok((socket, until)),
                 Ok(Err(error)) => {
                     let (next, asked) = match &error {

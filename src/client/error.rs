@@ -31,6 +31,9 @@ pub enum BuildError {
     /// TLS cannot be set up.
     #[error("no TLS: {0}")]
     Tls(String),
+    /// A bound of nothing, within which nothing could ever happen.
+    #[error("`{0}` must be more than 0")]
+    Zero(&'static str),
     /// Called outside of a tokio runtime with time and I/O.
     #[error("a client is started inside a tokio runtime")]
     NoRuntime,

@@ -95,12 +95,12 @@
 //! | [`Builder::max_reconnects`] | 0: no end | |
 //! | [`Builder::queue_messages`], [`Builder::queue_bytes`] | 1,024, 4 MiB | so much at least with a session |
 //! | [`Builder::dedup_ids`] | 4,096 | ids of up to 256 bytes |
-//! | [`Builder::handshake_timeout`] | 10 s | |
+//! | [`Builder::handshake_timeout`] | 10 s | more than 0 |
 //! | [`Builder::request_timeout`] | 30 s | |
 //! | [`Builder::heartbeat_interval`] | the gateway's | 100 ms to 5 min |
-//! | [`Builder::heartbeat_timeout`] | 10 s | |
+//! | [`Builder::heartbeat_timeout`] | 10 s | more than 0 |
 //! | [`Builder::close_timeout`] | 10 s | and 1 s for the gateway's answer |
-//! | [`Builder::max_message_bytes`] | 16 MiB | |
+//! | [`Builder::max_message_bytes`] | 16 MiB | at least 1 |
 //! | a token provider | | 30 s |
 //! | requests under way; topics and rooms | | 1,024 each |
 //! | messages that wait for the handler | | 1,024, 8 MiB |
