@@ -150,7 +150,9 @@ impl Driver {
             }
             failures = failures.saturating_add(1);
             let asked = outcome.asked.unwrap_or_default();
-            let wait = if outcome.jitter { asked + backoff.next(random()) } else { asked };
+            // A gateway that asks again and again for no more than a moment is not hammered either.
+            let jitter = outcome.jitter || (failures > 1 && !outcome.proved);
+            let wait = if jitter { asked + backoff.next(random()) } else { asked };
             shared.set_state(State::Waiting);
             shared.events.show(&Event::Waiting { attempt: failures, delay: wait });
             tokio::select! {

@@ -60,7 +60,7 @@
 //! |---|---|
 //! | 1000, 1008, 3000–3999, 4000–4099, 4400 | the client gives up: [`GiveUp::Closed`] |
 //! | 4401, HTTP 401 | with another token of the provider; without one, or with the same again: [`GiveUp::Refused`] |
-//! | 1012, 1001 after `draining` | after `reconnectAfterMs` (at most ten minutes), which the gateway spreads itself |
+//! | 1012, 1001 after `draining` | after `reconnectAfterMs` (at most ten minutes), which the gateway spreads itself; without one, and in a row of sessions that came to nothing, after the back-off as well |
 //! | any other code, a lost connection, HTTP 408, 425, 429, 5xx | after the back-off, and `Retry-After` before it |
 //! | any other HTTP status | [`GiveUp::Refused`] |
 //!
@@ -102,7 +102,7 @@
 //! | [`Builder::close_timeout`] | 10 s | and 1 s for the gateway's answer |
 //! | [`Builder::max_message_bytes`] | 16 MiB | at least 1 |
 //! | a token provider | | 30 s |
-//! | requests under way; topics and rooms | | 1,024 each |
+//! | requests under way; topics and rooms; answers to `unsubscribe` and `leave_room` | | 1,024 each |
 //! | messages that wait for the handler | | 1,024, 8 MiB |
 //! | events that wait for one reader; without a handler, messages apart from the rest | | 1,024, 8 MiB |
 //!
@@ -132,6 +132,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
+use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 pub use self::{
@@ -308,20 +309,23 @@ impl Client {
     }
 
     /// Wants to be in a topic from now on: on this session and on every further one, until [`Client::unsubscribe`] or a
-    /// refusal. Returns when the gateway has confirmed it, on this session or the next, up to [`Builder::request_timeout`].
+    /// refusal for good (`forbidden`, `bad_message`, `unknown_type`). After another, such as `rate_limited`, it is asked for
+    /// again, after a wait that grows from 1 s to 30 s. Returns when the gateway has confirmed it, on this session or the next, up to [`Builder::request_timeout`].
     /// At most 1,024 topics and rooms.
     ///
     /// # Errors
-    /// Refused: the topic is not asked for again (also told as [`Error::Subscription`]). [`RequestError::Timeout`]: it stays
+    /// Refused for good: the topic is not asked for again (each refusal is told as [`Error::Subscription`]). [`RequestError::Timeout`]: it stays
     /// wanted. [`RequestError::TooMany`], [`RequestError::Ended`].
     pub async fn subscribe(&self, topic: &str) -> Result<(), RequestError> {
         self.want(Wish::Topic(topic.to_owned()), topic).await
     }
 
-    /// Does not want to be in a topic any more. Where the gateway knows of it, its answer is waited for.
+    /// Does not want to be in a topic any more. Where the gateway knows of it, it is told so, in order with
+    /// [`Client::subscribe`], and its answer or the end of the session is waited for, up to [`Builder::request_timeout`].
     ///
     /// # Errors
-    /// As [`Client::request`]. The topic is not asked for again, whatever the answer.
+    /// Refused, [`RequestError::Timeout`], [`RequestError::TooMany`], [`RequestError::Ended`]. The topic is not asked for again,
+    /// whatever the answer.
     pub async fn unsubscribe(&self, topic: &str) -> Result<(), RequestError> {
         self.want_no_more(Wish::Topic(topic.to_owned())).await
     }
@@ -352,28 +356,32 @@ impl Client {
             }
             core.wishes.add(wish)?
         };
-        let Some(told) = told else { return Ok(()) };
         shared.wake.notify_one();
-        match tokio::time::timeout(shared.options.request_timeout, told).await {
-            Ok(Ok(told)) => told,
-            Ok(Err(_)) => Err(RequestError::Ended),
-            Err(_) => Err(RequestError::Timeout),
-        }
+        self.told(told).await
     }
 
     async fn want_no_more(&self, wish: Wish) -> Result<(), RequestError> {
         let shared = &self.0.shared;
-        let known = {
+        let told = {
             let mut core = shared.core.lock();
             if core.state.is_end() {
                 return Err(RequestError::Ended);
             }
-            core.wishes.remove(&wish) && core.session.is_some()
+            core.wishes.remove(&wish)
         };
-        if known {
-            self.ask(&wish.give_up(), shared.options.request_timeout).await?;
+        // Where there are too many to be waited for, it leaves all the same.
+        shared.wake.notify_one();
+        self.told(told?).await
+    }
+
+    /// Waits for what the gateway says, where it has to say something.
+    async fn told(&self, told: Option<oneshot::Receiver<Result<(), RequestError>>>) -> Result<(), RequestError> {
+        let Some(told) = told else { return Ok(()) };
+        match tokio::time::timeout(self.0.shared.options.request_timeout, told).await {
+            Ok(Ok(told)) => told,
+            Ok(Err(_)) => Err(RequestError::Ended),
+            Err(_) => Err(RequestError::Timeout),
         }
-        Ok(())
     }
 
     /// Closes in order: no further message is handed to the handler, the one under way comes to its end, what was handled is

@@ -9,7 +9,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_util::sync::CancellationToken;
 
@@ -206,18 +209,19 @@ impl Shared {
         }
     }
 
-    /// The next frame to hand to the socket. Acks go first: others wait for what they free.
-    pub fn next_frame(&self) -> Option<Frame> {
+    /// The next frame to hand to the socket, and its id where it is a request. Acks go first: others wait for what they free.
+    pub fn next_frame(&self) -> Option<(Frame, Option<String>)> {
         let mut core = self.core.lock();
         if let Some(offset) = core.ledger.take_ack() {
-            return Some(Frame::text(format!("{{\"type\":\"ack\",\"offset\":{offset}}}")));
+            return Some((Frame::text(format!("{{\"type\":\"ack\",\"offset\":{offset}}}")), None));
         }
-        if core.wishes.has_next() {
+        let now = Instant::now();
+        if core.wishes.has_next(now) {
             core.ids += 1;
             let id = format!("{}-{}", self.prefix, core.ids);
             // What is made of two strings is always a message.
-            if let Some(frame) = core.wishes.next(&id).and_then(|wish| outbox::with_id(&wish.ask(), &id).ok()) {
-                return Some(frame);
+            if let Some(frame) = core.wishes.next(&id, now).and_then(|wish| outbox::with_id(&wish, &id).ok()) {
+                return Some((frame, None));
             }
         }
         core.outbox.pop()
@@ -318,7 +322,7 @@ impl Core {
 
     /// Whether something waits to be sent.
     pub fn has_frame(&self) -> bool {
-        self.ledger.has_ack() || self.wishes.has_next() || !self.outbox.is_empty()
+        self.ledger.has_ack() || self.wishes.has_next(Instant::now()) || !self.outbox.is_empty()
     }
 }
 

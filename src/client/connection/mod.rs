@@ -33,7 +33,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dial::Socket,
-    error::{AuthFailure, ConnectError, Error},
+    error::{AuthFailure, ConnectError, Error, RequestError},
     events::State,
     message::{Message, Session},
     renewal::{Asking, Renewal},
@@ -111,6 +111,8 @@ pub struct Connection<'a> {
     heard: Instant,
     pinged: Option<Instant>,
     /// When the gateway was last shown that somebody is there, while reading pauses.
+    /// How long the gateway lets this side be silent.
+    shows: Duration,
     shown: Instant,
     interval: Duration,
     renewal: Renewal,
@@ -149,6 +151,7 @@ impl<'a> Connection<'a> {
             after: None,
             heard: now,
             pinged: None,
+            shows: HEARTBEAT_BOUNDS.1,
             shown: now,
             interval: HEARTBEAT_BOUNDS.1,
             renewal: Renewal::default(),
@@ -169,7 +172,8 @@ impl<'a> Connection<'a> {
         let shared = self.shared;
         loop {
             let now = Instant::now();
-            if self.session.is_some() && asking.is_none() {
+            // One `auth` message at a time: a further one must not take the place of what has left in part.
+            if self.session.is_some() && asking.is_none() && self.secret.is_none() {
                 asking = self.renewal.ask(self.tokens, now);
             }
             let full = self.session.is_some() && shared.core.lock().is_full();
@@ -236,7 +240,7 @@ impl<'a> Connection<'a> {
             // What cannot be shown to be alive either is at its end; what is stored comes again.
             return if self.broken { Poll::Ready(None) } else { Poll::Pending };
         }
-        if self.secret.is_some() && !self.broken {
+        if self.secret.as_ref().is_some_and(|(_, written)| *written > 0) && !self.broken {
             // Reading may write pongs, which must not come into the middle of a frame.
             return Poll::Pending;
         }
@@ -278,13 +282,20 @@ impl<'a> Connection<'a> {
                 cx.waker().wake_by_ref();
                 break;
             }
-            let next = self.own.pop_front();
+            let next = self.own.pop_front().map(|frame| (frame, None));
             let next = next.or_else(|| self.session.as_ref().and_then(|_| self.shared.next_frame()));
-            let Some(frame) = next else { break };
+            let Some((frame, request)) = next else { break };
             let most = self.session.as_ref().map_or(u64::MAX, |session| session.max_message_bytes);
             if frame.len() as u64 > most && !frame.is_ping() && !frame.is_pong() {
                 let error = super::SendError::TooLarge { bytes: frame.len(), max: most };
-                self.shared.error(Error::NotSent(error));
+                // Whoever waits for an answer has it; the others are told in the background.
+                let refused = |id: String| {
+                    let answer = Err(RequestError::Send(error.clone()));
+                    self.shared.core.lock().outbox.answer(&id, answer).is_ok()
+                };
+                if !request.is_some_and(refused) {
+                    self.shared.error(Error::NotSent(error));
+                }
                 continue;
             }
             socket.as_mut().start_send(frame)?;
@@ -305,11 +316,13 @@ impl<'a> Connection<'a> {
             return self.until;
         }
         let heartbeat = match self.pinged {
-            _ if paused => self.shown + self.interval / 3,
+            _ if paused => self.shown + self.shows / 3,
             Some(at) => at + self.shared.options.heartbeat_timeout,
             None => self.heard + self.interval,
         };
-        let further = [self.renewal.deadline(), closing];
+        // What is due while a token leaves is done behind it.
+        let renewal = self.renewal.deadline().filter(|_| self.secret.is_none() || self.renewal.waits());
+        let further = [renewal, closing, self.shared.core.lock().wishes.due(Instant::now())];
         further.into_iter().flatten().fold(heartbeat, Instant::min)
     }
 
@@ -322,7 +335,10 @@ impl<'a> Connection<'a> {
             self.shared.error(Error::Renewal("the gateway does not answer".to_owned()));
         }
         if paused {
-            if self.shown + self.interval / 3 <= now {
+            if self.shown + self.shows / 3 <= now {
+            if self.secret.is_some() {
+                return Some(Why::Closed(Code::ABNORMAL.0, "a token could not be sent in time".to_owned()));
+            }
                 // Where the last one has not left yet, it will do.
                 if self.own.is_empty() {
                     self.own.push_back(Frame::Pong(Bytes::new()));
