@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -79,28 +79,31 @@ impl Driver {
         let mut handling = AbortOnDropHandle::new(tokio::spawn(handler::run(Arc::clone(&self.shared), handler)));
         let end = self.connections(&mut handling).await;
         let shared = &self.shared;
-        let state = match &end {
-            End::Cancelled => State::Closed,
-            End::Asked => {
-                shared.set_state(State::Closing);
-                State::Closed
-            }
-            End::GaveUp(why) => {
-                shared.gave_up(why);
-                // From here on nothing is taken to be sent.
-                shared.closing.cancel();
-                State::GaveUp
-            }
-        };
+        let end_by = shared.end_by();
         shared.close_inbox();
+        if !matches!(end, End::Cancelled) {
+            // From here on nothing is taken to be sent.
+            shared.closing.cancel();
+        }
+        if matches!(end, End::Asked) {
+            shared.set_state(State::Closing);
+        }
         // What came and will not come again is handled before the end, and a handler under way comes to its own.
         if drains && !matches!(end, End::Cancelled) && !handling.is_finished() {
+            shared.set_state(State::Closing);
             tokio::select! {
                 () = shared.cancel.cancelled() => {}
-                _ = timeout(shared.options.close_timeout, &mut handling) => {}
+                _ = timeout_at(end_by, &mut handling) => {}
             }
         }
         drop(handling);
+        let state = match end {
+            End::Cancelled | End::Asked => State::Closed,
+            End::GaveUp(why) => {
+                shared.gave_up(&why);
+                State::GaveUp
+            }
+        };
         shared.end(state);
     }
 
@@ -119,6 +122,13 @@ impl Driver {
                 // Whoever started it with `connect` has no client, and hears it from there.
                 let _ = first.send(Err(outcome.error));
                 return End::Cancelled;
+            }
+            if shared.closing.is_cancelled() {
+                // The gateway was quicker, whatever it wanted.
+                if let Some(disconnect) = &outcome.disconnect {
+                    shared.disconnected(disconnect);
+                }
+                return End::Asked;
             }
             if outcome.proved {
                 failures = 0;

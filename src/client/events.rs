@@ -32,7 +32,8 @@ pub enum State {
     Connected,
     /// Waits before the next attempt.
     Waiting,
-    /// [`Client::close`](super::Client::close) was called: what is under way is finished.
+    /// [`Client::close`](super::Client::close) was called, or the client gives up and its handler is not done: what is under
+    /// way is finished.
     Closing,
     /// Closed by [`Client::close`](super::Client::close), or its last handle was dropped. The end.
     Closed,

@@ -52,7 +52,8 @@
 //! A handler may take its time: it runs on a task of its own, and pings are answered meanwhile. Where 1,024 messages or 8 MiB
 //! wait for it, the client stops reading, so that nothing more piles up here, and shows the gateway by unsolicited pongs that
 //! it is alive. Replies are not read then, either: a handler that waits for [`Client::request`] should be given a timeout it
-//! can bear. A gateway that cannot wait so long closes the session (4409) and delivers what is stored on the next one.
+//! can bear. A gateway that cannot wait so long closes the session (4409, with [`AckMode::Transport`] after
+//! 30 s also 4408, since pings are not read) and delivers what is stored on the next one.
 //!
 //! # Coming back
 //!
@@ -82,7 +83,7 @@
 //! | [`State::Connecting`] | there is a session: `Connected`; or there is none: `Waiting`, or an end |
 //! | [`State::Connected`] | the session ends: `Waiting`, or an end |
 //! | [`State::Waiting`] | the wait is over: `Connecting` |
-//! | [`State::Closing`] | all is done, or [`Builder::close_timeout`] is over: `Closed` |
+//! | [`State::Closing`] | all is done, or [`Builder::close_timeout`] is over: `Closed`, or `GaveUp` where the client gave up and its handler has to finish |
 //! | [`State::Closed`], [`State::GaveUp`] | for good |
 //!
 //! # Defaults and bounds
@@ -387,18 +388,22 @@ impl Client {
     /// Closes in order: no further message is handed to the handler, the one under way comes to its end, what was handled is
     /// acked, what waits is sent where there is a session, then the close frame 1000 and its answer. Takes
     /// [`Builder::close_timeout`] and a second at most; a handler that takes longer is dropped, and its message comes again.
+    /// What waits and is not stored is dropped.
+    ///
+    /// With [`AckMode::Transport`] what has arrived is confirmed already: stored notifications that wait are handed over yet,
+    /// as far as the time goes, and nothing more is read.
     ///
     /// A handler must not wait for it, since it waits for the handler. Called again, and on a client that has ended, it says
     /// what the end was like.
     pub async fn close(&self) -> Closed {
         let shared = &self.0.shared;
-        shared.closing.cancel();
+        shared.close();
         let mut ended = shared.ended.subscribe();
         // The bound is for a runtime that is gone, and the client's task with it.
         let bound = shared.options.close_timeout.saturating_add(Duration::from_secs(5));
         let ended = tokio::time::timeout(bound, ended.wait_for(Option::is_some)).await;
         let unsent = ended.ok().and_then(Result::ok).and_then(|unsent| *unsent);
-        Closed { unsent: unsent.unwrap_or_default() }
+        Closed { unsent: unsent.unwrap_or_else(|| shared.core.lock().outbox.len()) }
     }
 }
 

@@ -65,6 +65,11 @@ impl Outbox {
         self.entries.is_empty()
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Takes a message to be sent.
     pub fn push(&mut self, frame: Frame, online: bool) -> Result<(), SendError> {
         self.push_entry(frame, None, online)

@@ -75,9 +75,20 @@ impl Inbox {
         self.queue.len() >= INBOX_MESSAGES_MAX || (self.bytes >= INBOX_BYTES_MAX && !self.queue.is_empty())
     }
 
+    /// The client is to close: nothing more is handed over, but for what was confirmed by its arrival and is stored
+    /// nowhere else.
+    fn close(&mut self) {
+        self.finished = true;
+        self.retain(|delivery| !delivery.acked && delivery.message.offset().is_some());
+    }
+
     /// What the gateway will deliver again goes.
     fn drop_unacked(&mut self) {
-        self.queue.retain(|delivery| !delivery.acked);
+        self.retain(|delivery| !delivery.acked);
+    }
+
+    fn retain(&mut self, keep: impl FnMut(&Delivery) -> bool) {
+        self.queue.retain(keep);
         self.bytes = self.queue.iter().map(|delivery| delivery.message.weight()).sum();
     }
 }
@@ -94,6 +105,8 @@ pub struct Core {
     pub wishes: Wishes,
     pub ledger: Ledger,
     pub inbox: Inbox,
+    /// Until when the end is waited for, once it has begun.
+    end_by: Option<Instant>,
     ids: u64,
 }
 
@@ -135,6 +148,7 @@ impl Shared {
             wishes: Wishes::default(),
             ledger: Ledger::new(options.dedup_ids),
             inbox: Inbox::default(),
+            end_by: None,
             ids: 0,
         };
         Self {
@@ -178,6 +192,22 @@ impl Shared {
         if self.core.lock().ledger.handled(message) {
             self.wake.notify_one();
         }
+    }
+
+    /// The client is to close in order: from here on nothing is taken to be sent, nothing more is handed over, and there is
+    /// so much time for the rest.
+    pub fn close(&self) {
+        self.core.lock().inbox.close();
+        self.end_by();
+        // Whoever sees this sees what is above.
+        self.closing.cancel();
+        self.arrived.notify_one();
+    }
+
+    /// Until when the end, which begins now or has begun, is waited for.
+    pub fn end_by(&self) -> Instant {
+        let timeout = self.options.close_timeout;
+        *self.core.lock().end_by.get_or_insert_with(|| Instant::now() + timeout)
     }
 
     /// The client comes to its end: what the gateway would deliver again is left to it, the rest is handled yet.

@@ -139,8 +139,8 @@ impl Connection<'_> {
         }
         let session = self.session.as_ref();
         let acked = stored && session.is_some_and(|session| session.ack_mode == AckMode::Client);
-        if acked && core.inbox.finished {
-            // It stays unconfirmed, and comes again.
+        if core.inbox.finished {
+            // What is stored stays unconfirmed, and comes again.
             return;
         }
         if acked {

@@ -4,6 +4,7 @@
 //! that two sides which both write cannot come to wait for each other. Reading pauses while the inbox is full; unsolicited
 //! pongs (RFC 6455 section 5.5.3) then show the gateway that somebody is there.
 
+mod ending;
 mod incoming;
 
 use std::{
@@ -19,16 +20,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Sink as _, SinkExt as _, Stream as _, StreamExt as _};
+use futures_util::{Sink as _, SinkExt as _, Stream as _};
 use tokio::{
     io::AsyncWrite as _,
     sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::{
-    self, Message as Frame,
-    protocol::{CloseFrame, frame::coding::CloseCode},
-};
+use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -41,7 +39,7 @@ use super::{
     shared::{Shared, Weaks},
     tokens::Tokens,
 };
-use crate::protocol::close::CloseCode as Code;
+use crate::protocol::{ack_mode::AckMode, close::CloseCode as Code};
 
 /// What an interval of the gateway's is held within.
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
@@ -111,10 +109,10 @@ pub struct Connection<'a> {
     heard: Instant,
     pinged: Option<Instant>,
     /// When the gateway was last shown that somebody is there, while reading pauses.
-    /// How long the gateway lets this side be silent.
-    shows: Duration,
     shown: Instant,
     interval: Duration,
+    /// How long the gateway lets this side be silent.
+    shows: Duration,
     renewal: Renewal,
 }
 
@@ -151,9 +149,9 @@ impl<'a> Connection<'a> {
             after: None,
             heard: now,
             pinged: None,
-            shows: HEARTBEAT_BOUNDS.1,
             shown: now,
             interval: HEARTBEAT_BOUNDS.1,
+            shows: HEARTBEAT_BOUNDS.1,
             renewal: Renewal::default(),
         }
     }
@@ -176,7 +174,11 @@ impl<'a> Connection<'a> {
             if self.session.is_some() && asking.is_none() && self.secret.is_none() {
                 asking = self.renewal.ask(self.tokens, now);
             }
-            let full = self.session.is_some() && shared.core.lock().is_full();
+            let full = self.session.as_ref().is_some_and(|session| {
+                let core = shared.core.lock();
+                // In this mode reading confirms, and nothing more would be handled.
+                core.is_full() || (core.inbox.finished && session.ack_mode == AckMode::Transport)
+            });
             if paused && !full {
                 // The silence was this side's own.
                 (self.heard, self.pinged) = (now, None);
@@ -199,9 +201,8 @@ impl<'a> Connection<'a> {
                     if self.session.is_none() {
                         return Why::Asked;
                     }
-                    closing = Some(now + shared.options.close_timeout);
+                    closing = Some(shared.end_by());
                     shared.set_state(State::Closing);
-                    shared.close_inbox();
                 }
                 _ = &mut *handler, if closing.is_some() && !handled => handled = true,
                 provided = poll_fn(|cx| match &mut asking {
@@ -217,6 +218,9 @@ impl<'a> Connection<'a> {
                     }
                 }
                 turn = poll_fn(|cx| self.turn(cx, paused)) => {
+                    if paused {
+                        return self.last_words().await;
+                    }
                     if let Some(why) = self.take(turn).await {
                         return why;
                     }
@@ -237,7 +241,7 @@ impl<'a> Connection<'a> {
             self.broken = true;
         }
         if paused {
-            // What cannot be shown to be alive either is at its end; what is stored comes again.
+            // What cannot be shown to be alive either is at its end.
             return if self.broken { Poll::Ready(None) } else { Poll::Pending };
         }
         if self.secret.as_ref().is_some_and(|(_, written)| *written > 0) && !self.broken {
@@ -332,13 +336,13 @@ impl<'a> Connection<'a> {
             return (self.until <= now).then(|| self.refused.take().map_or(Why::Timeout, Why::Refused));
         }
         if self.renewal.overdue(now) {
+            if self.secret.is_some() {
+                return Some(Why::Closed(Code::ABNORMAL.0, "a token could not be sent in time".to_owned()));
+            }
             self.shared.error(Error::Renewal("the gateway does not answer".to_owned()));
         }
         if paused {
             if self.shown + self.shows / 3 <= now {
-            if self.secret.is_some() {
-                return Some(Why::Closed(Code::ABNORMAL.0, "a token could not be sent in time".to_owned()));
-            }
                 // Where the last one has not left yet, it will do.
                 if self.own.is_empty() {
                     self.own.push_back(Frame::Pong(Bytes::new()));
@@ -381,9 +385,7 @@ impl<'a> Connection<'a> {
             Some(Ok(Frame::Close(frame))) => {
                 // Sends the answer.
                 let _ = timeout(END_TIMEOUT, self.socket.flush()).await;
-                let (code, reason) = frame
-                    .map_or((Code::NO_STATUS.0, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
-                return Some(self.refused.take().map_or(Why::Closed(code, reason), Why::Refused));
+                return Some(self.refused.take().map_or_else(|| ending::said(frame), Why::Refused));
             }
             Some(Ok(Frame::Pong(_) | Frame::Frame(_))) => return None,
             Some(Err(error)) => return Some(self.lost(error.to_string())),
@@ -394,27 +396,6 @@ impl<'a> Connection<'a> {
             Err(problem) => self.shared.error(Error::BadMessage(problem)),
         }
         None
-    }
-
-    /// A refusal that was heard stands, even if the close frame behind it was lost.
-    fn lost(&mut self, reason: String) -> Why {
-        self.refused.take().map_or(Why::Closed(Code::ABNORMAL.0, reason), Why::Refused)
-    }
-
-    /// Closes from this side and waits a moment for the answer, so that what was acked arrives.
-    async fn goodbye(&mut self) {
-        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        // Nothing may come into the middle of a frame.
-        let between = self.secret.as_ref().is_none_or(|(_, written)| *written == 0);
-        let closing = async {
-            if !self.broken && between && self.socket.close(Some(frame)).await.is_ok() {
-                while let Some(Ok(_)) = self.socket.next().await {}
-            }
-        };
-        tokio::select! {
-            () = self.shared.cancel.cancelled() => {}
-            _ = timeout(END_TIMEOUT, closing) => {}
-        }
     }
 }
 
