@@ -52,8 +52,8 @@
 //! A handler may take its time: it runs on a task of its own, and pings are answered meanwhile. Where 1,024 messages or 8 MiB
 //! wait for it, the client stops reading, so that nothing more piles up here, and shows the gateway by unsolicited pongs that
 //! it is alive. Replies are not read then, either: a handler that waits for [`Client::request`] should be given a timeout it
-//! can bear. A gateway that cannot wait so long closes the session (4409, with [`AckMode::Transport`] after
-//! 30 s also 4408, since pings are not read) and delivers what is stored on the next one.
+//! can bear. A gateway that cannot wait so long closes the session (4409; with [`AckMode::Transport`] also 4408, after 30 s in
+//! which its ping was not read) and delivers what is stored on the next one.
 //!
 //! # Coming back
 //!
