@@ -53,7 +53,7 @@ async fn main() -> Result<(), BoxError> {
     let mut left = wanted;
     while left != Some(0) {
         tokio::select! {
-            _ = coming.recv() => left = left.map(|left| left - 1),
+            Some(()) = coming.recv() => left = left.map(|left| left - 1),
             _ = tokio::signal::ctrl_c() => break,
             state = states.next() => match state {
                 Some(state) => println!("state: {state:?}"),

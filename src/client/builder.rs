@@ -194,6 +194,7 @@ impl Builder {
     }
 
     /// How long it may take from a token to a session: name, connection, TLS, handshake, authentication.
+    /// Where a name has several addresses, each but the last has a share of it. More than 0.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
         self
@@ -212,7 +213,7 @@ impl Builder {
         self
     }
 
-    /// How long after that ping the connection is taken for lost, if nothing at all was heard.
+    /// How long after that ping the connection is taken for lost, if nothing at all was heard. More than 0.
     pub fn heartbeat_timeout(mut self, timeout: Duration) -> Self {
         self.heartbeat_timeout = timeout;
         self
@@ -224,7 +225,7 @@ impl Builder {
         self
     }
 
-    /// The largest message that is taken from the gateway; a larger one breaks the connection.
+    /// The largest message that is taken from the gateway; a larger one breaks the connection. At least 1.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.message_bytes_max = bytes;
         self
@@ -321,6 +322,14 @@ impl Builder {
         let headers = headers(&self.headers)?;
         if let Source::Fixed(token) = &self.source {
             tokens::bearer(token).map_err(BuildError::Token)?;
+        }
+        let zeros = [
+            ("handshake_timeout", self.handshake_timeout.is_zero()),
+            ("heartbeat_timeout", self.heartbeat_timeout.is_zero()),
+            ("max_message_bytes", self.message_bytes_max == 0),
+        ];
+        if let Some((name, _)) = zeros.into_iter().find(|(_, zero)| *zero) {
+            return Err(BuildError::Zero(name));
         }
         // What is longer is never waited for, and moments that far away cannot be told.
         let span = |span: Duration| span.min(SPAN_MAX);

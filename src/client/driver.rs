@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -79,28 +79,31 @@ impl Driver {
         let mut handling = AbortOnDropHandle::new(tokio::spawn(handler::run(Arc::clone(&self.shared), handler)));
         let end = self.connections(&mut handling).await;
         let shared = &self.shared;
-        let state = match &end {
-            End::Cancelled => State::Closed,
-            End::Asked => {
-                shared.set_state(State::Closing);
-                State::Closed
-            }
-            End::GaveUp(why) => {
-                shared.gave_up(why);
-                // From here on nothing is taken to be sent.
-                shared.closing.cancel();
-                State::GaveUp
-            }
-        };
+        let end_by = shared.end_by();
         shared.close_inbox();
+        if !matches!(end, End::Cancelled) {
+            // From here on nothing is taken to be sent.
+            shared.closing.cancel();
+        }
+        if matches!(end, End::Asked) {
+            shared.set_state(State::Closing);
+        }
         // What came and will not come again is handled before the end, and a handler under way comes to its own.
         if drains && !matches!(end, End::Cancelled) && !handling.is_finished() {
+            shared.set_state(State::Closing);
             tokio::select! {
                 () = shared.cancel.cancelled() => {}
-                _ = timeout(shared.options.close_timeout, &mut handling) => {}
+                _ = timeout_at(end_by, &mut handling) => {}
             }
         }
         drop(handling);
+        let state = match end {
+            End::Cancelled | End::Asked => State::Closed,
+            End::GaveUp(why) => {
+                shared.gave_up(&why);
+                State::GaveUp
+            }
+        };
         shared.end(state);
     }
 
@@ -119,6 +122,13 @@ impl Driver {
                 // Whoever started it with `connect` has no client, and hears it from there.
                 let _ = first.send(Err(outcome.error));
                 return End::Cancelled;
+            }
+            if shared.closing.is_cancelled() {
+                // The gateway was quicker, whatever it wanted.
+                if let Some(disconnect) = &outcome.disconnect {
+                    shared.disconnected(disconnect);
+                }
+                return End::Asked;
             }
             if outcome.proved {
                 failures = 0;
@@ -150,7 +160,9 @@ impl Driver {
             }
             failures = failures.saturating_add(1);
             let asked = outcome.asked.unwrap_or_default();
-            let wait = if outcome.jitter { asked + backoff.next(random()) } else { asked };
+            // A gateway that asks again and again for no more than a moment is not hammered either.
+            let jitter = outcome.jitter || (failures > 1 && !outcome.proved);
+            let wait = if jitter { asked + backoff.next(random()) } else { asked };
             shared.set_state(State::Waiting);
             shared.events.show(&Event::Waiting { attempt: failures, delay: wait });
             tokio::select! {
@@ -177,7 +189,7 @@ impl Driver {
                 }
             };
             let until = Instant::now() + options.handshake_timeout;
-            match timeout_at(until, dial::dial(options, tls.as_ref(), token.as_ref())).await {
+            match timeout_at(until, dial::dial(options, tls.as_ref(), token.as_ref(), until)).await {
                 Ok(Ok(socket)) => Ok((socket, until)),
                 Ok(Err(error)) => {
                     let (next, asked) = match &error {

@@ -31,6 +31,9 @@ pub enum BuildError {
     /// TLS cannot be set up.
     #[error("no TLS: {0}")]
     Tls(String),
+    /// A bound of nothing, within which nothing could ever happen.
+    #[error("`{0}` must be more than 0")]
+    Zero(&'static str),
     /// Called outside of a tokio runtime with time and I/O.
     #[error("a client is started inside a tokio runtime")]
     NoRuntime,
@@ -237,7 +240,7 @@ pub enum Error {
         /// The id of the message that it answers.
         reply_to: Option<String>,
     },
-    /// A subscription or room was refused; it will not be asked for again.
+    /// A subscription or room was refused: for good, or for now (`rate_limited`).
     #[error("{what} was refused: {code}: {message}")]
     Subscription {
         /// `topic NAME` or `room NAME`.
@@ -246,6 +249,8 @@ pub enum Error {
         code: String,
         /// In words.
         message: String,
+        /// After what it is asked for again on this session; `None`: never.
+        again: Option<Duration>,
     },
     /// The token runs out and there is no better one yet. The session stays until its end; the client tries again.
     #[error("the token could not be renewed: {0}")]

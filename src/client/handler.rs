@@ -22,15 +22,16 @@ pub type Handler = Arc<dyn Fn(Message) -> Handling + Send + Sync>;
 /// The bounds of the wait before a message that failed is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
-/// Runs until no more comes.
+/// Runs until no more comes. A client whose messages nobody takes any more ends, rather than looking as if it lived.
 pub async fn run(shared: Arc<Shared>, handler: Option<Handler>) {
+    if AssertUnwindSafe(take(&shared, handler)).catch_unwind().await.is_err() {
+        tracing::error!("client: the task that hands messages over panicked; the client ends");
+        shared.cancel.cancel();
+    }
+}
+
+async fn take(shared: &Arc<Shared>, handler: Option<Handler>) {
     loop {
-        if handler.is_none() {
-            tokio::select! {
-                () = shared.events.some_room() => {}
-                () = shared.closing.cancelled() => return,
-            }
-        }
         let Some(delivery) = shared.delivery().await else { return };
         let repeat = shared.core.lock().ledger.is_repeat(&delivery.message);
         if repeat {
@@ -38,13 +39,32 @@ pub async fn run(shared: Arc<Shared>, handler: Option<Handler>) {
             shared.handled(&delivery.message);
             continue;
         }
-        shared.events.show(&Event::Message(delivery.message.clone()));
+        let event = Event::Message(delivery.message.clone());
         match &handler {
-            Some(handler) => handle(&shared, handler, &delivery).await,
-            // Who reads the events says when it was handled; where nothing is acked there is nothing to say.
-            None if !delivery.acked => shared.handled(&delivery.message),
-            None => {}
+            Some(handler) => {
+                shared.events.show(&event);
+                handle(shared, handler, &delivery).await;
+            }
+            None => hand_out(shared, &event, &delivery).await,
         }
+    }
+}
+
+/// Gives it to whoever reads the events, once there is one with room for it. What its session takes along with its end
+/// comes again.
+async fn hand_out(shared: &Shared, event: &Event, delivery: &Delivery) {
+    let mut session = shared.session.subscribe();
+    // A reader that had room may be gone a moment later.
+    while !shared.events.hand_out(event) {
+        tokio::select! {
+            () = shared.events.some_room(event) => {}
+            () = shared.closing.cancelled() => return,
+            _ = session.wait_for(|now| *now != delivery.session), if delivery.acked => return,
+        }
+    }
+    if !delivery.acked {
+        // Who reads the events says when it was handled; where nothing is acked there is nothing to say.
+        shared.handled(&delivery.message);
     }
 }
 
@@ -55,10 +75,11 @@ async fn handle(shared: &Shared, handler: &Handler, delivery: &Delivery) {
     let mut session = shared.session.subscribe();
     for attempt in 1.. {
         let message = delivery.message.clone();
-        let handling = AssertUnwindSafe(async { handler(message).await }).catch_unwind().await;
-        let problem = match handling {
+        // The error is the application's own: putting it into words and dropping it are, too.
+        let handling = async { handler(message).await.map_err(|error| error.to_string()) };
+        let problem = match AssertUnwindSafe(handling).catch_unwind().await {
             Ok(Ok(())) => return shared.handled(&delivery.message),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(problem)) => problem,
             Err(panic) => format!("it panicked: {}", text_of(&*panic)),
         };
         shared.error(Error::Handler {

@@ -5,7 +5,7 @@
 //! remembered by id, the latest so many, across sessions.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -28,7 +28,8 @@ pub struct Ledger {
     in_flight: VecDeque<Entry>,
     /// The offset that an ack is to name.
     due: Option<u64>,
-    seen: HashSet<Arc<str>>,
+    /// The ids of what was handled, and the session that had brought it.
+    seen: HashMap<Arc<str>, u64>,
     order: VecDeque<Arc<str>>,
     ids: usize,
 }
@@ -36,7 +37,7 @@ pub struct Ledger {
 impl Ledger {
     /// Remembers the latest `ids`; 0: none.
     pub fn new(ids: usize) -> Self {
-        Self { in_flight: VecDeque::new(), due: None, seen: HashSet::new(), order: VecDeque::new(), ids }
+        Self { in_flight: VecDeque::new(), due: None, seen: HashMap::new(), order: VecDeque::new(), ids }
     }
 
     /// A session begins or ends: nothing is in flight, and an ack that has not left must not.
@@ -61,8 +62,9 @@ impl Ledger {
     /// now. Whether an ack has become due.
     pub fn handled(&mut self, message: &Message) -> bool {
         if let Some(id) = key(message).filter(|id| id.len() <= ID_BYTES_MAX && self.ids > 0)
-            && self.seen.insert(Arc::clone(id))
+            && !self.seen.contains_key(id)
         {
+            self.seen.insert(Arc::clone(id), message.session());
             self.order.push_back(Arc::clone(id));
             if self.order.len() > self.ids
                 && let Some(oldest) = self.order.pop_front()
@@ -84,7 +86,12 @@ impl Ledger {
 
     /// Whether one like it was handled already.
     pub fn is_repeat(&self, message: &Message) -> bool {
-        key(message).is_some_and(|id| self.seen.contains(id))
+        key(message).is_some_and(|id| self.seen.contains_key(id))
+    }
+
+    /// Whether one like it was handled that another session had brought.
+    pub fn is_handled_elsewhere(&self, message: &Message) -> bool {
+        key(message).and_then(|id| self.seen.get(id)).is_some_and(|session| *session != message.session())
     }
 
     /// The ack that is to be sent.

@@ -27,6 +27,8 @@ struct Inner {
 /// Whom to tell that it was handled.
 struct Origin {
     client: Weaks,
+    /// The number of the session that brought it.
+    session: u64,
     /// Whether that is the reader's to say: there is no handler.
     manual: bool,
 }
@@ -139,12 +141,17 @@ impl Message {
     }
 
     /// Says whom to tell that it was handled.
-    pub(super) fn of_client(mut self, client: Weaks, manual: bool) -> Self {
+    pub(super) fn of_client(mut self, client: Weaks, session: u64, manual: bool) -> Self {
         // Just read, so there is no other owner.
         if let Some(inner) = Arc::get_mut(&mut self.0) {
-            inner.origin = Some(Origin { client, manual });
+            inner.origin = Some(Origin { client, session, manual });
         }
         self
+    }
+
+    /// The number of the session that brought it.
+    pub(super) fn session(&self) -> u64 {
+        self.0.origin.as_ref().map_or(0, |origin| origin.session)
     }
 
     pub(super) fn fields(&self) -> &Fields {

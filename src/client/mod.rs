@@ -52,7 +52,8 @@
 //! A handler may take its time: it runs on a task of its own, and pings are answered meanwhile. Where 1,024 messages or 8 MiB
 //! wait for it, the client stops reading, so that nothing more piles up here, and shows the gateway by unsolicited pongs that
 //! it is alive. Replies are not read then, either: a handler that waits for [`Client::request`] should be given a timeout it
-//! can bear. A gateway that cannot wait so long closes the session (4409) and delivers what is stored on the next one.
+//! can bear. A gateway that cannot wait so long closes the session (4409; with [`AckMode::Transport`] also 4408, after 30 s in
+//! which its ping was not read) and delivers what is stored on the next one.
 //!
 //! # Coming back
 //!
@@ -60,7 +61,7 @@
 //! |---|---|
 //! | 1000, 1008, 3000–3999, 4000–4099, 4400 | the client gives up: [`GiveUp::Closed`] |
 //! | 4401, HTTP 401 | with another token of the provider; without one, or with the same again: [`GiveUp::Refused`] |
-//! | 1012, 1001 after `draining` | after `reconnectAfterMs` (at most ten minutes), which the gateway spreads itself |
+//! | 1012, 1001 after `draining` | after `reconnectAfterMs` (at most ten minutes), which the gateway spreads itself; without one, and in a row of sessions that came to nothing, after the back-off as well |
 //! | any other code, a lost connection, HTTP 408, 425, 429, 5xx | after the back-off, and `Retry-After` before it |
 //! | any other HTTP status | [`GiveUp::Refused`] |
 //!
@@ -82,7 +83,7 @@
 //! | [`State::Connecting`] | there is a session: `Connected`; or there is none: `Waiting`, or an end |
 //! | [`State::Connected`] | the session ends: `Waiting`, or an end |
 //! | [`State::Waiting`] | the wait is over: `Connecting` |
-//! | [`State::Closing`] | all is done, or [`Builder::close_timeout`] is over: `Closed` |
+//! | [`State::Closing`] | all is done, or [`Builder::close_timeout`] is over: `Closed`, or `GaveUp` where the client gave up and its handler has to finish |
 //! | [`State::Closed`], [`State::GaveUp`] | for good |
 //!
 //! # Defaults and bounds
@@ -95,16 +96,16 @@
 //! | [`Builder::max_reconnects`] | 0: no end | |
 //! | [`Builder::queue_messages`], [`Builder::queue_bytes`] | 1,024, 4 MiB | so much at least with a session |
 //! | [`Builder::dedup_ids`] | 4,096 | ids of up to 256 bytes |
-//! | [`Builder::handshake_timeout`] | 10 s | |
+//! | [`Builder::handshake_timeout`] | 10 s | more than 0 |
 //! | [`Builder::request_timeout`] | 30 s | |
 //! | [`Builder::heartbeat_interval`] | the gateway's | 100 ms to 5 min |
-//! | [`Builder::heartbeat_timeout`] | 10 s | |
+//! | [`Builder::heartbeat_timeout`] | 10 s | more than 0 |
 //! | [`Builder::close_timeout`] | 10 s | and 1 s for the gateway's answer |
-//! | [`Builder::max_message_bytes`] | 16 MiB | |
+//! | [`Builder::max_message_bytes`] | 16 MiB | at least 1 |
 //! | a token provider | | 30 s |
-//! | requests under way; topics and rooms | | 1,024 each |
+//! | requests under way; topics and rooms; answers to `unsubscribe` and `leave_room` | | 1,024 each |
 //! | messages that wait for the handler | | 1,024, 8 MiB |
-//! | events that wait for one reader | | 1,024, 8 MiB |
+//! | events that wait for one reader; without a handler, messages apart from the rest | | 1,024, 8 MiB |
 //!
 //! # Secrets
 //!
@@ -132,6 +133,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use serde::Serialize;
 use serde_json::{json, value::RawValue};
+use tokio::sync::oneshot;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 pub use self::{
@@ -190,18 +192,18 @@ impl Client {
         let shared = &self.0.shared;
         // Under the lock, so that no change falls between the state and the reader.
         let core = shared.core.lock();
-        States(shared.states.reader(Some(core.state), core.state.is_end()))
+        States(shared.states.reader(Some(core.state)))
     }
 
     /// Every event from now on. A reader has room for 1,024 events and 8 MiB of messages; one that lags hears how many it
     /// missed ([`Event::Missed`]).
     ///
-    /// Without a handler, messages wait for the first reader, and for one that has room; each is handled when it is said to
-    /// be, by [`Message::ack`].
+    /// Without a handler, messages wait for the first reader, and for one that has room: 1,024 messages and 8 MiB, apart from
+    /// other events. What is in a reader's queue stays there; a second reader without room misses what the first takes. Each
+    /// is handled when it is said to be, by [`Message::ack`]; one that comes again and was handled meanwhile is passed over.
     pub fn events(&self) -> Events {
         let shared = &self.0.shared;
-        let ended = shared.ended.borrow().is_some();
-        Events(shared.events.reader(None, ended))
+        Events::new(shared.events.reader(None), Arc::downgrade(shared))
     }
 
     /// The present session; `None` while there is none.
@@ -308,20 +310,23 @@ impl Client {
     }
 
     /// Wants to be in a topic from now on: on this session and on every further one, until [`Client::unsubscribe`] or a
-    /// refusal. Returns when the gateway has confirmed it, on this session or the next, up to [`Builder::request_timeout`].
+    /// refusal for good (`forbidden`, `bad_message`, `unknown_type`). After another, such as `rate_limited`, it is asked for
+    /// again, after a wait that grows from 1 s to 30 s. Returns when the gateway has confirmed it, on this session or the next, up to [`Builder::request_timeout`].
     /// At most 1,024 topics and rooms.
     ///
     /// # Errors
-    /// Refused: the topic is not asked for again (also told as [`Error::Subscription`]). [`RequestError::Timeout`]: it stays
+    /// Refused for good: the topic is not asked for again (each refusal is told as [`Error::Subscription`]). [`RequestError::Timeout`]: it stays
     /// wanted. [`RequestError::TooMany`], [`RequestError::Ended`].
     pub async fn subscribe(&self, topic: &str) -> Result<(), RequestError> {
         self.want(Wish::Topic(topic.to_owned()), topic).await
     }
 
-    /// Does not want to be in a topic any more. Where the gateway knows of it, its answer is waited for.
+    /// Does not want to be in a topic any more. Where the gateway knows of it, it is told so, in order with
+    /// [`Client::subscribe`], and its answer or the end of the session is waited for, up to [`Builder::request_timeout`].
     ///
     /// # Errors
-    /// As [`Client::request`]. The topic is not asked for again, whatever the answer.
+    /// Refused, [`RequestError::Timeout`], [`RequestError::TooMany`], [`RequestError::Ended`]. The topic is not asked for again,
+    /// whatever the answer.
     pub async fn unsubscribe(&self, topic: &str) -> Result<(), RequestError> {
         self.want_no_more(Wish::Topic(topic.to_owned())).await
     }
@@ -352,45 +357,53 @@ impl Client {
             }
             core.wishes.add(wish)?
         };
-        let Some(told) = told else { return Ok(()) };
         shared.wake.notify_one();
-        match tokio::time::timeout(shared.options.request_timeout, told).await {
+        self.told(told).await
+    }
+
+    async fn want_no_more(&self, wish: Wish) -> Result<(), RequestError> {
+        let shared = &self.0.shared;
+        let told = {
+            let mut core = shared.core.lock();
+            if core.state.is_end() {
+                return Err(RequestError::Ended);
+            }
+            core.wishes.remove(&wish)
+        };
+        // Where there are too many to be waited for, it leaves all the same.
+        shared.wake.notify_one();
+        self.told(told?).await
+    }
+
+    /// Waits for what the gateway says, where it has to say something.
+    async fn told(&self, told: Option<oneshot::Receiver<Result<(), RequestError>>>) -> Result<(), RequestError> {
+        let Some(told) = told else { return Ok(()) };
+        match tokio::time::timeout(self.0.shared.options.request_timeout, told).await {
             Ok(Ok(told)) => told,
             Ok(Err(_)) => Err(RequestError::Ended),
             Err(_) => Err(RequestError::Timeout),
         }
     }
 
-    async fn want_no_more(&self, wish: Wish) -> Result<(), RequestError> {
-        let shared = &self.0.shared;
-        let known = {
-            let mut core = shared.core.lock();
-            if core.state.is_end() {
-                return Err(RequestError::Ended);
-            }
-            core.wishes.remove(&wish) && core.session.is_some()
-        };
-        if known {
-            self.ask(&wish.give_up(), shared.options.request_timeout).await?;
-        }
-        Ok(())
-    }
-
     /// Closes in order: no further message is handed to the handler, the one under way comes to its end, what was handled is
     /// acked, what waits is sent where there is a session, then the close frame 1000 and its answer. Takes
     /// [`Builder::close_timeout`] and a second at most; a handler that takes longer is dropped, and its message comes again.
+    /// What waits and is not stored is dropped.
+    ///
+    /// With [`AckMode::Transport`] what has arrived is confirmed already: stored notifications that wait are handed over yet,
+    /// as far as the time goes, and nothing more is read.
     ///
     /// A handler must not wait for it, since it waits for the handler. Called again, and on a client that has ended, it says
     /// what the end was like.
     pub async fn close(&self) -> Closed {
         let shared = &self.0.shared;
-        shared.closing.cancel();
+        shared.close();
         let mut ended = shared.ended.subscribe();
         // The bound is for a runtime that is gone, and the client's task with it.
         let bound = shared.options.close_timeout.saturating_add(Duration::from_secs(5));
         let ended = tokio::time::timeout(bound, ended.wait_for(Option::is_some)).await;
         let unsent = ended.ok().and_then(Result::ok).and_then(|unsent| *unsent);
-        Closed { unsent: unsent.unwrap_or_default() }
+        Closed { unsent: unsent.unwrap_or_else(|| shared.core.lock().outbox.len()) }
     }
 }
 

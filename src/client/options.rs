@@ -10,7 +10,7 @@ use super::{
     message::Session,
     outbox::Bounds,
 };
-use crate::protocol::ack_mode::AckMode;
+use crate::{protocol::ack_mode::AckMode, types::Secret};
 
 /// One callback of a kind, shared by every task of the client.
 pub type Callback<T> = Box<dyn Fn(&T) + Send + Sync>;
@@ -65,6 +65,8 @@ pub struct Target {
     pub authority: String,
     /// With everything asked for in the query.
     pub path_and_query: String,
+    /// The query that was given, which may hold secrets.
+    pub query: Secret,
     /// For people: without the query, where a token may be.
     pub address: String,
 }
@@ -114,6 +116,7 @@ impl Target {
             port,
             authority: authority.as_str().to_owned(),
             path_and_query,
+            query: Secret::new(uri.query().unwrap_or_default()),
             address: format!("{scheme}://{authority}{path}"),
         })
     }

@@ -65,6 +65,11 @@ impl Outbox {
         self.entries.is_empty()
     }
 
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Takes a message to be sent.
     pub fn push(&mut self, frame: Frame, online: bool) -> Result<(), SendError> {
         self.push_entry(frame, None, online)
@@ -106,14 +111,14 @@ impl Outbox {
         }
     }
 
-    /// The next one to hand to the socket, and its bytes.
-    pub fn pop(&mut self) -> Option<Frame> {
+    /// The next one to hand to the socket, and its id where it is a request.
+    pub fn pop(&mut self) -> Option<(Frame, Option<String>)> {
         let entry = self.entries.pop_front()?;
         self.bytes -= entry.bytes;
-        if let Some(pending) = entry.request.and_then(|id| self.pending.get_mut(&id)) {
+        if let Some(pending) = entry.request.as_ref().and_then(|id| self.pending.get_mut(id)) {
             pending.sent = true;
         }
-        Some(entry.frame)
+        Some((entry.frame, entry.request))
     }
 
     /// An answer to a request. `Err`: nobody waits for it, and it is handed back.
@@ -220,8 +225,8 @@ mod tests {
         assert_eq!(full, SendError::Full { messages: 2, bytes: frame(1).len() * 2 });
         outbox.push(frame(3), true).unwrap();
         assert_eq!(
-            [outbox.pop(), outbox.pop(), outbox.pop(), outbox.pop()],
-            [Some(frame(1)), Some(frame(2)), Some(frame(3)), None]
+            std::array::from_fn(|_| outbox.pop()),
+            [Some((frame(1), None)), Some((frame(2), None)), Some((frame(3), None)), None]
         );
         assert_eq!(outbox.bytes, 0);
     }
@@ -248,7 +253,7 @@ mod tests {
         assert!(matches!(first.await.unwrap(), Err(RequestError::Lost)));
         assert!(second.try_recv().is_err(), "it waits");
         outbox.forget("2");
-        assert_eq!(outbox.pop(), Some(frame(3)), "the one that nobody waits for is gone");
+        assert_eq!(outbox.pop(), Some((frame(3), Some("3".to_owned()))), "the one that nobody waits for is gone");
         let reply = || Message::from_text(r#"{"type":"reply","data":1}"#.into()).unwrap();
         assert!(outbox.answer("3", Ok(reply())).is_ok());
         assert_eq!(third.await.unwrap().unwrap().data(), Some("1"));

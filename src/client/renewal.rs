@@ -29,24 +29,48 @@ pub struct Renewal {
     sent: Option<(String, Secret, Instant)>,
     refused: Option<Secret>,
     backoff: Backoff,
+    /// The least time from one renewal to the next, longer each time while tokens last no longer than that.
+    pace: Backoff,
+    /// Not sooner than this, by that pace.
+    not_before: Option<Instant>,
 }
 
 impl Default for Renewal {
     fn default() -> Self {
-        Self { at: None, asking: false, sent: None, refused: None, backoff: Backoff::new(AGAIN.0, AGAIN.1) }
+        let waits = Backoff::new(AGAIN.0, AGAIN.1);
+        Self {
+            at: None,
+            asking: false,
+            sent: None,
+            refused: None,
+            backoff: waits.clone(),
+            pace: waits,
+            not_before: None,
+        }
     }
 }
 
 impl Renewal {
-    /// The token in force is good; another one is wanted then.
-    pub fn accepted(&mut self, at: Option<Instant>) {
-        *self = Self { at, ..Self::default() };
+    /// The token in force is good, for so long; another one is wanted then. A gateway that says of every renewal that it
+    /// has run out already is not asked again at once.
+    pub fn accepted(&mut self, at: Option<Instant>, lasts: Option<Duration>, renewed: bool) {
+        let (mut pace, mut not_before) = (self.pace.clone(), None);
+        if renewed {
+            let least = pace.ceiling();
+            not_before = Some(Instant::now() + least);
+            if lasts.is_some_and(|lasts| lasts < least) {
+                pace.next(u32::MAX);
+            } else {
+                pace.reset();
+            }
+        }
+        *self = Self { at: at.max(at.and(not_before)), pace, not_before, ..Self::default() };
     }
 
     /// The gateway says that the token runs out.
     pub fn expiring(&mut self) {
         if self.sent.is_none() {
-            self.at = Some(Instant::now());
+            self.at = Some(Instant::now()).max(self.not_before);
         }
     }
 
@@ -103,6 +127,11 @@ impl Renewal {
         self.refused = self.take_sent();
         self.try_again();
         self.refused.is_some()
+    }
+
+    /// Whether something was sent that is to be answered.
+    pub fn waits(&self) -> bool {
+        self.sent.is_some()
     }
 
     /// Whether what was sent has gone unanswered for too long; then it is given up.

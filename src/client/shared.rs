@@ -9,7 +9,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_tungstenite::tungstenite::Message as Frame;
 use tokio_util::sync::CancellationToken;
 
@@ -72,9 +75,20 @@ impl Inbox {
         self.queue.len() >= INBOX_MESSAGES_MAX || (self.bytes >= INBOX_BYTES_MAX && !self.queue.is_empty())
     }
 
+    /// The client is to close: nothing more is handed over, but for what was confirmed by its arrival and is stored
+    /// nowhere else.
+    fn close(&mut self) {
+        self.finished = true;
+        self.retain(|delivery| !delivery.acked && delivery.message.offset().is_some());
+    }
+
     /// What the gateway will deliver again goes.
     fn drop_unacked(&mut self) {
-        self.queue.retain(|delivery| !delivery.acked);
+        self.retain(|delivery| !delivery.acked);
+    }
+
+    fn retain(&mut self, keep: impl FnMut(&Delivery) -> bool) {
+        self.queue.retain(keep);
         self.bytes = self.queue.iter().map(|delivery| delivery.message.weight()).sum();
     }
 }
@@ -91,6 +105,8 @@ pub struct Core {
     pub wishes: Wishes,
     pub ledger: Ledger,
     pub inbox: Inbox,
+    /// Until when the end is waited for, once it has begun.
+    end_by: Option<Instant>,
     ids: u64,
 }
 
@@ -132,6 +148,7 @@ impl Shared {
             wishes: Wishes::default(),
             ledger: Ledger::new(options.dedup_ids),
             inbox: Inbox::default(),
+            end_by: None,
             ids: 0,
         };
         Self {
@@ -139,8 +156,8 @@ impl Shared {
             wake: Notify::new(),
             arrived: Notify::new(),
             session: watch::Sender::new(0),
-            events: Feed::new(EVENTS_MAX, EVENT_BYTES_MAX),
-            states: Feed::new(STATES_MAX, usize::MAX),
+            events: Feed::new(EVENTS_MAX, EVENT_BYTES_MAX, options.manual),
+            states: Feed::new(STATES_MAX, usize::MAX, false),
             closing: CancellationToken::new(),
             cancel: CancellationToken::new(),
             ended: watch::Sender::new(None),
@@ -177,6 +194,22 @@ impl Shared {
         }
     }
 
+    /// The client is to close in order: from here on nothing is taken to be sent, nothing more is handed over, and there is
+    /// so much time for the rest.
+    pub fn close(&self) {
+        self.core.lock().inbox.close();
+        self.end_by();
+        // Whoever sees this sees what is above.
+        self.closing.cancel();
+        self.arrived.notify_one();
+    }
+
+    /// Until when the end, which begins now or has begun, is waited for.
+    pub fn end_by(&self) -> Instant {
+        let timeout = self.options.close_timeout;
+        *self.core.lock().end_by.get_or_insert_with(|| Instant::now() + timeout)
+    }
+
     /// The client comes to its end: what the gateway would deliver again is left to it, the rest is handled yet.
     pub fn close_inbox(&self) {
         let mut core = self.core.lock();
@@ -206,18 +239,19 @@ impl Shared {
         }
     }
 
-    /// The next frame to hand to the socket. Acks go first: others wait for what they free.
-    pub fn next_frame(&self) -> Option<Frame> {
+    /// The next frame to hand to the socket, and its id where it is a request. Acks go first: others wait for what they free.
+    pub fn next_frame(&self) -> Option<(Frame, Option<String>)> {
         let mut core = self.core.lock();
         if let Some(offset) = core.ledger.take_ack() {
-            return Some(Frame::text(format!("{{\"type\":\"ack\",\"offset\":{offset}}}")));
+            return Some((Frame::text(format!("{{\"type\":\"ack\",\"offset\":{offset}}}")), None));
         }
-        if core.wishes.has_next() {
+        let now = Instant::now();
+        if core.wishes.has_next(now) {
             core.ids += 1;
             let id = format!("{}-{}", self.prefix, core.ids);
             // What is made of two strings is always a message.
-            if let Some(frame) = core.wishes.next(&id).and_then(|wish| outbox::with_id(&wish.ask(), &id).ok()) {
-                return Some(frame);
+            if let Some(frame) = core.wishes.next(&id, now).and_then(|wish| outbox::with_id(&wish, &id).ok()) {
+                return Some((frame, None));
             }
         }
         core.outbox.pop()
@@ -318,7 +352,7 @@ impl Core {
 
     /// Whether something waits to be sent.
     pub fn has_frame(&self) -> bool {
-        self.ledger.has_ack() || self.wishes.has_next() || !self.outbox.is_empty()
+        self.ledger.has_ack() || self.wishes.has_next(Instant::now()) || !self.outbox.is_empty()
     }
 }
 

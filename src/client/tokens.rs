@@ -64,11 +64,12 @@ pub fn bearer(token: &Secret) -> Result<HeaderValue, &'static str> {
 
 /// Asks a provider once. Its panic, and taking too long, are failures like any other.
 pub async fn ask(provider: Arc<dyn Fn() -> Providing + Send + Sync>) -> Result<Secret, String> {
-    let asked = AssertUnwindSafe(async move { provider().await }).catch_unwind();
+    // Its error is put into words and dropped in here, where it may panic.
+    let asked = AssertUnwindSafe(async move { provider().await.map_err(|error| error.to_string()) }).catch_unwind();
     let token = match tokio::time::timeout(PROVIDER_TIMEOUT, asked).await {
         Err(_) => return Err(format!("the provider took longer than {PROVIDER_TIMEOUT:?}")),
         Ok(Err(_)) => return Err("the provider panicked".to_owned()),
-        Ok(Ok(Err(error))) => return Err(error.to_string()),
+        Ok(Ok(Err(problem))) => return Err(problem),
         Ok(Ok(Ok(token))) => Secret::new(token.trim()),
     };
     bearer(&token).map_err(|problem| format!("the provider's token {problem}"))?;

@@ -27,6 +27,8 @@ use crate::cli::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end is waited for: the gateway's close frame, and the ping behind the last message.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest wait that a gateway may ask for.
+const ASKED_WAIT_MAX: Duration = Duration::from_secs(600);
 
 /// An open connection.
 pub type Socket = WebSocketStream<TcpStream>;
@@ -290,7 +292,10 @@ impl Client {
                 // A connection that breaks here is told by the next read.
                 let _ = socket.send(Message::from(text)).await;
             }
-            "draining" => self.after = message.reconnect_after_ms.map(Duration::from_millis),
+            "draining" => {
+                let asked = message.reconnect_after_ms.map(Duration::from_millis);
+                self.after = asked.map(|after| after.min(ASKED_WAIT_MAX));
+            }
             "token_expiring" | "pong" => {}
             _ => {
                 self.came += 1;

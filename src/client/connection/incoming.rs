@@ -11,6 +11,7 @@ use super::{
         message::{Message, Session},
         retry::ASKED_WAIT_MAX,
         shared::Delivery,
+        wishes::Refused,
     },
     Connection, END_TIMEOUT, HEARTBEAT_BOUNDS, masked_text,
 };
@@ -46,8 +47,9 @@ impl Connection<'_> {
                     reconnect_after_ms: u64,
                 }
                 let draining = serde_json::from_str::<Draining>(message.envelope());
+                // One that names no time leaves it to the back-off.
                 let after = draining.map_or(Duration::ZERO, |one| Duration::from_millis(one.reconnect_after_ms));
-                self.after = Some(after.min(ASKED_WAIT_MAX));
+                self.after = Some(after.min(ASKED_WAIT_MAX)).filter(|after| !after.is_zero());
             }
             "error" => self.error(&message),
             _ => self.hand_on(message),
@@ -62,15 +64,17 @@ impl Connection<'_> {
             Err(problem) => return self.shared.error(Error::BadMessage(problem)),
         };
         let sent = self.renewal.take_sent();
-        self.renewal.accepted(self.tokens.accepted(sent, session.token_lasts()));
+        let lasts = session.token_lasts();
+        self.renewal.accepted(self.tokens.accepted(sent, lasts), lasts, self.session.is_some());
         if let Some(present) = &mut self.session {
             let renewed = Session { token_expires_at: session.token_expires_at, ..Session::clone(present) };
             *present = Arc::new(renewed);
             self.shared.core.lock().session = Some(Arc::clone(present));
             return;
         }
-        let interval = self.shared.options.heartbeat_interval.unwrap_or(session.heartbeat_interval);
-        self.interval = interval.clamp(HEARTBEAT_BOUNDS.0, HEARTBEAT_BOUNDS.1);
+        let bounded = |interval: Duration| interval.clamp(HEARTBEAT_BOUNDS.0, HEARTBEAT_BOUNDS.1);
+        self.interval = bounded(self.shared.options.heartbeat_interval.unwrap_or(session.heartbeat_interval));
+        self.shows = self.interval.min(bounded(session.heartbeat_interval));
         self.since = Instant::now();
         let session = Arc::new(session);
         self.session = Some(Arc::clone(&session));
@@ -96,10 +100,15 @@ impl Connection<'_> {
             if core.outbox.answer(id, Err(refused)).is_ok() {
                 return;
             }
-            let wish = core.wishes.refuse(id, &code, &text);
+            let refused = RequestError::Refused { code: code.clone(), message: text.clone() };
+            if core.wishes.answer(id, Err(refused)) {
+                return;
+            }
+            let refused = core.wishes.refuse(id, &code, &text, Instant::now());
             drop(core);
-            if let Some(wish) = wish {
-                return self.shared.error(Error::Subscription { what: wish.to_string(), code, message: text });
+            if let Some(Refused { wish, again }) = refused {
+                let what = wish.to_string();
+                return self.shared.error(Error::Subscription { what, code, message: text, again });
             }
             if self.shared.is_own_id(id) {
                 // Too late: whoever asked was told so.
@@ -111,10 +120,9 @@ impl Connection<'_> {
 
     /// Any other message: the answer to what was asked, or one for the application.
     fn hand_on(&mut self, message: Message) {
-        self.useful = true;
         let stored = message.offset().is_some();
         let manual = self.shared.options.manual;
-        let message = message.of_client(self.weaks.clone(), manual);
+        let message = message.of_client(self.weaks.clone(), self.number, manual);
         let mut core = self.shared.core.lock();
         let reply_to = message.fields().reply_to.clone().filter(|_| !stored);
         if let Some(id) = reply_to {
@@ -122,21 +130,25 @@ impl Connection<'_> {
                 drop(core);
                 return self.shared.events.show(&Event::Subscribed(wish.to_string()));
             }
+            if core.wishes.answer(&id, Ok(())) {
+                return;
+            }
             if core.outbox.answer(&id, Ok(message.clone())).is_ok() || self.shared.is_own_id(&id) {
                 return;
             }
         }
         let session = self.session.as_ref();
         let acked = stored && session.is_some_and(|session| session.ack_mode == AckMode::Client);
-        if acked && core.inbox.finished {
-            // It stays unconfirmed, and comes again.
+        if core.inbox.finished {
+            // What is stored stays unconfirmed, and comes again.
             return;
         }
         if acked {
             core.ledger.delivered(&message);
         }
-        core.inbox.push(Delivery { message, session: session.map_or(0, |session| session.number), acked });
+        core.inbox.push(Delivery { message, session: self.number, acked });
         drop(core);
+        self.useful = true;
         self.shared.arrived.notify_one();
     }
 

@@ -4,6 +4,7 @@
 //! that two sides which both write cannot come to wait for each other. Reading pauses while the inbox is full; unsolicited
 //! pongs (RFC 6455 section 5.5.3) then show the gateway that somebody is there.
 
+mod ending;
 mod incoming;
 
 use std::{
@@ -19,21 +20,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Sink as _, SinkExt as _, Stream as _, StreamExt as _};
+use futures_util::{Sink as _, SinkExt as _, Stream as _};
 use tokio::{
     io::AsyncWrite as _,
     sync::oneshot,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::{
-    self, Message as Frame,
-    protocol::{CloseFrame, frame::coding::CloseCode},
-};
+use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     dial::Socket,
-    error::{AuthFailure, ConnectError, Error},
+    error::{AuthFailure, ConnectError, Error, RequestError},
     events::State,
     message::{Message, Session},
     renewal::{Asking, Renewal},
@@ -41,7 +39,7 @@ use super::{
     shared::{Shared, Weaks},
     tokens::Tokens,
 };
-use crate::protocol::close::CloseCode as Code;
+use crate::protocol::{ack_mode::AckMode, close::CloseCode as Code};
 
 /// What an interval of the gateway's is held within.
 const HEARTBEAT_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(300));
@@ -113,6 +111,8 @@ pub struct Connection<'a> {
     /// When the gateway was last shown that somebody is there, while reading pauses.
     shown: Instant,
     interval: Duration,
+    /// How long the gateway lets this side be silent.
+    shows: Duration,
     renewal: Renewal,
 }
 
@@ -151,6 +151,7 @@ impl<'a> Connection<'a> {
             pinged: None,
             shown: now,
             interval: HEARTBEAT_BOUNDS.1,
+            shows: HEARTBEAT_BOUNDS.1,
             renewal: Renewal::default(),
         }
     }
@@ -169,10 +170,15 @@ impl<'a> Connection<'a> {
         let shared = self.shared;
         loop {
             let now = Instant::now();
-            if self.session.is_some() && asking.is_none() {
+            // One `auth` message at a time: a further one must not take the place of what has left in part.
+            if self.session.is_some() && asking.is_none() && self.secret.is_none() {
                 asking = self.renewal.ask(self.tokens, now);
             }
-            let full = self.session.is_some() && shared.core.lock().is_full();
+            let full = self.session.as_ref().is_some_and(|session| {
+                let core = shared.core.lock();
+                // In this mode reading confirms, and nothing more would be handled.
+                core.is_full() || (core.inbox.finished && session.ack_mode == AckMode::Transport)
+            });
             if paused && !full {
                 // The silence was this side's own.
                 (self.heard, self.pinged) = (now, None);
@@ -195,9 +201,8 @@ impl<'a> Connection<'a> {
                     if self.session.is_none() {
                         return Why::Asked;
                     }
-                    closing = Some(now + shared.options.close_timeout);
+                    closing = Some(shared.end_by());
                     shared.set_state(State::Closing);
-                    shared.close_inbox();
                 }
                 _ = &mut *handler, if closing.is_some() && !handled => handled = true,
                 provided = poll_fn(|cx| match &mut asking {
@@ -213,6 +218,9 @@ impl<'a> Connection<'a> {
                     }
                 }
                 turn = poll_fn(|cx| self.turn(cx, paused)) => {
+                    if paused {
+                        return self.last_words().await;
+                    }
                     if let Some(why) = self.take(turn).await {
                         return why;
                     }
@@ -233,10 +241,10 @@ impl<'a> Connection<'a> {
             self.broken = true;
         }
         if paused {
-            // What cannot be shown to be alive either is at its end; what is stored comes again.
+            // What cannot be shown to be alive either is at its end.
             return if self.broken { Poll::Ready(None) } else { Poll::Pending };
         }
-        if self.secret.is_some() && !self.broken {
+        if self.secret.as_ref().is_some_and(|(_, written)| *written > 0) && !self.broken {
             // Reading may write pongs, which must not come into the middle of a frame.
             return Poll::Pending;
         }
@@ -278,13 +286,20 @@ impl<'a> Connection<'a> {
                 cx.waker().wake_by_ref();
                 break;
             }
-            let next = self.own.pop_front();
+            let next = self.own.pop_front().map(|frame| (frame, None));
             let next = next.or_else(|| self.session.as_ref().and_then(|_| self.shared.next_frame()));
-            let Some(frame) = next else { break };
+            let Some((frame, request)) = next else { break };
             let most = self.session.as_ref().map_or(u64::MAX, |session| session.max_message_bytes);
             if frame.len() as u64 > most && !frame.is_ping() && !frame.is_pong() {
                 let error = super::SendError::TooLarge { bytes: frame.len(), max: most };
-                self.shared.error(Error::NotSent(error));
+                // Whoever waits for an answer has it; the others are told in the background.
+                let refused = |id: String| {
+                    let answer = Err(RequestError::Send(error.clone()));
+                    self.shared.core.lock().outbox.answer(&id, answer).is_ok()
+                };
+                if !request.is_some_and(refused) {
+                    self.shared.error(Error::NotSent(error));
+                }
                 continue;
             }
             socket.as_mut().start_send(frame)?;
@@ -305,11 +320,13 @@ impl<'a> Connection<'a> {
             return self.until;
         }
         let heartbeat = match self.pinged {
-            _ if paused => self.shown + self.interval / 3,
+            _ if paused => self.shown + self.shows / 3,
             Some(at) => at + self.shared.options.heartbeat_timeout,
             None => self.heard + self.interval,
         };
-        let further = [self.renewal.deadline(), closing];
+        // What is due while a token leaves is done behind it.
+        let renewal = self.renewal.deadline().filter(|_| self.secret.is_none() || self.renewal.waits());
+        let further = [renewal, closing, self.shared.core.lock().wishes.due(Instant::now())];
         further.into_iter().flatten().fold(heartbeat, Instant::min)
     }
 
@@ -319,10 +336,13 @@ impl<'a> Connection<'a> {
             return (self.until <= now).then(|| self.refused.take().map_or(Why::Timeout, Why::Refused));
         }
         if self.renewal.overdue(now) {
+            if self.secret.is_some() {
+                return Some(Why::Closed(Code::ABNORMAL.0, "a token could not be sent in time".to_owned()));
+            }
             self.shared.error(Error::Renewal("the gateway does not answer".to_owned()));
         }
         if paused {
-            if self.shown + self.interval / 3 <= now {
+            if self.shown + self.shows / 3 <= now {
                 // Where the last one has not left yet, it will do.
                 if self.own.is_empty() {
                     self.own.push_back(Frame::Pong(Bytes::new()));
@@ -365,9 +385,7 @@ impl<'a> Connection<'a> {
             Some(Ok(Frame::Close(frame))) => {
                 // Sends the answer.
                 let _ = timeout(END_TIMEOUT, self.socket.flush()).await;
-                let (code, reason) = frame
-                    .map_or((Code::NO_STATUS.0, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
-                return Some(self.refused.take().map_or(Why::Closed(code, reason), Why::Refused));
+                return Some(self.refused.take().map_or_else(|| ending::said(frame), Why::Refused));
             }
             Some(Ok(Frame::Pong(_) | Frame::Frame(_))) => return None,
             Some(Err(error)) => return Some(self.lost(error.to_string())),
@@ -378,27 +396,6 @@ impl<'a> Connection<'a> {
             Err(problem) => self.shared.error(Error::BadMessage(problem)),
         }
         None
-    }
-
-    /// A refusal that was heard stands, even if the close frame behind it was lost.
-    fn lost(&mut self, reason: String) -> Why {
-        self.refused.take().map_or(Why::Closed(Code::ABNORMAL.0, reason), Why::Refused)
-    }
-
-    /// Closes from this side and waits a moment for the answer, so that what was acked arrives.
-    async fn goodbye(&mut self) {
-        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        // Nothing may come into the middle of a frame.
-        let between = self.secret.as_ref().is_none_or(|(_, written)| *written == 0);
-        let closing = async {
-            if !self.broken && between && self.socket.close(Some(frame)).await.is_ok() {
-                while let Some(Ok(_)) = self.socket.next().await {}
-            }
-        };
-        tokio::select! {
-            () = self.shared.cancel.cancelled() => {}
-            _ = timeout(END_TIMEOUT, closing) => {}
-        }
     }
 }
 

@@ -291,6 +291,44 @@ async fn what_is_not_stored_is_tried_once() {
     }
 }
 
+/// An error that cannot be put into words.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl std::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words")
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_that_panics_is_a_failure_like_any() {
+    let played = Played::new().await;
+    let (failed, mut failures) = Told::new();
+    let (came, mut coming) = Told::new();
+    let _client = client_at(played.url())
+        .token_provider(|| async { Ok("t".to_owned()) })
+        .on_error(move |error| failed(error.clone()))
+        .on_message(move |message| {
+            came(message.json::<u32>().unwrap());
+            async { Err(Unspeakable.into()) }
+        })
+        .start()
+        .unwrap();
+    let mut peer = played.session().await;
+    for n in 0..3 {
+        peer.say(json!({ "type": "tick", "data": n })).await;
+        assert_eq!(coming.next().await, n);
+        let Error::Handler { problem, .. } = failures.next().await else { panic!("another error") };
+        assert_eq!(problem, "it panicked: no words");
+    }
+    let error =
+        client_at(played.url()).token_provider(|| async { Err(Unspeakable.into()) }).connect().await.unwrap_err();
+    assert_eq!(error.to_string(), "no token: the provider panicked");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_come_as_binary_or_base64_and_leave_as_binary() {
     let gateway = Gateway::start().await;

@@ -94,6 +94,54 @@ async fn the_wait_that_draining_asks_for_is_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn draining_without_a_time_or_again_and_again_is_followed_by_the_back_off() {
+    for ask in [
+        json!({ "reconnectAfterMs": "soon" }),
+        json!({}),
+        json!({ "reconnectAfterMs": 0 }),
+        json!({ "reconnectAfterMs": 1 }),
+    ] {
+        let played = Played::new().await;
+        let far = Duration::from_secs(3600);
+        let client = client_at(played.url()).reconnect_delay(far).max_delay(far).start().unwrap();
+        let mut events = client.events();
+        let mut waits = Vec::new();
+        while waits.last().is_none_or(|wait| *wait == Duration::from_millis(1)) {
+            assert!(waits.len() < 2, "{ask}: {waits:?}");
+            let mut peer = played.session().await;
+            let mut draining = json!({ "type": "draining" });
+            draining.as_object_mut().unwrap().extend(ask.as_object().unwrap().clone());
+            peer.say(draining).await;
+            peer.close(1012).await;
+            loop {
+                if let Event::Waiting { delay, .. } = soon("an event", events.next()).await.unwrap() {
+                    waits.push(delay);
+                    break;
+                }
+            }
+        }
+        // Any wait between nothing and an hour, but hardly within a millisecond.
+        assert!(*waits.last().unwrap() > Duration::from_millis(1), "{ask}: {waits:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_the_client_itself_is_no_message_that_proves_a_session() {
+    let played = Played::new().await;
+    let (gave_up, mut reasons) = Told::new();
+    let client = client_at(played.url()).max_reconnects(2).on_give_up(move |why| gave_up(why.clone())).start().unwrap();
+    let wanting = tokio::spawn(async move { client.subscribe("t").await.map(|()| client) });
+    for _ in 0..3 {
+        let mut peer = played.session().await;
+        let ask = peer.hear().await;
+        peer.say(json!({ "type": "subscribed", "replyTo": ask["id"] })).await;
+        peer.close(1011).await;
+    }
+    assert!(matches!(reasons.next().await, GiveUp::Attempts { attempts: 2, .. }));
+    soon("the answer", wanting).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn attempts_in_a_row_are_counted_and_sessions_that_prove_nothing_count_too() {
     let played = Played::new().await;
     let (gave_up, mut reasons) = Told::new();

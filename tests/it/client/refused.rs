@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use pushgate::client::{AckMode, BuildError, Client, ConnectError, Error, GiveUp, State};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::support::{Played, Told, at_least, client_at, client_of};
 use crate::support::{Gateway, Token, soon, until};
@@ -57,6 +58,14 @@ async fn what_no_client_can_be_made_of_is_said_before_anything_is_tried() {
     assert!(matches!(error, BuildError::Tls(_)), "{error}");
     let error = build("nothing").connect().await.unwrap_err();
     assert!(matches!(error, ConnectError::Build(_)), "{error}");
+    for (builder, name) in [
+        (build("ws://a/").handshake_timeout(Duration::ZERO), "handshake_timeout"),
+        (build("ws://a/").heartbeat_timeout(Duration::ZERO), "heartbeat_timeout"),
+        (build("ws://a/").max_message_bytes(0), "max_message_bytes"),
+    ] {
+        let error = builder.start().unwrap_err();
+        assert!(matches!(error, BuildError::Zero(zero) if zero == name), "{name}: {error}");
+    }
     let outside = std::thread::spawn(|| Client::builder("ws://a/").start().unwrap_err());
     assert!(matches!(outside.join().unwrap(), BuildError::NoRuntime));
 }
@@ -122,6 +131,47 @@ async fn what_speaks_no_websocket_is_told_as_such() {
         let error = soon("an error", connecting).await.unwrap();
         assert_eq!(matches!(error, ConnectError::Protocol { .. }), protocol, "{answer}: {error:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sub_protocol_that_was_not_asked_for_is_refused() {
+    let played = Played::new().await;
+    let url = played.url();
+    let connecting = tokio::spawn(async move { client_at(url).connect().await.unwrap_err() });
+    played
+        .answer_with(|head| {
+            let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+            let accept = derive_accept_key(key.as_bytes());
+            format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: mqtt\r\n\r\n"
+            )
+        })
+        .await;
+    let error = soon("an error", connecting).await.unwrap();
+    assert!(matches!(&error, ConnectError::Protocol { problem, .. } if problem.contains("sub-protocol")), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_repeats_the_request_shows_no_secret() {
+    let played = Played::new().await;
+    let url = format!("{}?key=s3cr%65t-query", played.url());
+    let builder = client_at(url).token("s3cret-token").header("x-key", "s3cret-header");
+    let connecting = tokio::spawn(async move { builder.connect().await.unwrap_err() });
+    played
+        .answer_with(|head| {
+            let body = format!("s3cret-query {head}");
+            assert!(body.matches("s3cr").count() == 4, "{body}");
+            // All that matters, at the start.
+            let (mut lines, mut short): (Vec<&str>, _) = (body.lines().collect(), String::new());
+            lines.retain(|line| line.contains("s3cr"));
+            short.push_str(&lines.join(" "));
+            format!("HTTP/1.1 400 Bad Request\r\nContent-Length: {}\r\n\r\n{short}", short.len())
+        })
+        .await;
+    let error = soon("an error", connecting).await.unwrap();
+    let shown = format!("{error} {error:?}");
+    assert!(!shown.contains("s3cr") && shown.contains("authorization: Bearer ***"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -194,3 +194,73 @@ async fn a_subscription_that_is_refused_is_told_and_dropped() {
     until("no sign of more", true, async || client.ping().await.is_ok()).await;
     assert!(failures.0.try_recv().is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_left_and_is_wanted_again_is_wanted() {
+    let played = Played::new().await;
+    let client = client_at(played.url()).start().unwrap();
+    let wanting = tokio::spawn({
+        let client = client.clone();
+        async move { client.subscribe("t").await }
+    });
+    let mut peer = played.session().await;
+    confirm(&mut peer, 1).await;
+    soon("the answer", wanting).await.unwrap().unwrap();
+    for _ in 0..20 {
+        let client = client.clone();
+        let changing = tokio::spawn(async move { tokio::join!(client.unsubscribe("t"), client.subscribe("t")) });
+        for expected in ["unsubscribe", "subscribe"] {
+            let ask = peer.hear().await;
+            assert_eq!(ask["type"], expected);
+            peer.say(json!({ "type": "done", "replyTo": ask["id"] })).await;
+        }
+        assert_eq!(soon("the answers", changing).await.unwrap(), (Ok(()), Ok(())));
+    }
+    // What is under way ends with the session, and so does what the gateway knew.
+    let leaving = tokio::spawn(async move { client.unsubscribe("t").await.map(|()| client) });
+    assert_eq!(peer.hear().await["type"], "unsubscribe");
+    peer.close(1011).await;
+    let _client = soon("the end of the session", leaving).await.unwrap().unwrap();
+    played.session().await.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_is_put_off_is_asked_for_again() {
+    let played = Played::new().await;
+    let (failed, mut failures) = Told::new();
+    let client = client_at(played.url()).on_error(move |error| failed(error.clone())).start().unwrap();
+    let wanting = tokio::spawn(async move { client.subscribe("t").await.map(|()| client) });
+    let mut peer = played.session().await;
+    for session in 0..2 {
+        let ask = peer.hear().await;
+        let since = std::time::Instant::now();
+        peer.say(json!({ "type": "error", "code": "rate_limited", "message": "later", "replyTo": ask["id"] })).await;
+        let Error::Subscription { what, code, again: Some(again), .. } = failures.next().await else {
+            panic!("another error")
+        };
+        assert_eq!((&*what, &*code), ("topic t", "rate_limited"));
+        if session == 0 {
+            peer.close(1011).await;
+            peer = played.session().await;
+        } else {
+            let ask = peer.hear().await;
+            super::support::at_least(since, again);
+            peer.say(json!({ "type": "subscribed", "replyTo": ask["id"] })).await;
+        }
+    }
+    soon("the answer", wanting).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_larger_than_the_next_session_takes_hears_so() {
+    let played = Played::new().await;
+    let client = client_at(played.url()).start().unwrap();
+    let text = "x".repeat(500);
+    let asking = client.request("echo", &text, Duration::MAX);
+    let mut asking = std::pin::pin!(asking);
+    // Asked before it is known how much the gateway takes.
+    assert!(futures_util::poll!(&mut asking).is_pending());
+    let _peer = played.session_with(json!({ "maxMessageBytes": 100 })).await;
+    let error = soon("an answer", asking).await.unwrap_err();
+    assert!(matches!(error, RequestError::Send(SendError::TooLarge { max: 100, .. })), "{error:?}");
+}

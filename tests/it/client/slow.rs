@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use pushgate::client::{AckMode, ConnectError, Event};
-use serde_json::json;
+use pushgate::client::{AckMode, Builder, Client, ConnectError, Event, GiveUp};
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
-use tokio_tungstenite::tungstenite::Message as Frame;
+use tokio_tungstenite::tungstenite::{
+    Message as Frame,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 
-use super::support::{Gate, Played, Relay, Told, client_at, collecting, next};
+use super::support::{Gate, Peer, Played, Relay, Told, client_at, collecting, next};
 use crate::support::{Gateway, Token, soon};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,6 +142,47 @@ async fn a_handler_that_lags_holds_up_the_gateway_and_loses_nothing() {
         assert_eq!(all.next().await, n);
     }
     drop(soon("all to be sent", sending).await.unwrap());
+}
+
+/// A client whose handler takes one message for ever, and a peer that has sent so many that reading pauses.
+async fn paused(played: &Played, builder: Builder, fields: Value) -> (Client, Peer) {
+    let client = builder.on_message(|_| std::future::pending()).start().unwrap();
+    let mut peer = played.session_with(fields).await;
+    // Little enough for the system to hold what is not read.
+    for n in 0..1100 {
+        peer.say(json!({ "type": "tick", "data": n })).await;
+    }
+    (client, peer)
+}
+
+/// The next sign of life that nobody asked for.
+async fn sign(peer: &mut Peer) {
+    let frame = soon("a pong", peer.socket.next()).await.unwrap().unwrap();
+    assert!(matches!(&frame, Frame::Pong(payload) if payload.is_empty()), "{frame:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signs_of_life_come_as_the_gateway_needs_them() {
+    let played = Played::new().await;
+    // The client itself would be content with one an hour.
+    let builder = client_at(played.url()).heartbeat_interval(Duration::from_secs(3600));
+    let (_client, mut peer) = paused(&played, builder, json!({ "heartbeatIntervalMs": 300 })).await;
+    for _ in 0..3 {
+        sign(&mut peer).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_code_of_a_gateway_that_closes_while_reading_pauses_is_heard() {
+    let played = Played::new().await;
+    let (gave_up, mut reasons) = Told::new();
+    let builder = client_at(played.url()).close_timeout(Duration::ZERO).on_give_up(move |why| gave_up(why.clone()));
+    let (_client, mut peer) = paused(&played, builder, json!({ "heartbeatIntervalMs": 300 })).await;
+    sign(&mut peer).await;
+    peer.send(Frame::Close(Some(CloseFrame { code: CloseCode::Policy, reason: "banned".into() }))).await;
+    drop(peer);
+    let GiveUp::Closed(end) = reasons.next().await else { panic!("another reason") };
+    assert_eq!((end.code, &*end.reason), (1008, "banned"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

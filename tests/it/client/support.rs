@@ -122,11 +122,17 @@ impl Played {
 
     /// Answers the next connection's request with this, and closes it.
     pub async fn answer(&self, text: &str) {
+        self.answer_with(|_| text.to_owned()).await;
+    }
+
+    /// Answers the next connection's request with what is made of its head, and closes it.
+    pub async fn answer_with(&self, make: impl FnOnce(&str) -> String) {
         let mut stream = self.connection().await;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(soon("a request", stream.read_u8()).await.unwrap());
         }
+        let text = make(std::str::from_utf8(&head).unwrap());
         stream.write_all(text.as_bytes()).await.unwrap();
     }
 

@@ -1,8 +1,11 @@
 //! Tokens: renewed on the session before they run out, asked for anew once refused.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use pushgate::client::{ConnectError, Error, GiveUp, State};
@@ -152,6 +155,66 @@ async fn a_provider_that_fails_counts_as_an_attempt() {
         .unwrap();
     let GiveUp::Attempts { attempts: 2, last } = reasons.next().await else { panic!("another reason") };
     assert_eq!(last, "no token: never");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_to_which_every_token_has_run_out_is_not_sent_one_after_the_other() {
+    let played = Played::new().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let _client = client_at(played.url())
+        .token_provider(move || {
+            let n = counted.fetch_add(1, Ordering::SeqCst);
+            async move { Ok(format!("token-{n}")) }
+        })
+        .start()
+        .unwrap();
+    let over = json!({ "tokenExpiresAt": "2026-01-31T09:34:50.000Z" });
+    let mut peer = played.session_with(over).await;
+    let since = Instant::now();
+    for _ in 0..3 {
+        let auth = peer.hear().await;
+        assert_eq!(auth["type"], "auth");
+        peer.say(json!({ "type": "auth_success", "sessionId": "s", "replyTo": auth["id"],
+            "tokenExpiresAt": "2026-01-31T09:34:50.000Z", "timestamp": "2026-01-31T09:35:00.000Z" }))
+            .await;
+        peer.say(json!({ "type": "token_expiring", "expiresAt": "2026-01-31T09:36:00.000Z" })).await;
+    }
+    // At once, after one second, after two more.
+    super::support::at_least(since, Duration::from_secs(3));
+    assert_eq!(asked.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_waits_to_leave_holds_up_nothing_that_comes() {
+    let played = Played::new().await;
+    let (asked, mut asks) = Told::new();
+    let (builder, mut messages) = super::support::collecting(client_at(played.url()));
+    let client = builder
+        .queue_bytes(64 * 1024 * 1024)
+        .token_provider(move || {
+            asked(());
+            async { Ok(format!("token-{:?}", Instant::now())) }
+        })
+        .start()
+        .unwrap();
+    asks.next().await;
+    // More than the system takes for a peer that does not read.
+    let filler = "x".repeat(60_000);
+    for _ in 0..800 {
+        client.send_json(&json!({ "type": "say", "data": filler })).unwrap();
+    }
+    let mut peer = played.session().await;
+    for n in 0..1000 {
+        peer.say(json!({ "type": "tick", "data": n })).await;
+        assert_eq!(super::support::next(&mut messages).await, n);
+    }
+    peer.say(json!({ "type": "token_expiring", "expiresAt": "2026-01-31T09:36:00.000Z" })).await;
+    asks.next().await;
+    peer.say(json!({ "type": "tick", "data": "behind" })).await;
+    assert_eq!(super::support::next(&mut messages).await, "behind");
+    // It leaves as soon as there is room.
+    while peer.hear().await["type"] != "auth" {}
 }
 
 /// Notes whether something that must never be logged was.
