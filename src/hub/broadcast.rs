@@ -144,6 +144,7 @@ impl Hub {
                     Known::Same { offset, sessions, fate } => (offset, sessions, fate),
                     // A row may be seen before its commit is durable: then it is still among what is staged.
                     Known::Free if let Some((known, own)) = on_disk.as_ref().zip(own.as_ref()) => {
+                        self.ensure_durable(&state.log)?;
                         if known.digest != own.digest {
                             return Err(SendError::IdTaken);
                         }

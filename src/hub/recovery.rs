@@ -68,6 +68,13 @@ impl Hub {
         Ok(())
     }
 
+    /// Refuses what would follow from a row that was seen and is not among what is staged, where its commit may have failed
+    /// meanwhile: the engine was lost, or takes nothing any more.
+    pub(super) fn ensure_durable(&self, state: &LogState) -> Result<(), StoreError> {
+        self.ensure_fresh(state)?;
+        self.0.store.health()
+    }
+
     /// Reads a user, or reads him anew; the caller holds his `loading` lock.
     pub(super) async fn read_in(&self, user: &Arc<User>) -> Result<(), StoreError> {
         // Taken first: where the engine is lost during the read, he is stale again.

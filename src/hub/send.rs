@@ -201,24 +201,11 @@ impl Hub {
         let mut permit = None;
         loop {
             let as_of = user.state().log.applied;
+            let mut on_disk = None;
             if let Some(own) = &own {
-                let remembered = self.0.store.remembered(&user.log(), &own.id, self.clock().unix_millis()).await?;
-                if let Some(remembered) = remembered {
-                    if remembered.digest != own.digest {
-                        return Err(SendError::IdTaken);
-                    }
-                    let mut state = user.state();
-                    return Ok(Self::repeated(
-                        &user,
-                        &mut state,
-                        remembered.offset,
-                        remembered.sessions,
-                        None,
-                        options.wait,
-                    ));
-                }
+                on_disk = self.0.store.remembered(&user.log(), &own.id, self.clock().unix_millis()).await?;
             }
-            if permit.is_none() {
+            if permit.is_none() && on_disk.is_none() {
                 permit = Some(self.permit(&user, notification.accounted_bytes()).await?);
             }
             let mut state = user.state();
@@ -227,6 +214,15 @@ impl Hub {
                     Known::Taken => return Err(SendError::IdTaken),
                     Known::Same { offset, sessions, fate } => {
                         return Ok(Self::repeated(&user, &mut state, offset, sessions, fate, options.wait));
+                    }
+                    // A row may be seen before its commit is durable: then it is still among what is staged.
+                    Known::Free if let Some(known) = &on_disk => {
+                        self.ensure_durable(&state.log)?;
+                        if known.digest != own.digest {
+                            return Err(SendError::IdTaken);
+                        }
+                        let (offset, sessions) = (known.offset, known.sessions);
+                        return Ok(Self::repeated(&user, &mut state, offset, sessions, None, options.wait));
                     }
                     // More is on disk than when it was looked up: that id may be among it.
                     Known::Free if state.log.applied != as_of => continue,

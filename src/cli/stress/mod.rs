@@ -113,7 +113,7 @@ pub struct Stress {
     /// How sessions confirm: by WebSocket pong, or by ack
     #[arg(long, value_enum, value_name = "MODE", default_value_t = AckMode::Transport)]
     ack_mode: AckMode,
-    /// How long nothing may come before what is missing counts as lost
+    /// How long nothing may come before what is missing counts as lost, at least 3s
     #[arg(long, value_name = "SPAN", default_value = "10s", value_parser = seconds)]
     patience: Duration,
     /// The threads that hold the sessions [default: half as many as there are cores]
