@@ -137,6 +137,17 @@ async fn after_error(error: io::Error) {
     }
 }
 
+/// Raises the soft limit on descriptors to the hard one. The limit that is in force then (`None`: there is none), and
+/// whether that could be done.
+pub fn raise_descriptor_limit() -> (Option<u64>, io::Result<()>) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    match setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum }) {
+        Ok(()) => (before.maximum, Ok(())),
+        Err(error) => (before.current, Err(error.into())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

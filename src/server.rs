@@ -289,16 +289,10 @@ fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
 /// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
 /// the configuration allows.
 fn raise_descriptor_limit(config: &Config) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let before = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
-    let limit = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => raised.current,
-        Err(error) => {
-            tracing::warn!(%error, "the limit on descriptors could not be raised");
-            before.current
-        }
-    };
+    let (limit, raised) = net::raise_descriptor_limit();
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit on descriptors could not be raised");
+    }
     let connections = u64::from(config.limits.connections.0);
     // A machine's own users do not come in such numbers. Nor is a limit that is not there one to warn of.
     let public = |text: &String| ListenAddress::parse(text).is_ok_and(|address| !address.is_local());

@@ -392,16 +392,9 @@ async fn measure(connections: u64, seconds: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// The floor, the daemon and the sessions inherit it, or raise their own.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let before = getrlimit(Resource::Nofile);
-    // Where it is too low all the same, whoever cannot connect says so.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: before.maximum, maximum: before.maximum });
-}
-
 fn main() -> Result<(), Error> {
-    raise_descriptor_limit();
+    // The floor inherits it. Where it is too low all the same, whoever cannot connect says so.
+    let _ = pushgate::net::raise_descriptor_limit();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|first| first == "serve") {
         return Ok(server::serve()?);

@@ -5,7 +5,7 @@ mod shown;
 
 use std::{collections::HashSet, fs, net::ToSocketAddrs as _, path::PathBuf, sync::Arc, thread, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::PossibleValuesParser};
 use http::Uri;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, json};
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     api::proto,
+    net,
     stress::{
         Kind, Plan, Watch,
         fleet::{Place, Target},
@@ -67,8 +68,8 @@ const FORGET_AT_ONCE: usize = 64;
 #[derive(Args, Debug)]
 pub struct Stress {
     /// Which test
-    #[arg(long, value_enum, value_name = "TEST", default_value_t = TestType::All, hide_possible_values = false)]
-    test_type: TestType,
+    #[arg(long, value_name = "TEST", default_value = ALL, value_parser = test_types())]
+    test_type: String,
     /// Where sessions connect
     #[arg(long, default_value = "ws://127.0.0.1:7000/ws")]
     url: String,
@@ -139,32 +140,11 @@ pub struct Stress {
     target: connect::Target,
 }
 
-/// [`Kind`] on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum TestType {
-    Storm,
-    Throughput,
-    Sustained,
-    Fanout,
-    Unicast,
-    Replay,
-    Churn,
-    All,
-}
+/// What stands for all of [`Kind::ALL`], one after the other.
+const ALL: &str = "all";
 
-impl TestType {
-    fn kinds(self) -> Vec<Kind> {
-        match self {
-            Self::All => Kind::ALL.to_vec(),
-            Self::Storm => vec![Kind::Storm],
-            Self::Throughput => vec![Kind::Throughput],
-            Self::Sustained => vec![Kind::Sustained],
-            Self::Fanout => vec![Kind::Fanout],
-            Self::Unicast => vec![Kind::Unicast],
-            Self::Replay => vec![Kind::Replay],
-            Self::Churn => vec![Kind::Churn],
-        }
-    }
+fn test_types() -> PossibleValuesParser {
+    PossibleValuesParser::new(Kind::ALL.map(Kind::as_str).into_iter().chain([ALL]))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -227,7 +207,8 @@ fn rate(text: &str) -> Result<f64, String> {
 
 /// Runs `pushgate stress`.
 pub async fn stress(args: Stress) -> Outcome {
-    let kinds = args.test_type.kinds();
+    let asked = |kind: &Kind| args.test_type == ALL || args.test_type == kind.as_str();
+    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(asked).collect();
     let target = target(&args)?;
     let plan = plan(&args);
     enough_descriptors(&plan, args.connections)?;
@@ -306,10 +287,7 @@ fn target(args: &Stress) -> Outcome<Target> {
 
 /// Raises the soft limit on descriptors to the hard one, and refuses what does not fit.
 fn enough_descriptors(plan: &Plan, connections: u32) -> Outcome {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let before = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: before.maximum, maximum: before.maximum };
-    let limit = if setrlimit(Resource::Nofile, raised).is_ok() { raised.current } else { before.current };
+    let (limit, _) = net::raise_descriptor_limit();
     let needed = u64::from(connections) + DESCRIPTORS_BESIDE + DESCRIPTORS_PER_THREAD * plan.threads as u64;
     match limit {
         Some(limit) if limit < needed => Err(Failure::usage(format!(

@@ -1,6 +1,7 @@
-//! Watches the writer from a thread of its own: a commit that does not end (a disk that hangs) shows in the store's
-//! health, and then ends the process. Before that it nudges the engine, in case an error only went unheard. Nothing is lost by it, since all that was acknowledged is flushed; whoever
-//! supervises the process starts it again, and callers and clients meet a gateway that works or one that is not there.
+//! Watches the writer from a thread of its own: a commit that does not end (a disk that hangs) is nudged, in case an
+//! error only went unheard; then it shows in the store's health, and then ends the process. Nothing is lost by that, since
+//! all that was acknowledged is flushed; whoever supervises the process starts it again, and callers and clients meet a
+//! gateway that works or one that is not there.
 
 use std::{
     sync::Arc,
