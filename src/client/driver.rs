@@ -12,11 +12,11 @@ use super::{
     error::{AuthFailure, ConnectError, Disconnect, Error, GiveUp},
     events::{Event, State},
     handler::{self, Handler},
-    retry::{self, Backoff, Next, random},
+    retry::{self, Backoff, random},
     shared::{Shared, Weaks},
     tokens::{NoToken, Source, Tokens},
 };
-use crate::protocol::close::CloseCode;
+use crate::protocol::close::{CloseCode, Next};
 
 /// A session that lived so long, or brought a message, starts the count of attempts and the back-off over. Shorter ones do
 /// not, so that a gateway which lets everybody in and throws him out is not hammered.
@@ -239,7 +239,7 @@ impl Driver {
             Why::Closed(code, reason) => (code, reason, None),
             Why::Refused(failure) => (CloseCode::UNAUTHORIZED.0, failure.code.clone(), Some(failure)),
         };
-        let next = retry::after_close(code);
+        let next = CloseCode(code).asks();
         let error = match refused {
             Some(failure) => ConnectError::Refused(failure),
             None if code == CloseCode::UNAUTHORIZED.0 => {

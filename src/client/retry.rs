@@ -1,34 +1,13 @@
-//! Whether and when to come back: the protocol's table of close codes, HTTP statuses, and the back-off.
+//! Whether and when to come back: HTTP statuses, and the back-off.
 //!
 //! The back-off is full jitter: the n-th wait is evenly distributed between nothing and `first · 2^n`, at most `max`.
 
 use std::time::{Duration, SystemTime};
 
-use crate::protocol::close::CloseCode;
+use crate::protocol::close::Next;
 
 /// The longest wait that a gateway or proxy may ask for.
 pub const ASKED_WAIT_MAX: Duration = Duration::from_secs(600);
-
-/// What the end of a connection asks of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Come back, after a back-off.
-    Again,
-    /// Come back with another token.
-    OtherToken,
-    /// Stay away.
-    Stay,
-}
-
-/// The protocol's table. A code that it does not know comes from a proxy or from a newer gateway: back, with patience.
-pub fn after_close(code: u16) -> Next {
-    match CloseCode(code) {
-        CloseCode::UNAUTHORIZED => Next::OtherToken,
-        CloseCode::BAD_MESSAGES => Next::Stay,
-        code if code.is_allowed_for_callers() => Next::Stay,
-        _ => Next::Again,
-    }
-}
 
 /// A handshake that was answered by another status than 101. What stands for the moment is worth another try; anything
 /// else the server would only say again.
@@ -101,18 +80,6 @@ pub fn random() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_table_of_close_codes_is_kept() {
-        for code in [1000, 1008, 3000, 3999, 4000, 4099, 4400] {
-            assert_eq!(after_close(code), Next::Stay, "{code}");
-        }
-        for code in [1001, 1002, 1003, 1005, 1006, 1007, 1009, 1011, 1012, 1013, 4408, 4409, 4410, 4429] {
-            assert_eq!(after_close(code), Next::Again, "{code}");
-        }
-        assert_eq!(after_close(4401), Next::OtherToken);
-        assert_eq!((after_close(1014), after_close(4500)), (Next::Again, Next::Again), "unknown here");
-    }
 
     #[test]
     fn a_status_that_stands_for_the_moment_is_tried_again() {

@@ -49,11 +49,44 @@ impl CloseCode {
     pub fn is_allowed_for_callers(self) -> bool {
         matches!(self.0, 1000 | 1008 | 3000..=3999 | 4000..=4099)
     }
+
+    /// What it asks of a client. One that is not known here comes from a proxy or from a newer gateway: back, with patience.
+    pub fn asks(self) -> Next {
+        match self {
+            CloseCode::UNAUTHORIZED => Next::OtherToken,
+            CloseCode::BAD_MESSAGES => Next::Stay,
+            code if code.is_allowed_for_callers() => Next::Stay,
+            _ => Next::Again,
+        }
+    }
+}
+
+/// What the end of a connection asks of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Come back, after a back-off.
+    Again,
+    /// Come back with another token.
+    OtherToken,
+    /// Stay away.
+    Stay,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_code_says_whether_to_come_back() {
+        for code in [1000, 1008, 3000, 3999, 4000, 4099, 4400] {
+            assert_eq!(CloseCode(code).asks(), Next::Stay, "{code}");
+        }
+        for code in [1001, 1002, 1003, 1005, 1006, 1007, 1009, 1011, 1012, 1013, 4408, 4409, 4410, 4429] {
+            assert_eq!(CloseCode(code).asks(), Next::Again, "{code}");
+        }
+        assert_eq!(CloseCode(4401).asks(), Next::OtherToken);
+        assert_eq!((CloseCode(1014).asks(), CloseCode(4500).asks()), (Next::Again, Next::Again), "unknown here");
+    }
 
     #[test]
     fn callers_may_choose_few_codes_and_peers_may_not_send_the_recorded_ones() {

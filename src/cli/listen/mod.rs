@@ -22,7 +22,12 @@ use super::{
     jwt::{KeyArgs, Signer},
     output, token,
 };
-use crate::{config::Loaded, dev, limits, types::ListenAddress};
+use crate::{
+    config::Loaded,
+    dev, limits,
+    protocol::close::{CloseCode, Next},
+    types::ListenAddress,
+};
 
 /// The command's examples.
 pub const EXAMPLES: &str = "Examples:
@@ -179,12 +184,12 @@ pub async fn listen(args: Listen) -> Outcome {
             End::Closed { code, reason, detail, after } => {
                 let text = closed_text(code, &reason, detail.as_deref());
                 match after_close(code, &reason, tokens.renewable()) {
-                    Next::Done => {
+                    After::Done => {
                         output::note(&text);
                         return Ok(());
                     }
-                    Next::Fail(exit) => return Err(Failure::new(exit, text)),
-                    Next::Again => again(&text, after, &mut backoff)?,
+                    After::Fail(exit) => return Err(Failure::new(exit, text)),
+                    After::Again => again(&text, after, &mut backoff)?,
                 }
             }
         };
@@ -228,22 +233,21 @@ fn again(text: &str, after: Option<Duration>, backoff: &mut Duration) -> Outcome
     Ok(wait)
 }
 
-/// What a close code asks of a client.
+/// What a close code comes to here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+enum After {
     Again,
     Done,
     Fail(u8),
 }
 
-/// The protocol's table of close codes; those of callers (3000–3999, 4000–4099) mean to stay away.
-fn after_close(code: u16, reason: &str, renewable: bool) -> Next {
-    match code {
-        1000 => Next::Done,
-        1001..=1003 | 1005..=1007 | 1009 | 1011..=1013 | 4408..=4410 | 4429 => Next::Again,
-        4401 if renewable && reason == "token_expired" => Next::Again,
-        4401 => Next::Fail(EXIT_PERMISSION),
-        _ => Next::Fail(EXIT_FAILURE),
+fn after_close(code: u16, reason: &str, renewable: bool) -> After {
+    match CloseCode(code).asks() {
+        Next::Stay if code == CloseCode::NORMAL.0 => After::Done,
+        Next::Stay => After::Fail(EXIT_FAILURE),
+        Next::OtherToken if renewable && reason == "token_expired" => After::Again,
+        Next::OtherToken => After::Fail(EXIT_PERMISSION),
+        Next::Again => After::Again,
     }
 }
 
@@ -276,14 +280,14 @@ mod tests {
     #[test]
     fn a_client_comes_back_where_the_protocol_says_so() {
         for code in [1001, 1012, 1002, 1003, 1007, 1009, 1005, 1006, 1011, 1013, 4408, 4409, 4410, 4429] {
-            assert_eq!(after_close(code, "", false), Next::Again, "{code}");
+            assert_eq!(after_close(code, "", false), After::Again, "{code}");
         }
-        assert_eq!(after_close(1000, "", true), Next::Done);
+        assert_eq!(after_close(1000, "", true), After::Done);
         for code in [1008, 3000, 4000, 4400] {
-            assert_eq!(after_close(code, "", true), Next::Fail(EXIT_FAILURE), "{code}");
+            assert_eq!(after_close(code, "", true), After::Fail(EXIT_FAILURE), "{code}");
         }
-        assert_eq!(after_close(4401, "token_expired", true), Next::Again);
-        assert_eq!(after_close(4401, "token_expired", false), Next::Fail(EXIT_PERMISSION));
-        assert_eq!(after_close(4401, "token_invalid", true), Next::Fail(EXIT_PERMISSION));
+        assert_eq!(after_close(4401, "token_expired", true), After::Again);
+        assert_eq!(after_close(4401, "token_expired", false), After::Fail(EXIT_PERMISSION));
+        assert_eq!(after_close(4401, "token_invalid", true), After::Fail(EXIT_PERMISSION));
     }
 }

@@ -36,7 +36,7 @@ pub const EXAMPLES: &str = "Examples:
   pushgate stress --test-type unicast --rate 0 --via unary --duration 10s
   pushgate stress --test-type fanout --connections 5000 --message-interval 0 --messages 320
   pushgate stress --test-type replay --connections 1 --messages 1000
-  pushgate stress --test-type all --connections 10000 --max-concurrent 500 --message-interval 5s --duration 20s
+  pushgate stress --connections 10000 --max-concurrent 500 --message-interval 1s --duration 10s
 
 Tests:
   storm       all connect, --max-concurrent at a time, each is asked something, all go
@@ -45,13 +45,14 @@ Tests:
   fanout      --messages broadcasts to all, one every --message-interval
   unicast     --rate notifications a second to the users in turn for --duration
   replay      --messages wait for each user; then all come back at once
-  churn       sessions come and go while --rate stored notifications a second are sent for --duration
+  churn       sessions come and go for --duration while --rate notifications a second are stored
   all         one after the other, with the same sessions
 
-fanout, unicast, replay and churn send over gRPC. The gateway's CPU time and memory are asked for there, too.
+fanout, unicast, replay and churn send over gRPC, where the gateway is asked for its CPU time and
+memory, too.
 
-Exit codes: 0 nothing was lost, out of order or somebody else's, and all was done that was planned; 1
-something was, or was not; 69 nobody could connect.";
+Exit codes: 0 all was done as planned, and nothing was lost, out of order or for somebody else;
+1 not so; 69 nobody could connect.";
 
 /// How long a minted token is good.
 const TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);

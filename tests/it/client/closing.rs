@@ -28,6 +28,7 @@ async fn closing_takes_its_time_once() {
     soon("the end", client.close()).await;
     assert!(since.elapsed() < Duration::from_millis(3500), "{:?}", since.elapsed());
     assert_eq!(client.state(), State::Closed);
+    assert_eq!(peer.closed().await, 1000, "and nothing was acked");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -228,28 +228,6 @@ async fn closing_finishes_what_is_under_way_and_acks_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closing_is_bounded_whatever_the_handler_and_the_gateway_do() {
-    let played = Played::new().await;
-    let (began, mut begun) = Told::new();
-    let client = client_at(played.url())
-        .close_timeout(Duration::from_millis(200))
-        .on_message(move |_| {
-            began(());
-            std::future::pending()
-        })
-        .start()
-        .unwrap();
-    let mut peer = played.session().await;
-    peer.push("a", 1).await;
-    begun.next().await;
-    // The peer answers no close frame, and reads nothing.
-    let since = Instant::now();
-    soon("the end", client.close()).await;
-    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
-    assert_eq!(peer.closed().await, 1000, "and nothing was acked");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn closing_sends_what_waits_or_says_how_much_is_left() {
     let played = Played::new().await;
     let client = client_at(played.url()).start().unwrap();
