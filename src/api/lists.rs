@@ -58,7 +58,7 @@ fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
         AckMode::Transport => proto::AckMode::Transport,
         AckMode::Client => proto::AckMode::Client,
     };
-    let quiet = hub.clock().now().duration_since(core.session.last_received);
+    let quiet = hub.clock().now().duration_since(core.session.last_received().max(handle.opened));
     let quiet = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX);
     let last_activity = crate::types::UnixMillis(hub.clock().unix_millis().0.saturating_sub(quiet));
     proto::Session {
@@ -74,11 +74,11 @@ fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
         outbox_messages: u32::try_from(core.outbox.frames()).unwrap_or(u32::MAX),
         outbox_bytes: core.outbox.bytes() as u64,
         unconfirmed: u32::try_from(core.session.delivery.unconfirmed()).unwrap_or(u32::MAX),
-        rtt: core.session.rtt.map(duration),
+        rtt: core.session.rtt().map(duration),
         messages_received: core.counts.messages_received,
         bytes_received: core.counts.bytes_received,
         messages_sent: core.counts.messages_sent,
         bytes_sent: core.counts.bytes_sent,
-        token_expires_at: core.session.token_expires_at.map(timestamp),
+        token_expires_at: core.session.token_expires_at().map(timestamp),
     }
 }

@@ -140,6 +140,9 @@ impl Hub {
             handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
         }
         state.maybe_pulling |= !live;
+        if state.sessions.is_empty() {
+            state.sessions.reserve_exact(1);
+        }
         state.sessions.push(Arc::clone(&handle));
         state.left_at = None;
         if state.sessions.len() == 1 {
@@ -182,7 +185,7 @@ impl Hub {
             ack_mode: core.session.ack_mode.as_str(),
             heartbeat_interval_ms: u64::try_from(settings.heartbeat.interval.0.as_millis()).unwrap_or(u64::MAX),
             max_message_bytes: self.limits().message_bytes.0,
-            token_expires_at: core.session.token_expires_at.map(|end| end.rfc3339().to_string()),
+            token_expires_at: core.session.token_expires_at().map(|end| end.rfc3339().to_string()),
             timestamp: self.clock().unix_millis().rfc3339().to_string(),
             reply_to,
         })
@@ -234,16 +237,9 @@ impl Hub {
         let now = self.clock().now();
         let ended = {
             let mut core = handle.core();
-            let closing = core.closing.get_or_insert_with(|| Closing {
-                code: CloseCode::ABNORMAL,
-                reason: "connection lost".into(),
-                by: ClosedBy::Client,
-                since: now,
-                broken: true,
-                peer_closed: false,
-            });
+            let closing = core.closing.get_or_insert_with(|| Box::new(Closing::lost(now)));
             Ended {
-                closing: closing.clone(),
+                closing: Closing::clone(closing),
                 duration: now.duration_since(handle.opened),
                 counts: core.counts,
                 unconfirmed: u32::try_from(core.session.delivery.unconfirmed()).unwrap_or(u32::MAX),

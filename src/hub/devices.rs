@@ -94,6 +94,10 @@ impl Hub {
             created_at: now,
             last_seen: now,
         };
+        if state.devices.is_empty() {
+            // Most have one and never another.
+            state.devices.reserve_exact(1);
+        }
         state.devices.push(DeviceState { name: device.clone(), row, durable: false, attempts: None });
         Ok(row)
     }
@@ -171,7 +175,7 @@ impl Hub {
         let max = self.settings().delivery.max_attempts.0;
         let head = {
             let core = handle.core();
-            let alive_after = |written: crate::clock::Instant| core.session.last_received > written;
+            let alive_after = |written: crate::clock::Instant| core.session.last_received() > written;
             let by_client = core.session.ack_mode == crate::protocol::ack_mode::AckMode::Client;
             let head = core.session.delivery.head().filter(|head| head.written_at.is_some_and(alive_after));
             head.filter(|_| max > 0 && by_client).map(|head| (head.log, head.offset))

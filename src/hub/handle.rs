@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -68,6 +68,14 @@ pub struct Closing {
     pub peer_closed: bool,
 }
 
+impl Closing {
+    /// The connection broke.
+    pub(super) fn lost(since: Instant) -> Self {
+        let reason = "connection lost".into();
+        Self { code: CloseCode::ABNORMAL, reason, by: ClosedBy::Client, since, broken: true, peer_closed: false }
+    }
+}
+
 /// Messages and bytes of one session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
@@ -89,7 +97,7 @@ pub struct Core {
     /// What waits for its socket.
     pub outbox: Outbox,
     /// Set once it is being closed.
-    pub closing: Option<Closing>,
+    pub closing: Option<Box<Closing>>,
     /// What it received and was sent.
     pub counts: Counts,
 }
@@ -114,7 +122,7 @@ pub struct Handle {
     /// Whether it is in the list of those that are woken when more of the broadcast log is readable.
     pub(super) waits_for_broadcasts: AtomicBool,
     /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
-    pub(super) look_at_tick: AtomicU64,
+    pub(super) look_at_tick: AtomicU32,
     wire: Box<dyn Wire>,
     core: Mutex<Core>,
     shared: Arc<Shared>,
@@ -149,7 +157,7 @@ impl Handle {
             pulling: [AtomicBool::new(true), AtomicBool::new(true)],
             task: AtomicWaker::new(),
             waits_for_broadcasts: AtomicBool::new(false),
-            look_at_tick: AtomicU64::new(0),
+            look_at_tick: AtomicU32::new(0),
             wire,
             core: Mutex::new(core),
             shared,
@@ -344,14 +352,7 @@ impl Handle {
         match &mut core.closing {
             Some(closing) => closing.broken = true,
             None => {
-                core.closing = Some(Closing {
-                    code: CloseCode::ABNORMAL,
-                    reason: "connection lost".into(),
-                    by: ClosedBy::Client,
-                    since: self.shared.clock.now(),
-                    broken: true,
-                    peer_closed: false,
-                });
+                core.closing = Some(Box::new(Closing::lost(self.shared.clock.now())));
             }
         }
         drop(core);
@@ -366,7 +367,7 @@ impl Handle {
         let reason = if closing.by == ClosedBy::Client { "" } else { &*closing.reason };
         let frame = ControlFrame::close(closing.code, reason);
         core.outbox.close(frame.as_bytes());
-        core.closing = Some(closing);
+        core.closing = Some(Box::new(closing));
         self.wake();
         true
     }
@@ -435,5 +436,17 @@ impl Verdict {
     fn into_closing(self, since: Instant) -> Closing {
         let Verdict { code, reason, .. } = self;
         Closing { code, reason: reason.into(), by: ClosedBy::Gateway, since, broken: false, peer_closed: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of each session there is one: with its two counters it fills a size class of the allocator.
+    #[test]
+    fn a_session_stays_small() {
+        let bytes = size_of::<Handle>() + 2 * size_of::<usize>();
+        assert!(bytes <= 512, "{bytes} bytes; put what few sessions need into a box");
     }
 }

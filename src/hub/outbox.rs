@@ -208,7 +208,7 @@ pub struct Outbox {
     /// Since when the kernel has taken nothing.
     stalled_since: Option<Instant>,
     /// The answer to the latest ping (RFC 6455 section 5.5.3: older ones need none). Goes ahead of what waits.
-    pong: Option<Frame>,
+    pong: Option<Box<Frame>>,
     /// The close frame is queued; nothing comes after it.
     closed: bool,
 }
@@ -259,7 +259,7 @@ impl Outbox {
         if !self.closed {
             let frame = Frame::control(bytes);
             self.bytes += frame.len();
-            self.bytes -= self.pong.replace(frame).map_or(0, |old| old.len());
+            self.bytes -= self.pong.replace(Box::new(frame)).map_or(0, |old| old.len());
         }
     }
 
@@ -287,7 +287,7 @@ impl Outbox {
         let mut entries = std::mem::take(&mut self.queue);
         if let Some(frame) = self.pong.take() {
             let place = usize::from(self.head_written > 0);
-            entries.insert(place, Entry { frame, message: false, expires_at: None, sequence: None });
+            entries.insert(place, Entry { frame: *frame, message: false, expires_at: None, sequence: None });
         }
         self.writing = true;
         Some(Batch { entries, head_written: std::mem::take(&mut self.head_written), outcome: Outcome::default() })

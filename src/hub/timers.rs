@@ -38,7 +38,7 @@ impl Wheel {
         let at = deadline.min(now + self.longest).max(now);
         let tick = self.tick_of(at) + 1;
         // One entry a tick is enough; a tick that was looked at lies behind and is never asked for again.
-        if handle.look_at_tick.swap(tick as u64, Ordering::Relaxed) != tick as u64 {
+        if handle.look_at_tick.swap(tick as u32, Ordering::Relaxed) != tick as u32 {
             self.slots[tick % SLOTS].lock().push(Arc::downgrade(handle));
         }
     }
@@ -53,7 +53,7 @@ impl Wheel {
         let due = std::mem::take(&mut *self.slots[tick % SLOTS].lock());
         // An entry that a later call of `schedule` has replaced is left out; no look is more than a turn away.
         let due = due.into_iter().filter_map(|handle| handle.upgrade());
-        due.filter(move |handle| handle.look_at_tick.load(Ordering::Relaxed) == tick as u64)
+        due.filter(move |handle| handle.look_at_tick.load(Ordering::Relaxed) == tick as u32)
     }
 }
 

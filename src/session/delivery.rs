@@ -95,7 +95,8 @@ pub struct Delivery {
     /// The sequence of the first in flight. Sequences count what was handed over, from 0.
     first: u64,
     /// What left as expired: cursors move past it, and nobody confirmed it.
-    expired: Vec<(Log, Offset)>,
+    #[allow(clippy::box_collection, reason = "hardly ever there, in every session's memory")]
+    expired: Option<Box<Vec<(Log, Offset)>>>,
 }
 
 impl Delivery {
@@ -281,13 +282,13 @@ impl Delivery {
 
     /// What has left as expired since it was asked last, by log and offset.
     pub fn take_expired(&mut self) -> Vec<(Log, Offset)> {
-        std::mem::take(&mut self.expired)
+        self.expired.take().map_or_else(Vec::new, |expired| *expired)
     }
 
     fn pop(&mut self) -> Option<InFlight> {
         let entry = self.in_flight.pop_front()?;
         if entry.expired {
-            self.expired.push((entry.log, entry.offset));
+            self.expired.get_or_insert_default().push((entry.log, entry.offset));
         }
         self.first += 1;
         self.in_flight_bytes -= entry.bytes as usize;

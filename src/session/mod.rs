@@ -30,6 +30,8 @@ use crate::{
 
 /// How long before a token's end its session is told.
 const TOKEN_WARNING: Duration = Duration::from_secs(60);
+/// No token ends then.
+const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// New `auth` messages a minute.
 const REAUTHS_PER_MINUTE: u32 = 10;
 
@@ -62,10 +64,16 @@ pub type PingPayload = [u8; 16];
 /// A ping that the peer has yet to answer. There is never more than one.
 #[derive(Debug)]
 struct Outstanding {
-    number: u64,
     /// Everything handed over below this sequence is confirmed by the pong.
     covers: u64,
     sent: Instant,
+}
+
+/// What few sessions ever do.
+#[derive(Debug, Default)]
+struct Rates {
+    bad_messages: PerMinute,
+    reauths: PerMinute,
 }
 
 /// Counts within a minute that starts with its first count.
@@ -135,12 +143,10 @@ pub struct Session {
     pub binary: bool,
     /// What it was handed and has yet to confirm.
     pub delivery: Delivery,
-    /// When something was last received from it.
-    pub last_received: Instant,
-    /// The last time from a ping to its pong.
-    pub rtt: Option<Duration>,
-    /// When its token runs out.
-    pub token_expires_at: Option<UnixMillis>,
+    /// The last time from a ping to its pong, in µs.
+    rtt_micros: Option<u32>,
+    /// When its token runs out; at the end of time where it does not.
+    token_expires_at: UnixMillis,
     nonce: u64,
     pings: u64,
     outstanding: Option<Outstanding>,
@@ -148,8 +154,7 @@ pub struct Session {
     quiet_since: Instant,
     token_deadline: Option<Instant>,
     token_warned: bool,
-    bad_messages: PerMinute,
-    reauths: PerMinute,
+    rates: Option<Box<Rates>>,
 }
 
 impl Session {
@@ -167,23 +172,21 @@ impl Session {
             ack_mode: options.ack_mode.unwrap_or(default_mode),
             binary: options.binary,
             delivery: Delivery::default(),
-            last_received: now,
-            rtt: None,
-            token_expires_at: None,
+            rtt_micros: None,
+            token_expires_at: NEVER,
             nonce,
             pings: 0,
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
             token_warned: false,
-            bad_messages: PerMinute::default(),
-            reauths: PerMinute::default(),
+            rates: None,
         }
     }
 
     /// Sets when the token runs out. `unix` is the wall clock's now.
     pub fn set_token_expiry(&mut self, expires_at: Option<UnixMillis>, now: Instant, unix: UnixMillis) {
-        self.token_expires_at = expires_at;
+        self.token_expires_at = expires_at.unwrap_or(NEVER);
         // Far ends are looked at again in a year.
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         self.token_deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
@@ -192,10 +195,28 @@ impl Session {
         self.token_warned = self.token_deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
     }
 
+    /// When its token runs out.
+    pub fn token_expires_at(&self) -> Option<UnixMillis> {
+        Some(self.token_expires_at).filter(|end| *end != NEVER)
+    }
+
+    /// When something was last received from it; before its beginning: nothing was yet.
+    pub fn last_received(&self) -> Instant {
+        self.quiet_since
+    }
+
     /// Something arrived: the peer is alive.
     pub fn received(&mut self, now: Instant) {
-        self.last_received = now;
         self.quiet_since = now;
+    }
+
+    /// The last time from a ping to its pong.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.rtt_micros.map(|micros| Duration::from_micros(micros.into()))
+    }
+
+    fn rates(&mut self) -> &mut Rates {
+        self.rates.get_or_insert_default()
     }
 
     /// The ping that belongs behind what was just handed over: one that will confirm it, unless one is under way.
@@ -206,7 +227,7 @@ impl Session {
 
     fn ping(&mut self, now: Instant) -> PingPayload {
         self.pings += 1;
-        self.outstanding = Some(Outstanding { number: self.pings, covers: self.delivery.next_sequence(), sent: now });
+        self.outstanding = Some(Outstanding { covers: self.delivery.next_sequence(), sent: now });
         let mut payload = [0; 16];
         payload[..8].copy_from_slice(&self.nonce.to_be_bytes());
         payload[8..].copy_from_slice(&self.pings.to_be_bytes());
@@ -217,12 +238,14 @@ impl Session {
     /// unsolicited pongs). Returns what it confirms; ask for the next [`Session::confirmation_ping`] afterwards.
     pub fn on_pong(&mut self, payload: &[u8], now: Instant) -> Vec<Confirmed> {
         let Some(outstanding) = &self.outstanding else { return Vec::new() };
-        let (nonce, number) = (self.nonce.to_be_bytes(), outstanding.number.to_be_bytes());
+        // The latest ping is the one outstanding.
+        let (nonce, number) = (self.nonce.to_be_bytes(), self.pings.to_be_bytes());
         if payload.len() != 16 || payload[..8] != nonce || payload[8..] != number {
             return Vec::new();
         }
         let covers = outstanding.covers;
-        self.rtt = Some(now.duration_since(outstanding.sent));
+        let rtt = now.duration_since(outstanding.sent);
+        self.rtt_micros = Some(u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX));
         self.outstanding = None;
         match self.ack_mode {
             AckMode::Transport => self.delivery.confirm_below(covers),
@@ -235,7 +258,7 @@ impl Session {
         let message = match client::decode(text) {
             Ok(message) => message,
             Err(bad) => {
-                if !self.bad_messages.admit(settings.bad_messages.limit(), now) {
+                if !self.rates().bad_messages.admit(settings.bad_messages.limit(), now) {
                     return Reaction::Close(Verdict {
                         code: CloseCode::BAD_MESSAGES,
                         reason: "too many bad messages",
@@ -255,7 +278,7 @@ impl Session {
                 AckMode::Transport => Reaction::None,
             },
             Request::Auth(auth) => {
-                if self.reauths.admit(REAUTHS_PER_MINUTE as usize, now) {
+                if self.rates().reauths.admit(REAUTHS_PER_MINUTE as usize, now) {
                     Reaction::Reauthenticate(auth, id.map(str::to_owned))
                 } else {
                     let text = "at most 10 new `auth` messages a minute; the token in force stays";
@@ -276,7 +299,7 @@ impl Session {
     /// What has to happen by now, given how long bytes have waited for the socket. Call it again until it is `Idle`.
     pub fn on_tick(&mut self, settings: &Settings, now: Instant) -> Tick {
         let close = |code, reason, failure| Tick::Close(Verdict { code, reason, failure: Some(failure) });
-        if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at) {
+        if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at()) {
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }

@@ -18,12 +18,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{
-    Context,
+    Context, OpenSocket,
     opening::{self, Opened},
     socket::{self, Socket},
+    upgrade::Connected,
 };
 use crate::{
-    hub::{Closing, Handle, Hub, PageRequest, Peer, Pull},
+    hub::{Closing, Handle, PageRequest, Peer, Pull},
     limits,
     metrics::Failure,
     protocol::{close::CloseCode, frame::FrameReader},
@@ -35,35 +36,46 @@ use crate::{
 /// Reads of one connection before others have their turn.
 const READS_MAX: usize = 4;
 
-/// Runs a connection from the finished handshake to its end.
-pub async fn run(upgraded: Upgraded, opening: Opening, peer: Peer, context: &Context) {
+/// Lets the peer of a finished handshake in. `None`: he was told why not, or is gone.
+pub async fn open(
+    upgraded: Upgraded,
+    opening: Opening,
+    peer: &Peer,
+    counted: (OpenSocket, Connected),
+    context: Arc<Context>,
+) -> Option<Box<Connection>> {
     let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TcpStream>>() else {
         // The listener makes exactly this type.
         tracing::error!("an upgraded connection is not a TCP stream");
-        return;
+        return None;
     };
     let socket = Socket::new(io.into_inner());
-    let Some(Opened { handle, reader, early }) =
-        opening::open(&socket, opening, read_buf.to_vec(), &peer, context).await
-    else {
-        return;
-    };
-    let connection = Connection { hub: &context.hub, socket: &socket, handle, reader, pull: None, paused_at: None };
-    connection.run(early).await;
+    // Copied: what hyper read into is 8 KiB, and mostly nothing is in it.
+    let early = read_buf.to_vec();
+    drop(read_buf);
+    let Opened { handle, reader, early } = opening::open(&socket, opening, early, peer, &context).await?;
+    let connection =
+        Connection { context, socket, handle, reader, early, pull: None, paused_at: None, _counted: counted };
+    Some(Box::new(connection))
 }
 
 type PageRead = Pin<Box<dyn Future<Output = (PageRequest, Result<Page, StoreError>)> + Send>>;
 
-/// A session's connection.
-struct Connection<'a> {
-    hub: &'a Hub,
-    socket: &'a Socket,
+/// A session's connection. Boxed, since a task that moves it from one step to the next would have room for it twice; and
+/// what is only needed now and then is in a box of its own.
+pub struct Connection {
+    context: Arc<Context>,
+    socket: Socket,
     handle: Arc<Handle>,
     reader: FrameReader,
+    /// What came behind the handshake and was not looked at yet.
+    early: Vec<u8>,
     /// The page that is being read.
     pull: Option<PageRead>,
     /// The last page did not fit into the window with so many in flight: nothing is pulled before there are fewer.
     paused_at: Option<usize>,
+    /// Its places among the open sockets and the connections.
+    _counted: (OpenSocket, Connected),
 }
 
 /// Why the loop goes on.
@@ -75,20 +87,20 @@ enum Woken {
 }
 
 /// Takes the session out of the hub and says how it went, however its task ends.
-struct Attached<'a>(&'a Hub, &'a Arc<Handle>);
+struct Attached(Arc<Context>, Arc<Handle>);
 
 /// What is logged as reason: the gateway's or the caller's. A client's is whatever he likes.
 fn own_reason(closing: &Closing) -> &str {
     if closing.by == ClosedBy::Client && !closing.broken { "" } else { &closing.reason }
 }
 
-impl Drop for Attached<'_> {
+impl Drop for Attached {
     fn drop(&mut self) {
+        let (hub, handle) = (&self.0.hub, &self.1);
         if std::thread::panicking() {
-            self.0.metrics().failure(Failure::Panic);
+            hub.metrics().failure(Failure::Panic);
         }
-        let ended = self.0.detach(self.1);
-        let handle = self.1;
+        let ended = hub.detach(handle);
         tracing::info!(
             session = %handle.id,
             user = %handle.user.id,
@@ -108,21 +120,21 @@ impl Drop for Attached<'_> {
     }
 }
 
-impl Connection<'_> {
-    async fn run(mut self, mut early: Vec<u8>) {
-        let handle = Arc::clone(&self.handle);
-        {
-            let _attached = Attached(self.hub, &handle);
-            self.reader.set_max_message_bytes(self.hub.limits().message_bytes.as_usize());
-            if !early.is_empty() {
-                let _ = self.feed(&mut early);
-                handle.flush();
-            }
-            drop(early);
-            self.serve().await;
-            self.write_close().await;
+impl Connection {
+    /// To its end.
+    pub async fn run(&mut self) {
+        let attached = Attached(Arc::clone(&self.context), Arc::clone(&self.handle));
+        self.reader.set_max_message_bytes(self.context.hub.limits().message_bytes.as_usize());
+        let mut early = std::mem::take(&mut self.early);
+        if !early.is_empty() {
+            let _ = self.feed(&mut early);
+            self.handle.flush();
         }
-        socket::linger(self.socket).await;
+        drop(early);
+        self.serve().await;
+        Box::pin(self.write_close()).await;
+        drop(attached);
+        Box::pin(socket::linger(&self.socket)).await;
     }
 
     async fn serve(&mut self) {
@@ -130,7 +142,7 @@ impl Connection<'_> {
             match poll_fn(|cx| self.poll_next(cx)).await {
                 Woken::Closing => return,
                 Woken::Page(request, Ok(page)) => {
-                    let progress = self.hub.finish_pull(&self.handle, &request, page);
+                    let progress = self.context.hub.finish_pull(&self.handle, &request, page);
                     self.paused_at = (!progress).then(|| self.handle.core().session.delivery.unconfirmed());
                 }
                 // Asked for again once the store works.
@@ -162,9 +174,9 @@ impl Connection<'_> {
         if self.pull.is_none()
             && self.paused_at.is_none()
             && self.handle.is_behind()
-            && let Pull::Read(request) = self.hub.plan_pull(&self.handle)
+            && let Pull::Read(request) = self.context.hub.plan_pull(&self.handle)
         {
-            let hub = self.hub.clone();
+            let hub = self.context.hub.clone();
             self.pull = Some(Box::pin(async move {
                 let page = hub.read_page(&request).await;
                 (request, page)
@@ -206,8 +218,8 @@ impl Connection<'_> {
     }
 
     fn feed(&mut self, input: &mut [u8]) -> ControlFlow<()> {
-        self.hub.received(&self.handle, input.len());
-        let (hub, handle) = (self.hub, &self.handle);
+        self.context.hub.received(&self.handle, input.len());
+        let (hub, handle) = (&self.context.hub, &self.handle);
         let fed = self.reader.feed(input, &mut |incoming| {
             hub.incoming(handle, incoming);
             if handle.core().closing.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -18,10 +18,12 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 pub use config::Config;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 pub use self::page::Page;
+use self::{connection::Connection, upgrade::Accepted};
 use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
@@ -53,7 +55,7 @@ impl Context {
 }
 
 /// Counts an open socket for as long as it lives.
-struct OpenSocket(Arc<Context>);
+pub struct OpenSocket(Arc<Context>);
 
 impl Drop for OpenSocket {
     fn drop(&mut self) {
@@ -79,17 +81,27 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
             context.hub.metrics().failure(Failure::ConnectionLimit);
             continue;
         }
-        context.life.spawn(serve_http(stream, remote, Arc::clone(&context), socket));
+        // One task a connection, from its first byte to its last. All that the handshake needs lies in a box of its own,
+        // which is given back before the session's long life begins.
+        let established = Box::pin(establish(stream, remote, Arc::clone(&context), socket));
+        context.life.spawn(async move {
+            if let Some(mut connection) = established.await {
+                connection.run().await;
+            }
+        });
     }
 }
 
-async fn serve_http(stream: TcpStream, remote: SocketAddr, context: Arc<Context>, socket: OpenSocket) {
-    let upgrade = Arc::clone(&context);
-    // The socket stays counted until its last holder lets go: this task, or the connection that it becomes.
-    let socket = Arc::new(socket);
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let reply = upgrade::answer(request, remote, &upgrade, &socket);
-        async move { Ok::<_, Infallible>(reply) }
+/// HTTP/1.1 up to the handshake, and from there to a session.
+async fn establish(
+    stream: TcpStream,
+    remote: SocketAddr,
+    context: Arc<Context>,
+    socket: OpenSocket,
+) -> Option<Box<Connection>> {
+    let accepted = Mutex::new(None);
+    let service = service_fn(|request: http::Request<Incoming>| {
+        std::future::ready(Ok::<_, Infallible>(upgrade::answer(request, remote, &context, &accepted)))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -106,5 +118,13 @@ async fn serve_http(stream: TcpStream, remote: SocketAddr, context: Arc<Context>
             }
             tracing::debug!(%remote, %error, "an HTTP connection ended badly");
         },
+    }
+    let Accepted { upgraded, opening, peer, counted } = accepted.into_inner()?;
+    match upgraded.await {
+        Ok(upgraded) => connection::open(upgraded, opening, &peer, (socket, counted), context).await,
+        Err(error) => {
+            tracing::debug!(%remote, %error, "the handshake was not finished");
+            None
+        }
     }
 }

@@ -1,16 +1,17 @@
 //! The opening handshake (RFC 6455 section 4.2): what a request asks for, and the answer. The token is taken from the
 //! first place that holds one; it is never echoed and never logged.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{Context, OpenSocket, connection};
+use super::Context;
 use crate::{
     hub::Peer,
     limits,
@@ -41,12 +42,24 @@ fn bad_request(text: impl Into<String>) -> Refusal {
     Refusal { status: StatusCode::BAD_REQUEST, text: text.into(), failure: Failure::BadHandshake }
 }
 
-/// Answers a request; a good handshake goes on as a connection's task.
+/// A handshake that was found good: what the connection is once its answer is out.
+pub struct Accepted {
+    /// The connection, once hyper lets go of it.
+    pub upgraded: OnUpgrade,
+    /// What the client brought and asked for.
+    pub opening: Opening,
+    /// Who he is.
+    pub peer: Peer,
+    /// His place among the connections.
+    pub counted: Connected,
+}
+
+/// Answers a request; a good handshake is left in `accepted`.
 pub fn answer(
     request: Request<Incoming>,
     remote: SocketAddr,
-    context: &Arc<Context>,
-    socket: &Arc<OpenSocket>,
+    context: &Context,
+    accepted: &Mutex<Option<Accepted>>,
 ) -> Reply {
     let path = request.uri().path();
     if path == "/livez" && path != context.path {
@@ -58,8 +71,11 @@ pub fn answer(
     if path != context.path {
         return text(StatusCode::NOT_FOUND, "not found\n".to_owned());
     }
-    match upgrade(request, remote, context, socket) {
-        Ok(reply) => reply,
+    match upgrade(request, remote, context) {
+        Ok((reply, good)) => {
+            *accepted.lock() = Some(good);
+            reply
+        }
         Err(refusal) => {
             context.hub.metrics().failure(refusal.failure);
             let mut reply = text(refusal.status, refusal.text + "\n");
@@ -83,9 +99,8 @@ pub fn answer(
 fn upgrade(
     mut request: Request<Incoming>,
     remote: SocketAddr,
-    context: &Arc<Context>,
-    socket: &Arc<OpenSocket>,
-) -> Result<Reply, Refusal> {
+    context: &Context,
+) -> Result<(Reply, Accepted), Refusal> {
     let accept = check_handshake(&request)?;
     let (protocol, bearer) = sub_protocol(request.headers())?;
     let opening = opening(&request, bearer)?;
@@ -101,16 +116,7 @@ fn upgrade(
     })?;
 
     let peer = Peer { remote, user_agent };
-    let (task_context, socket) = (Arc::clone(context), Arc::clone(socket));
-    let upgraded = hyper::upgrade::on(&mut request);
-    context.life.spawn(async move {
-        let _socket = socket;
-        match upgraded.await {
-            Ok(upgraded) => connection::run(upgraded, opening, peer, &task_context).await,
-            Err(error) => tracing::debug!(%remote, %error, "the handshake was not finished"),
-        }
-        drop(counted);
-    });
+    let accepted = Accepted { upgraded: hyper::upgrade::on(&mut request), opening, peer, counted };
 
     let mut reply = Response::new(Full::default());
     *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -121,11 +127,11 @@ fn upgrade(
     if protocol {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
     }
-    Ok(reply)
+    Ok((reply, accepted))
 }
 
 /// Counts a connection for as long as it lives.
-struct Connected(Metrics);
+pub struct Connected(Metrics);
 
 impl Connected {
     /// `None` where `limits.connections` is reached.
