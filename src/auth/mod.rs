@@ -3,6 +3,7 @@
 //! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device. Nothing a
 //! token says is believed before its signature holds, and no message repeats what a token says.
 
+mod cache;
 mod config;
 mod keys;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use crate::{
     limits,
     types::{Device, UnixMillis, UserId},
 };
+use cache::Cache;
 use keys::{KeySet, Refusal};
 
 /// Who a connection belongs to. Only [`Authenticator::verify`] makes one.
@@ -74,7 +76,8 @@ impl AuthError {
     }
 }
 
-/// Verifies tokens. Immutable: a changed configuration is a new one.
+/// Verifies tokens, and knows those that it found good until they run out. Its keys and rules never change: a changed
+/// configuration is a new one.
 pub struct Authenticator {
     keys: KeySet,
     user_claim: Vec<String>,
@@ -83,6 +86,7 @@ pub struct Authenticator {
     audience: Vec<String>,
     leeway_millis: u64,
     clock: Clock,
+    verified: Cache,
 }
 
 /// The part of a JOSE header that matters here; the rest is neither read nor believed.
@@ -108,6 +112,7 @@ impl Authenticator {
             audience: config.audience.clone(),
             leeway_millis: u64::try_from(config.leeway.0.as_millis()).unwrap_or(u64::MAX),
             clock,
+            verified: Cache::default(),
         })
     }
 
@@ -116,11 +121,28 @@ impl Authenticator {
         self.keys.len()
     }
 
-    /// Says who the bearer of `token` is.
+    /// Says who the bearer of `token` is. One that was verified lately costs a look-up by its hash.
     ///
     /// # Errors
     /// One of the codes of the protocol; [`AuthCode::TokenMissing`] for an empty token.
     pub fn verify(&self, token: &str) -> Result<Identity, AuthError> {
+        if token.is_empty() || token.len() > limits::TOKEN_BYTES_MAX {
+            return self.verify_anew(token);
+        }
+        let hash = Cache::hash(token);
+        if let Some(identity) = self.verified.get(&hash, self.clock.unix_millis()) {
+            return Ok(identity);
+        }
+        let identity = self.verify_anew(token)?;
+        self.verified.put(hash, identity.clone());
+        Ok(identity)
+    }
+
+    /// As [`Authenticator::verify`], whatever is known already.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn verify_anew(&self, token: &str) -> Result<Identity, AuthError> {
         let claims = self.signed_claims(token)?;
         let user = self.user(&claims);
         let known = user.as_ref().ok().cloned();

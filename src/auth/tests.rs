@@ -486,3 +486,46 @@ proptest! {
         let _ = authenticator.verify(&hs256("secret", odd));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_found_good_is_known_until_it_runs_out_and_no_longer() {
+    let one = default_one();
+    let exp = NOW + 60;
+    let token = hs256("secret", json!({"sub": "ann", "exp": exp}));
+    let first = one.verify(&token).unwrap();
+    assert_eq!((one.verified.len(), one.verify(&token).as_ref()), (1, Ok(&first)));
+    let leeway = Duration::from_millis(one.leeway_millis);
+    tokio::time::advance(Duration::from_secs(60) + leeway - Duration::from_millis(1)).await;
+    assert_eq!(one.verify(&token).as_ref(), Ok(&first), "the leeway holds for what is known too");
+    tokio::time::advance(Duration::from_millis(1)).await;
+    let error = one.verify(&token).unwrap_err();
+    assert_eq!((error.code, error.user.unwrap().as_str()), (AuthCode::TokenExpired, "ann"), "as if it had come first");
+    assert_eq!(one.verified.len(), 0);
+}
+
+#[test]
+fn nothing_that_is_refused_is_remembered_and_one_character_makes_another_token() {
+    let one = default_one();
+    let token = hs256("secret", json!({"sub": "ann", "exp": NOW + 60}));
+    one.verify(&token).unwrap();
+    for other in [hs256("other", json!({"sub": "ann", "exp": NOW + 60})), format!("{token}A"), token.to_lowercase()] {
+        assert_eq!(one.verify(&other).unwrap_err().code, AuthCode::TokenInvalid);
+    }
+    assert_eq!(one.verified.len(), 1);
+}
+
+#[test]
+fn what_is_known_is_bounded_and_the_longest_unseen_goes_first() {
+    let one = default_one();
+    let token = |n: usize| hs256("secret", json!({"sub": format!("user-{n}"), "exp": NOW + 60}));
+    let kept = token(0);
+    let hash = cache::Cache::hash(&kept);
+    for n in 0..limits::VERIFIED_TOKENS_MAX * 2 {
+        one.verify(&token(n)).unwrap();
+        if n.is_multiple_of(64) {
+            assert!(one.verified.get(&hash, one.clock.unix_millis()).is_some(), "seen all the time");
+        }
+    }
+    assert!(one.verified.len() <= limits::VERIFIED_TOKENS_MAX, "{}", one.verified.len());
+    assert!(one.verified.get(&cache::Cache::hash(&token(1)), one.clock.unix_millis()).is_none());
+}
