@@ -114,6 +114,8 @@ pub const WAIT_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs
 pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
 pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
+/// Broadcasts that are pending at once are put together, up to so many bytes, once for all sessions.
+pub const TOGETHER_BYTES_MAX: usize = 16 * 1024;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
 pub const WRITE_SLICES_MAX: usize = 64;
 /// The sessions that a fan-out serves before it yields.

@@ -129,7 +129,7 @@ impl Session {
         let identity = hub.authenticator().verify(&token.map_err(io::Error::other)?).map_err(io::Error::other)?;
         let granted = Granted { identity, options: Options::default(), reply_to: None };
         let peer = hub::Peer { remote: pair.peer.local_addr()?, user_agent: None };
-        let attached = pair.runtime.block_on(hub.attach(granted, peer, Box::new(pair.line.clone())));
+        let attached = pair.runtime.block_on(hub.attach(granted, peer, Arc::new(pair.line.clone())));
         let handle = attached.map_err(io::Error::other)?;
         let mut session = Session { pair, handle, _hub: hub };
         session.drain()?;

@@ -55,7 +55,7 @@ pub struct Ended {
 impl Hub {
     /// Makes a session of an authenticated connection: its device is on disk before it hears `auth_success`, which is
     /// the first thing it hears. The caller ends it by [`Hub::detach`].
-    pub async fn attach(&self, granted: Granted, peer: Peer, wire: Box<dyn Wire>) -> Result<Arc<Handle>, AttachError> {
+    pub async fn attach(&self, granted: Granted, peer: Peer, wire: Arc<dyn Wire>) -> Result<Arc<Handle>, AttachError> {
         let Granted { identity, options, reply_to } = granted;
         let device = options.device.clone().unwrap_or_default();
         let mut wire = Some(wire);
@@ -99,7 +99,7 @@ impl Hub {
         options: &Options,
         reply_to: Option<&str>,
         peer: &Peer,
-        wire: &mut Option<Box<dyn Wire>>,
+        wire: &mut Option<Arc<dyn Wire>>,
     ) -> Result<Option<Arc<Handle>>, AttachError> {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let mut guard = user.state();

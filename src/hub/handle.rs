@@ -16,7 +16,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    outbox::{Entry, Outbox, Wire},
+    outbox::{Batch, Entry, Outbox, Wire},
     outgoing::Outgoing,
     user::User,
 };
@@ -123,7 +123,7 @@ pub struct Handle {
     pub(super) waits_for_broadcasts: AtomicBool,
     /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
     pub(super) look_at_tick: AtomicU32,
-    wire: Box<dyn Wire>,
+    wire: Arc<dyn Wire>,
     core: Mutex<Core>,
     shared: Arc<Shared>,
 }
@@ -143,7 +143,7 @@ impl Handle {
         device: Device,
         peer: Peer,
         session: Session,
-        wire: Box<dyn Wire>,
+        wire: Arc<dyn Wire>,
         shared: Arc<Shared>,
     ) -> Self {
         let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default() };
@@ -274,6 +274,38 @@ impl Handle {
         }
     }
 
+    /// The same, written at once: without a detour where nothing else waits. Call it without holding any lock.
+    pub fn send(&self, outgoing: &Outgoing) -> bool {
+        let mut core = self.core.lock();
+        let entry = outgoing.entry(core.session.binary, None);
+        let admitted = self.admit(&mut core, entry.frame.as_slice().len());
+        let batch = if admitted { core.outbox.push_and_begin(entry) } else { core.outbox.begin(false) };
+        drop(core);
+        self.write_batches(batch);
+        admitted
+    }
+
+    /// Appends several unstored messages that were put into one text form. `None`: together they have no room.
+    pub fn push_together(&self, together: &Bytes, messages: u16) -> Option<bool> {
+        if !self.make_room(together.len()) {
+            return None;
+        }
+        let mut core = self.core.lock();
+        let admitted = self.admit(&mut core, together.len());
+        if admitted {
+            core.outbox.push(Entry { messages, ..Entry::message(together.clone()) });
+        }
+        Some(admitted)
+    }
+
+    /// Writes what waits where so many bytes that are not stored would find no room beside it: not slow is who takes it
+    /// once it is written to. Whether there is room then. Call it without holding any lock.
+    pub fn make_room(&self, bytes: usize) -> bool {
+        let limit = self.shared.limits.outbox_bytes.as_usize();
+        let has_room = || self.core.lock().outbox.has_room_unstored(bytes, limit);
+        bytes <= limit && (has_room() || (self.flush(), has_room()).1)
+    }
+
     /// Appends an answer or another message that is not stored; flush it afterwards.
     pub fn reply(&self, frame: Bytes) {
         let mut core = self.core.lock();
@@ -382,13 +414,17 @@ impl Handle {
         self.write(true);
     }
 
-    fn write(&self, mut resumed: bool) {
-        loop {
-            let Some(mut batch) = self.core.lock().outbox.begin(resumed) else { return };
-            resumed = false;
+    fn write(&self, resumed: bool) {
+        let batch = self.core.lock().outbox.begin(resumed);
+        self.write_batches(batch);
+    }
+
+    /// Writes a batch, and what was appended meanwhile.
+    fn write_batches(&self, mut next: Option<Batch>) {
+        while let Some(mut batch) = next {
             batch.write(&*self.wire, || self.shared.clock.unix_millis());
             let mut core = self.core.lock();
-            let outcome = core.outbox.finish(batch, self.shared.clock.now());
+            let outcome = core.outbox.finish(batch, || self.shared.clock.now());
             core.counts.messages_sent += outcome.messages;
             core.counts.bytes_sent += outcome.bytes;
             for sequence in &outcome.expired {
@@ -399,6 +435,7 @@ impl Handle {
             }
             let pulling = !core.session.delivery.is_live();
             let closing = core.closing.is_some();
+            next = if outcome.error.is_none() { core.outbox.begin(false) } else { None };
             drop(core);
             self.shared.metrics.sent.messages.add(outcome.messages);
             self.shared.metrics.sent.bytes.add(outcome.bytes);

@@ -63,8 +63,8 @@ impl Frame {
 pub struct Entry {
     /// The frame.
     pub frame: Frame,
-    /// Counts as a message (control frames do not).
-    pub message: bool,
+    /// How many messages it is: none for a control frame; several where they were put together once for many sessions.
+    pub messages: u16,
     /// Not worth writing from then on.
     pub expires_at: Option<UnixMillis>,
     /// Its sequence in the session's window, where it is stored.
@@ -74,25 +74,27 @@ pub struct Entry {
 impl Entry {
     /// A control frame.
     pub fn control(bytes: &[u8]) -> Self {
-        Self { frame: Frame::control(bytes), message: false, expires_at: None, sequence: None }
+        Self { frame: Frame::control(bytes), messages: 0, expires_at: None, sequence: None }
     }
 
     /// A message that is not stored and does not expire.
     pub fn message(frame: Bytes) -> Self {
-        Self { frame: Frame::Shared(frame), message: true, expires_at: None, sequence: None }
+        Self { frame: Frame::Shared(frame), messages: 1, expires_at: None, sequence: None }
     }
 }
 
 impl Entry {
     /// What it counts against the bound on what is not stored.
     fn unstored_bytes(&self) -> usize {
-        if self.message && self.sequence.is_none() { self.frame.len() } else { 0 }
+        if self.messages > 0 && self.sequence.is_none() { self.frame.len() } else { 0 }
     }
 }
 
 /// Frames that one writer has taken out to write them.
 #[derive(Debug)]
 pub struct Batch {
+    /// The first of them, where it came when nothing else waited.
+    one: Option<Entry>,
     entries: VecDeque<Entry>,
     /// Bytes of the first entry that were written before.
     head_written: usize,
@@ -126,17 +128,21 @@ impl Batch {
     pub fn write(&mut self, wire: &dyn Wire, now: impl Fn() -> UnixMillis) {
         loop {
             self.leave_out_expired(&now);
-            if self.entries.is_empty() {
-                return;
-            }
-            let mut slices = [IoSlice::new(&[]); limits::WRITE_SLICES_MAX];
-            let mut count = 0;
-            for (slot, entry) in slices.iter_mut().zip(&self.entries) {
-                let skip = if count == 0 { self.head_written } else { 0 };
-                *slot = IoSlice::new(&entry.frame.as_slice()[skip..]);
-                count += 1;
-            }
-            match wire.try_write(&slices[..count]) {
+            let tried = match (&self.one, self.entries.len()) {
+                (None, 0) => return,
+                (Some(one), 0) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
+                (one, _) => {
+                    let mut slices = [IoSlice::new(&[]); limits::WRITE_SLICES_MAX];
+                    let mut count = 0;
+                    for (slot, entry) in slices.iter_mut().zip(one.iter().chain(&self.entries)) {
+                        let skip = if count == 0 { self.head_written } else { 0 };
+                        *slot = IoSlice::new(&entry.frame.as_slice()[skip..]);
+                        count += 1;
+                    }
+                    wire.try_write(&slices[..count])
+                }
+            };
+            match tried {
                 Ok(0) => {
                     self.outcome.error = Some(io::ErrorKind::WriteZero);
                     return;
@@ -156,8 +162,11 @@ impl Batch {
     }
 
     fn leave_out_expired(&mut self, now: &impl Fn() -> UnixMillis) {
-        if self.entries.iter().all(|entry| entry.expires_at.is_none()) {
+        if self.one.iter().chain(&self.entries).all(|entry| entry.expires_at.is_none()) {
             return;
+        }
+        if let Some(one) = self.one.take() {
+            self.entries.push_front(one);
         }
         let now = now();
         let started = self.head_written > 0;
@@ -178,16 +187,18 @@ impl Batch {
     fn advance(&mut self, mut written: usize) {
         self.outcome.bytes += written as u64;
         written += self.head_written;
-        while let Some(head) = self.entries.front() {
+        while let Some(head) = self.one.as_ref().or(self.entries.front()) {
             let len = head.frame.len();
             if written < len {
                 break;
             }
             written -= len;
-            self.outcome.messages += u64::from(head.message);
+            self.outcome.messages += u64::from(head.messages);
             self.outcome.unstored += head.unstored_bytes();
             self.outcome.written = head.sequence.or(self.outcome.written);
-            self.entries.pop_front();
+            if self.one.take().is_none() {
+                self.entries.pop_front();
+            }
         }
         self.head_written = written;
     }
@@ -287,15 +298,36 @@ impl Outbox {
         let mut entries = std::mem::take(&mut self.queue);
         if let Some(frame) = self.pong.take() {
             let place = usize::from(self.head_written > 0);
-            entries.insert(place, Entry { frame: *frame, message: false, expires_at: None, sequence: None });
+            entries.insert(place, Entry { frame: *frame, messages: 0, expires_at: None, sequence: None });
         }
         self.writing = true;
-        Some(Batch { entries, head_written: std::mem::take(&mut self.head_written), outcome: Outcome::default() })
+        Some(Batch {
+            one: None,
+            entries,
+            head_written: std::mem::take(&mut self.head_written),
+            outcome: Outcome::default(),
+        })
+    }
+
+    /// Appends a frame and takes out what there is to write, as [`Outbox::begin`] does: the frame alone, and without a
+    /// detour through the queue, where nothing else waits.
+    pub fn push_and_begin(&mut self, entry: Entry) -> Option<Batch> {
+        if self.bytes > 0 || self.writing || self.closed || self.stalled_since.is_some() {
+            self.push(entry);
+            return self.begin(false);
+        }
+        self.bytes = entry.frame.len();
+        self.unstored = entry.unstored_bytes();
+        self.writing = true;
+        Some(Batch { one: Some(entry), entries: VecDeque::new(), head_written: 0, outcome: Outcome::default() })
     }
 
     /// Brings back what was not written. Returns what came of the rest.
-    pub fn finish(&mut self, batch: Batch, now: Instant) -> Outcome {
-        let Batch { mut entries, head_written, outcome } = batch;
+    pub fn finish(&mut self, batch: Batch, now: impl Fn() -> Instant) -> Outcome {
+        let Batch { one, mut entries, head_written, outcome } = batch;
+        if let Some(one) = one {
+            entries.push_front(one);
+        }
         self.writing = false;
         self.bytes -= usize::try_from(outcome.bytes).unwrap_or(usize::MAX).min(self.bytes);
         self.bytes -= outcome.left_out.min(self.bytes);
@@ -321,7 +353,7 @@ impl Outbox {
         self.stalled_since = match (outcome.blocked, self.stalled_since) {
             (false, _) => None,
             (true, Some(since)) if outcome.bytes == 0 => Some(since),
-            (true, _) => Some(now),
+            (true, _) => Some(now()),
         };
         outcome
     }
@@ -374,7 +406,7 @@ mod tests {
     fn write(outbox: &mut Outbox, wire: &Script, resumed: bool) -> Option<Outcome> {
         let mut batch = outbox.begin(resumed)?;
         batch.write(wire, || UnixMillis(0));
-        Some(outbox.finish(batch, Instant::now()))
+        Some(outbox.finish(batch, Instant::now))
     }
 
     #[test]
@@ -406,6 +438,24 @@ mod tests {
     }
 
     #[test]
+    fn one_that_finds_nothing_waiting_is_written_past_the_queue_and_its_remainder_keeps_its_place() {
+        let wire = Script::new(&[2]);
+        let mut outbox = Outbox::default();
+        let mut batch = outbox.push_and_begin(message("one ")).unwrap();
+        assert!(outbox.push_and_begin(message("two ")).is_none(), "one writes at a time");
+        batch.write(&wire, || UnixMillis(0));
+        assert!(outbox.finish(batch, Instant::now).blocked);
+        assert!(outbox.push_and_begin(message("three")).is_none(), "the kernel takes nothing");
+        assert_eq!((outbox.bytes(), outbox.frames()), (11, 3));
+        wire.takes.lock().extend([3, 100]);
+        let outcome = write(&mut outbox, &wire, true).unwrap();
+        assert_eq!((wire.text().as_str(), outcome.messages), ("one two three", 3));
+        assert!(outbox.is_empty() && outbox.has_room_unstored(1, 0));
+        outbox.close(b"CLOSE");
+        assert!(outbox.push_and_begin(message("late")).is_some_and(|batch| batch.entries.len() == 1));
+    }
+
+    #[test]
     fn what_comes_while_one_writes_waits_for_him() {
         let wire = Script::new(&[100, 100]);
         let mut outbox = Outbox::default();
@@ -414,7 +464,7 @@ mod tests {
         outbox.push(message("two"));
         assert!(outbox.begin(false).is_none());
         batch.write(&wire, || UnixMillis(0));
-        outbox.finish(batch, Instant::now());
+        outbox.finish(batch, Instant::now);
         assert!(!outbox.is_empty());
         write(&mut outbox, &wire, false).unwrap();
         assert_eq!(wire.text(), "one two");
@@ -431,9 +481,9 @@ mod tests {
             batch.write(&wire, || UnixMillis(0));
             if during_write {
                 outbox.close(b"CLOSE");
-                outbox.finish(batch, Instant::now());
+                outbox.finish(batch, Instant::now);
             } else {
-                outbox.finish(batch, Instant::now());
+                outbox.finish(batch, Instant::now);
                 outbox.close(b"CLOSE");
             }
             outbox.push(message("late"));
@@ -473,7 +523,7 @@ mod tests {
         wire.takes.lock().extend([100]);
         let mut batch = outbox.begin(true).unwrap();
         batch.write(&wire, || UnixMillis(20));
-        let outcome = outbox.finish(batch, Instant::now());
+        let outcome = outbox.finish(batch, Instant::now);
         assert_eq!((wire.text().as_str(), outcome.expired), ("one three", vec![1]));
         assert!(outbox.is_empty());
     }
@@ -520,6 +570,6 @@ mod tests {
         outbox.push(message("one"));
         let mut batch = outbox.begin(false).unwrap();
         batch.write(&Broken, || UnixMillis(0));
-        assert_eq!(outbox.finish(batch, Instant::now()).error, Some(io::ErrorKind::ConnectionReset));
+        assert_eq!(outbox.finish(batch, Instant::now).error, Some(io::ErrorKind::ConnectionReset));
     }
 }

@@ -38,6 +38,11 @@ impl Outgoing {
         self.text.len() + self.binary.as_ref().map_or(0, Bytes::len)
     }
 
+    /// Whether it has one form only and is worth sending whenever.
+    pub fn is_plain(&self) -> bool {
+        self.binary.is_none() && self.expires_at.is_none()
+    }
+
     /// The frame of the form that a session asked for.
     pub fn frame(&self, binary: bool) -> &Bytes {
         self.binary.as_ref().filter(|_| binary).unwrap_or(&self.text)

@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -86,17 +87,13 @@ impl Job {
         (Arc::new(job), handed)
     }
 
-    fn hand_to(&self, handle: &Handle, now: Instant) {
-        if !self.not_for.is_empty() && self.not_for.contains(&handle.user.id) {
-            return;
-        }
-        let taken = match self.offset {
-            None => handle.push(&self.outgoing),
-            Some(offset) => handle.offer(Log::Broadcast, &self.notification, offset, &self.outgoing, now),
-        };
-        if taken {
-            self.sessions.fetch_add(1, Ordering::Relaxed);
-        }
+    fn leaves_out(&self, handle: &Handle) -> bool {
+        !self.not_for.is_empty() && self.not_for.contains(&handle.user.id)
+    }
+
+    /// Whether it is the same bytes for everybody, whatever becomes of other messages.
+    fn is_plain(&self) -> bool {
+        self.offset.is_none() && self.not_for.is_empty() && self.outgoing.is_plain()
     }
 
     fn shard_done(&self) {
@@ -105,6 +102,86 @@ impl Job {
         {
             // The caller may have gone; the broadcast is out all the same.
             let _ = done.send(self.sessions.load(Ordering::Acquire));
+        }
+    }
+}
+
+/// Broadcasts that leave together, one after the other. What is the same for everybody is put together once, so that a
+/// session is handed one piece instead of many.
+struct Parcel<'a> {
+    jobs: &'a [Arc<Job>],
+    /// All of them, where they are plain and more than one.
+    together: Option<Bytes>,
+    /// How many sessions took each.
+    taken: Vec<u32>,
+}
+
+impl<'a> Parcel<'a> {
+    fn pack(jobs: &'a VecDeque<Arc<Job>>) -> Vec<Parcel<'a>> {
+        let (front, back) = jobs.as_slices();
+        let mut parcels = Vec::new();
+        for mut rest in [front, back] {
+            while !rest.is_empty() {
+                let (jobs, behind) = rest.split_at(Self::fitting(rest).max(1));
+                parcels.push(Parcel { jobs, together: Self::together(jobs), taken: vec![0; jobs.len()] });
+                rest = behind;
+            }
+        }
+        parcels
+    }
+
+    /// How many of the first may be put together.
+    fn fitting(jobs: &[Arc<Job>]) -> usize {
+        let mut bytes = 0;
+        let fits = |job: &&Arc<Job>| {
+            bytes += job.outgoing.bytes();
+            job.is_plain() && bytes <= limits::TOGETHER_BYTES_MAX
+        };
+        jobs.iter().take_while(fits).count()
+    }
+
+    fn together(jobs: &[Arc<Job>]) -> Option<Bytes> {
+        if jobs.len() < 2 {
+            return None;
+        }
+        let mut bytes = BytesMut::with_capacity(jobs.iter().map(|job| job.outgoing.bytes()).sum());
+        jobs.iter().for_each(|job| bytes.extend_from_slice(job.outgoing.frame(false)));
+        Some(bytes.freeze())
+    }
+
+    /// Appends it to a session's outbox; flush that afterwards.
+    fn hand_to(&mut self, handle: &Handle, now: Instant) {
+        let messages = u16::try_from(self.jobs.len()).unwrap_or(u16::MAX);
+        if let Some(taken) = self.together.as_ref().and_then(|together| handle.push_together(together, messages)) {
+            self.taken.iter_mut().for_each(|count| *count += u32::from(taken));
+            return;
+        }
+        for (job, count) in self.jobs.iter().zip(&mut self.taken) {
+            let taken = match job.offset {
+                _ if job.leaves_out(handle) => false,
+                None => {
+                    handle.make_room(job.outgoing.bytes());
+                    handle.push(&job.outgoing)
+                }
+                Some(offset) => handle.offer(Log::Broadcast, &job.notification, offset, &job.outgoing, now),
+            };
+            *count += u32::from(taken);
+        }
+    }
+
+    /// Writes the only one there is at once. False: it is one that is appended and flushed.
+    fn send_to(&mut self, handle: &Handle) -> bool {
+        let [job] = self.jobs else { return false };
+        if job.offset.is_some() || job.leaves_out(handle) {
+            return false;
+        }
+        self.taken[0] += u32::from(handle.send(&job.outgoing));
+        true
+    }
+
+    fn count(self) {
+        for (job, taken) in self.jobs.iter().zip(self.taken) {
+            job.sessions.fetch_add(taken, Ordering::Relaxed);
         }
     }
 }
@@ -207,6 +284,7 @@ impl Shard {
                 }
                 std::mem::take(&mut queue.jobs)
             };
+            let mut parcels = Parcel::pack(&jobs);
             let mut after = None;
             loop {
                 let slice = self.slice(after);
@@ -215,15 +293,21 @@ impl Shard {
                 let now = Instant::now();
                 let last_slice = slice.len() < limits::FANOUT_SLICE_SESSIONS;
                 for handle in slice {
-                    for job in &jobs {
-                        job.hand_to(&handle, now);
+                    if let [only] = &mut parcels[..]
+                        && only.send_to(&handle)
+                    {
+                        continue;
                     }
+                    parcels.iter_mut().for_each(|parcel| parcel.hand_to(&handle, now));
                     handle.flush();
                 }
                 if last_slice {
                     break;
                 }
                 tokio::task::yield_now().await;
+            }
+            for parcel in parcels {
+                parcel.count();
             }
             for job in jobs {
                 job.shard_done();

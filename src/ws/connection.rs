@@ -49,7 +49,7 @@ pub async fn open(
         tracing::error!("an upgraded connection is not a TCP stream");
         return None;
     };
-    let socket = Socket::new(io.into_inner());
+    let socket = Arc::new(Socket::new(io.into_inner()));
     // Copied: what hyper read into is 8 KiB, and mostly nothing is in it.
     let early = read_buf.to_vec();
     drop(read_buf);
@@ -65,7 +65,7 @@ type PageRead = Pin<Box<dyn Future<Output = (PageRequest, Result<Page, StoreErro
 /// what is only needed now and then is in a box of its own.
 pub struct Connection {
     context: Arc<Context>,
-    socket: Socket,
+    socket: Arc<Socket>,
     handle: Arc<Handle>,
     reader: FrameReader,
     /// What came behind the handshake and was not looked at yet.

@@ -43,7 +43,13 @@ enum End {
 }
 
 /// Lets the peer in, or tells him why not and closes. `early` is what came behind the handshake.
-pub async fn open(socket: &Socket, opening: Opening, early: Vec<u8>, peer: &Peer, context: &Context) -> Option<Opened> {
+pub async fn open(
+    socket: &Arc<Socket>,
+    opening: Opening,
+    early: Vec<u8>,
+    peer: &Peer,
+    context: &Context,
+) -> Option<Opened> {
     let reader = FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX);
     let mut opener = Opener { socket, reader, early };
     let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
@@ -72,9 +78,9 @@ pub async fn open(socket: &Socket, opening: Opening, early: Vec<u8>, peer: &Peer
     }
 }
 
-async fn attach(granted: Granted, peer: &Peer, socket: &Socket, context: &Context) -> Result<Arc<Handle>, End> {
+async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &Context) -> Result<Arc<Handle>, End> {
     let (user, reply_to) = (granted.identity.user().clone(), granted.reply_to.clone());
-    context.hub.attach(granted, peer.clone(), Box::new(socket.clone())).await.map_err(|error| match error {
+    context.hub.attach(granted, peer.clone(), Arc::<Socket>::clone(socket)).await.map_err(|error| match error {
         AttachError::DeviceLimit => End::Refused(Refused {
             code: AuthCode::DeviceLimit,
             message: error.to_string(),

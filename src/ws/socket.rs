@@ -4,11 +4,13 @@ use std::{
     cell::RefCell,
     io::{self, IoSlice},
     net::Shutdown,
-    sync::Arc,
     task::{Context, Poll},
 };
 
-use rustix::net::{Shutdown as How, shutdown};
+use rustix::{
+    io::Errno,
+    net::{SendAncillaryBuffer, SendFlags, Shutdown as How, send, sendmsg, shutdown},
+};
 use tokio::net::TcpStream;
 
 use crate::{hub::Wire, limits};
@@ -27,13 +29,13 @@ pub fn with_buffer<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
 }
 
 /// A plain TCP connection.
-#[derive(Clone, Debug)]
-pub struct Socket(Arc<TcpStream>);
+#[derive(Debug)]
+pub struct Socket(TcpStream);
 
 impl Socket {
     /// Takes over a connected stream.
     pub fn new(stream: TcpStream) -> Self {
-        Self(Arc::new(stream))
+        Self(stream)
     }
 
     /// Reads what is there; `WouldBlock` where nothing is.
@@ -69,15 +71,25 @@ impl Socket {
             Shutdown::Both => How::Both,
         };
         // The peer may have gone already; there is nothing more to do then.
-        let _ = shutdown(&*self.0, how);
+        let _ = shutdown(&self.0, how);
     }
 }
 
 impl Wire for Socket {
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        match slices {
-            [one] => self.0.try_write(one),
-            many => self.0.try_write_vectored(many),
+        // Past tokio, which would look up first what it knows of the socket. It has to be told where the kernel takes
+        // nothing, since it is what waits until it does again.
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = match slices {
+            [one] => send(&self.0, one, flags),
+            many => sendmsg(&self.0, many, &mut SendAncillaryBuffer::default(), flags),
+        };
+        match sent {
+            Err(Errno::AGAIN) => match slices {
+                [one] => self.0.try_write(one),
+                many => self.0.try_write_vectored(many),
+            },
+            sent => Ok(sent?),
         }
     }
 }

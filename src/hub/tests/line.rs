@@ -16,6 +16,8 @@ pub struct Line(pub Arc<Mutex<Taken>>);
 #[derive(Default)]
 pub struct Taken {
     pub bytes: Vec<u8>,
+    /// How often it was written to, and took something.
+    pub writes: usize,
     /// How many more it takes; `None`: any number.
     pub room: Option<usize>,
 }
@@ -33,7 +35,10 @@ impl Wire for Line {
         }
         match taken.bytes.len() - before {
             0 => Err(io::ErrorKind::WouldBlock.into()),
-            count => Ok(count),
+            count => {
+                taken.writes += 1;
+                Ok(count)
+            }
         }
     }
 }

@@ -159,7 +159,7 @@ impl World {
         let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
         let (hub, line) = (self.hub.clone(), Line::default());
         async move {
-            let handle = hub.attach(granted, peer, Box::new(line.clone())).await?;
+            let handle = hub.attach(granted, peer, Arc::new(line.clone())).await?;
             Ok(Client::new(hub, handle, line))
         }
     }
@@ -302,6 +302,11 @@ impl Client {
                 other => panic!("a frame of opcode {other}"),
             }
         }
+    }
+
+    /// How often it was written to.
+    pub fn writes(&self) -> usize {
+        self.line.0.lock().writes
     }
 
     /// The offsets that it saw.

@@ -1,0 +1,73 @@
+//! Broadcasts that are pending at once: what leaves together, in which order, and what each caller is told.
+
+use futures_util::future::join_all;
+
+use super::support::{Bounds, World, device, notification, user};
+use crate::{metrics::Failure, types::Notification};
+
+#[tokio::test]
+async fn broadcasts_that_are_pending_at_once_leave_in_one_write_in_order() {
+    let world = World::new(Bounds::default());
+    let mut clients = Vec::new();
+    for name in ["ann", "bob", "eve"] {
+        clients.push(world.attach(&user(name), &device("phone")).await);
+    }
+    let before: Vec<_> = clients.iter().map(|client| client.writes()).collect();
+    let ids: Vec<_> = (0..40).map(|_| notification(700)).collect();
+    let sent = join_all(ids.iter().cloned().map(|one| world.hub.broadcast(one))).await;
+    assert!(sent.iter().all(|sent| sent.as_ref().unwrap().sessions == 3), "{sent:?}");
+    let ids: Vec<_> = ids.iter().map(|one| one.id.as_str().to_owned()).collect();
+    for (client, before) in clients.iter_mut().zip(before) {
+        client.read();
+        assert!(client.ids == ids, "each once, in order");
+        assert_eq!(client.writes() - before, 1);
+        assert_eq!(client.handle.core().counts.messages_sent, 41, "each one counts");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_same_for_all_keeps_its_place_among_what_is_put_together() {
+    let world = World::new(Bounds::default());
+    let mut ann = world.attach(&user("ann"), &device("phone")).await;
+    let mut bob = world.attach(&user("bob"), &device("phone")).await;
+    world.barrier().await;
+    let but_ann = |one: Notification| Notification { not_for: [user("ann")].into(), ..one };
+    let all: Vec<_> = (0..12).map(|n| if n % 4 == 2 { but_ann(notification(50)) } else { notification(50) }).collect();
+    let calls = all.iter().cloned().enumerate().map(async |(n, one)| match n % 4 {
+        3 => world.hub.broadcast_durably(one, false).await.unwrap().sessions,
+        _ => world.hub.broadcast(one).await.unwrap().sessions,
+    });
+    let sessions = join_all(calls).await;
+    let expected: Vec<u32> = (0..12).map(|n| if n % 4 == 2 { 1 } else { 2 }).collect();
+    assert_eq!(sessions, expected);
+    ann.read();
+    bob.read();
+    // Durable ones wait for the store first, so they may come later than those that were called after them; each kind
+    // keeps its order.
+    let of = |durable: bool, name: &str| -> Vec<String> {
+        let wanted = |n: usize| (n % 4 == 3) == durable && !(name == "ann" && n % 4 == 2);
+        all.iter().enumerate().filter(|(n, _)| wanted(*n)).map(|(_, one)| one.id.as_str().to_owned()).collect()
+    };
+    for (client, name) in [(&ann, "ann"), (&bob, "bob")] {
+        for durable in [false, true] {
+            let seen = client.seen.iter().zip(&client.ids).filter(|(seen, _)| (seen.offset > 0) == durable);
+            assert_eq!(seen.map(|(_, id)| id.clone()).collect::<Vec<_>>(), of(durable, name), "{name} {durable}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_takes_what_is_written_is_not_slow_however_much_is_pending_and_who_does_not_is() {
+    let world = World::new(Bounds { outbox_bytes: 1000, ..Bounds::default() });
+    let mut slow = world.attach(&user("ann"), &device("phone")).await;
+    let mut fast = world.attach(&user("bob"), &device("phone")).await;
+    slow.takes(Some(50));
+    let sent = join_all((0..6).map(|_| world.hub.broadcast(notification(200)))).await;
+    let reached: Vec<_> = sent.into_iter().map(|sent| sent.unwrap().sessions).collect();
+    assert_eq!(reached, [2, 2, 2, 1, 1, 1], "three frames fill the outbox");
+    assert_eq!(world.hub.metrics().failures(Failure::SlowConsumer), 1);
+    slow.takes(None);
+    assert_eq!((slow.seen.len(), slow.closed), (1, Some(4409)), "the started frame is finished, then the close frame");
+    fast.read();
+    assert_eq!((fast.seen.len(), fast.closed), (6, None));
+}
