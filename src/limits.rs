@@ -120,7 +120,8 @@ pub const WRITE_SLICES_MAX: usize = 64;
 /// The sessions that a fan-out serves before it yields.
 pub const FANOUT_SLICE_SESSIONS: usize = 256;
 
-const _: () = assert!(STORE_PATIENCE.as_millis() < STORE_LAZY_DELAY.as_millis(), "what is stored comes before what is not");
+const _: () =
+    assert!(STORE_PATIENCE.as_millis() < STORE_LAZY_DELAY.as_millis(), "what is stored comes before what is not");
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
 const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");

@@ -5,6 +5,7 @@ mod answers;
 mod interleaving;
 mod line;
 mod model;
+mod recall;
 mod recovery;
 mod support;
 

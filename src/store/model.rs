@@ -405,7 +405,9 @@ impl Op {
     /// The counters that it carries.
     fn counters(&self) -> Option<&Counters> {
         match self {
-            Op::Append { counters, .. } | Op::Delete { counters, .. } | Op::PutDevice { counters, .. } => Some(counters),
+            Op::Append { counters, .. } | Op::Delete { counters, .. } | Op::PutDevice { counters, .. } => {
+                Some(counters)
+            }
             _ => None,
         }
     }
