@@ -60,7 +60,10 @@ pub const STORE_CHUNK_BYTES_MAX: usize = 4 * 1024;
 pub const STORE_BATCH_ROWS_MAX: usize = 2048;
 /// The bytes of records that one commit of the store writes; a larger record makes a commit of its own.
 pub const STORE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How long a write that nobody waits for may stay in memory before it is committed.
+/// How long a notification for which nobody waits (`WAIT_ACCEPTED`) may stay in memory before it is committed: time for
+/// those who are online to confirm it, after which it need not be.
+pub const STORE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(10);
+/// How long any other write that nobody waits for may stay in memory before it is committed.
 pub const STORE_LAZY_DELAY: std::time::Duration = std::time::Duration::from_millis(250);
 /// The threads that read the store.
 pub const STORE_READERS: usize = 2;
@@ -121,6 +124,8 @@ pub const WRITE_SLICES_MAX: usize = 64;
 /// The sessions that a fan-out serves before it yields.
 pub const FANOUT_SLICE_SESSIONS: usize = 256;
 
+const _: () =
+    assert!(STORE_PATIENCE.as_millis() < STORE_LAZY_DELAY.as_millis(), "what is stored comes before what is not");
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
 const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");

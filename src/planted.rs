@@ -14,17 +14,23 @@ pub enum Bug {
     DuplicateBeforeDurable,
     /// A notification that takes another's place takes its offset, too: who has that one is not given the new one.
     CollapseWithoutCursor,
+    /// What one device has confirmed is taken back from the writer, whoever else lacks it.
+    RecallOfUnconfirmed,
+    /// What was staged behind something that is taken back is counted as if that were there.
+    RecalledIsCounted,
     /// After a restart offsets go on from the clock, whatever was given before.
     OffsetReused,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 5] = [
+    pub const ALL: [Bug; 7] = [
         Bug::CursorAtPush,
         Bug::LiveTooEarly,
         Bug::DuplicateBeforeDurable,
         Bug::CollapseWithoutCursor,
+        Bug::RecallOfUnconfirmed,
+        Bug::RecalledIsCounted,
         Bug::OffsetReused,
     ];
 }

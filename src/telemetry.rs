@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
-    filter::{FilterExt as _, filter_fn},
-    layer::SubscriberExt as _,
+    filter::{FilterExt, LevelFilter, filter_fn},
+    layer::{Filter, SubscriberExt as _},
     util::SubscriberInitExt as _,
 };
 
@@ -100,9 +100,14 @@ pub fn init(log: &Log) -> Result<Format, LogError> {
         Format::Human => (Format::Human, human(terminal)),
         Format::Json | Format::Auto => (Format::Json, json()),
     };
-    let filter = filter.and(filter_fn(may_be_logged));
-    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init()?;
+    tracing_subscriber::registry().with(layer.with_filter(bounded(filter))).try_init()?;
     Ok(format)
+}
+
+/// The filter, and what may be logged at all. The hint keeps what is below the filter's own level from being looked at one
+/// by one: sled alone says dozens of things a write at TRACE, and without it each came up to here.
+fn bounded<S: tracing::Subscriber>(filter: EnvFilter) -> impl Filter<S> + Send + Sync + 'static {
+    FilterExt::<S>::and(filter, filter_fn(may_be_logged).with_max_level_hint(LevelFilter::TRACE))
 }
 
 /// Libraries show what passes through them (headers, frames, rows) below INFO, tokens and payloads among it. Whatever the
@@ -183,6 +188,14 @@ mod tests {
             assert_eq!(automatic(false, other, Some((8, 21))), Format::Json);
         }
         assert!(stderr_identity().is_some());
+    }
+
+    #[test]
+    fn what_is_below_the_filter_s_level_is_known_without_a_look() {
+        for (text, level) in [("info", LevelFilter::INFO), ("warn,pushgate::store=debug", LevelFilter::DEBUG)] {
+            let filter = bounded::<Registry>(parse("log.filter", text).unwrap());
+            assert_eq!(filter.max_level_hint(), Some(level), "{text}");
+        }
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Hub {
         state.log.lost = state.log.lost.max(entries.last()?.offset);
         self.ended(&user.log(), &mut state.log, &entries, Why::Dropped(reason));
         let (done, written) = oneshot::channel();
-        self.delete(&user.log(), &state.log, &entries, Some(done));
+        self.delete(&user.log(), &mut state.log, &entries, Some(done));
         Some(written)
     }
 

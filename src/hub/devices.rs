@@ -35,7 +35,7 @@ impl Hub {
                 Some(known) => known.row,
                 None => self.new_device(user, &mut state, device)?,
             };
-            self.put_device(user, &state, device, row)
+            self.put_device(user, &mut state, device, row)
         };
         let result = written.await.unwrap_or(Err(StoreError::Closed));
         let mut state = user.state();
@@ -56,7 +56,7 @@ impl Hub {
     fn put_device(
         &self,
         user: &User,
-        state: &UserState,
+        state: &mut UserState,
         device: &Device,
         row: DeviceRow,
     ) -> oneshot::Receiver<Result<(), StoreError>> {
@@ -69,7 +69,7 @@ impl Hub {
             hold: Arc::clone(&state.log.hold),
             done,
         };
-        self.write(&state.log, op);
+        self.write_counted(&mut state.log, op);
         written
     }
 
@@ -211,7 +211,7 @@ impl Hub {
         if log == Log::User && past && !entry.confirmed && !self.is_stale(&state.log) {
             let given_up = state.log.take_offsets(&[offset]);
             state.log.ended(offset, entry.remembered, super::log::End::Dropped);
-            self.delete(&user.log(), &state.log, &given_up, None);
+            self.delete(&user.log(), &mut state.log, &given_up, None);
         }
     }
 }

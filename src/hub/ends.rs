@@ -3,7 +3,7 @@
 use super::{
     Hub,
     handle::Handle,
-    log::End,
+    log::{End, LogState},
     user::{User, UserState},
 };
 use crate::{
@@ -40,7 +40,7 @@ impl Why {
 
 impl Hub {
     /// Notifications have left their log: tells, counts and reports it. Whoever holds the log's lock deletes them.
-    pub(super) fn ended(&self, log: &LogId, state: &mut super::log::LogState, entries: &[IndexEntry], why: Why) {
+    pub(super) fn ended(&self, log: &LogId, state: &mut LogState, entries: &[IndexEntry], why: Why) {
         for entry in entries {
             state.ended(entry.offset, entry.remembered, why.end());
             let user = log.user().cloned();
@@ -84,12 +84,12 @@ impl Hub {
     pub(super) fn end(&self, user: &User, state: &mut UserState, entries: &[IndexEntry], why: Why) {
         if !entries.is_empty() {
             self.ended(&user.log(), &mut state.log, entries, why);
-            self.delete(&user.log(), &state.log, entries, None);
+            self.delete(&user.log(), &mut state.log, entries, None);
         }
     }
 
     /// Ends broadcasts that were taken out of their log, and deletes them, under its lock.
-    pub(super) fn end_broadcasts(&self, state: &mut super::log::LogState, entries: &[IndexEntry], why: Why) {
+    pub(super) fn end_broadcasts(&self, state: &mut LogState, entries: &[IndexEntry], why: Why) {
         if !entries.is_empty() {
             self.ended(&LogId::Broadcast, state, entries, why);
             self.delete(&LogId::Broadcast, state, entries, None);
@@ -97,10 +97,25 @@ impl Hub {
     }
 
     /// Stages the deletion of what was taken out of a log, under its lock.
-    pub(super) fn delete(&self, log: &LogId, state: &super::log::LogState, entries: &[IndexEntry], done: Option<Done>) {
+    pub(super) fn delete(&self, log: &LogId, state: &mut LogState, entries: &[IndexEntry], done: Option<Done>) {
         let (places, emptied) = (entries.iter().map(IndexEntry::place).collect(), state.emptied(entries));
         let (log, counters, hold) = (log.clone(), state.counters(), state.hold.clone());
-        self.write(state, Op::Delete { log, places, emptied, counters, hold, done });
+        self.write_counted(state, Op::Delete { log, places, emptied, counters, hold, done });
+    }
+
+    /// Deletes what every device has: what is not written yet, and for which nobody waits, never will be.
+    fn delete_done(&self, log: &LogId, state: &mut LogState, mut entries: Vec<IndexEntry>) {
+        let generation = state.generation;
+        let written = entries.extract_if(.., |entry| {
+            entry.offset <= state.applied || !self.0.store.recall(generation, entry.offset, &mut state.recallable)
+        });
+        let written: Vec<_> = written.collect();
+        if !written.is_empty() || state.has_bare_buckets() {
+            self.delete(log, state, &written, None);
+        }
+        if !entries.is_empty() {
+            state.pass_recalled();
+        }
     }
 
     /// Deletes what has expired, under the log's lock.
@@ -146,6 +161,6 @@ impl Hub {
             let why = if entry.confirmed { Why::Done } else { Why::Dropped(DropReason::DeviceForgotten) };
             self.ended(&log, &mut state.log, std::slice::from_ref(entry), why);
         }
-        self.delete(&log, &state.log, &entries, None);
+        self.delete_done(&log, &mut state.log, entries);
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     limits,
-    store::{Counters, Done, Hold, IndexEntry, Mailbox, StoreError},
+    store::{Counters, Done, Hold, IndexEntry, Mailbox, Recallable, StoreError},
     types::{CollapseKey, Digest, NotificationId, Offset, UnixMillis},
 };
 
@@ -35,6 +35,15 @@ struct Staged {
     sessions: u32,
     /// Repeated calls, which share its fate.
     joined: Vec<Done>,
+}
+
+/// A minute in which something expires.
+#[derive(Debug, Default)]
+struct Minute {
+    /// How many.
+    count: u32,
+    /// Whether the row of its bucket may be there for what has left: then it goes with the last that stands in it.
+    has_row: bool,
 }
 
 /// What a caller's own id stands for.
@@ -73,11 +82,15 @@ pub struct LogState {
     pub bytes: u64,
     /// Cloned into every write of the log that is under way.
     pub hold: Hold,
+    /// What may still be taken back.
+    pub recallable: Recallable,
     /// What waits under a collapse key.
     collapse: HashMap<CollapseKey, Offset>,
     staged: HashMap<NotificationId, Staged>,
-    /// How many of what waits expire in a minute.
-    minutes: HashMap<u64, u32>,
+    /// What waits, by the minute in which it expires.
+    minutes: HashMap<u64, Minute>,
+    /// Minutes in which nothing waits any more, whose rows may be on disk; under the log's lock only.
+    bare: Vec<u64>,
     /// Calls that wait for a notification's end.
     waiting: Vec<(Offset, oneshot::Sender<End>)>,
     /// The latest ends of notifications with remembered ids.
@@ -96,9 +109,11 @@ impl LogState {
         self.bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
         let keys = index.iter().filter_map(|entry| Some((entry.collapse_key.clone()?, entry.offset)));
         self.collapse = keys.collect();
+        self.recallable.clear();
+        self.bare.clear();
         self.minutes.clear();
         for entry in &index {
-            *self.minutes.entry(entry.expiry_minute()).or_default() += 1;
+            self.minutes.entry(entry.expiry_minute()).or_default().count += 1;
         }
         self.index = index.into();
         // How it ended is not known where it is gone.
@@ -153,20 +168,33 @@ impl LogState {
         entry.remembered
     }
 
-    /// The expiry buckets of these that nothing else of the log is in.
-    pub fn emptied(&self, entries: &[IndexEntry]) -> Vec<u64> {
-        let mut minutes: Vec<u64> = entries.iter().map(IndexEntry::expiry_minute).collect();
+    /// The expiry buckets of these, which were taken out and not taken back, that nothing else of the log is in; and others
+    /// of which that is so since the last call. Their rows must go.
+    pub fn emptied(&mut self, entries: &[IndexEntry]) -> Vec<u64> {
+        let mut minutes = std::mem::take(&mut self.bare);
+        minutes.extend(entries.iter().map(IndexEntry::expiry_minute));
         minutes.sort_unstable();
         minutes.dedup();
-        minutes.retain(|minute| !self.minutes.contains_key(minute));
+        minutes.retain(|minute| match self.minutes.get_mut(minute) {
+            Some(minute) => {
+                minute.has_row = true;
+                false
+            }
+            None => true,
+        });
         minutes
+    }
+
+    /// Whether a bucket is empty whose row may be on disk.
+    pub fn has_bare_buckets(&self) -> bool {
+        !self.bare.is_empty()
     }
 
     /// Adds what was just given its offset: the last.
     pub fn push(&mut self, entry: IndexEntry) {
         self.last = self.last.max(entry.offset);
         self.bytes += u64::from(entry.bytes);
-        *self.minutes.entry(entry.expiry_minute()).or_default() += 1;
+        self.minutes.entry(entry.expiry_minute()).or_default().count += 1;
         if let Some(key) = &entry.collapse_key {
             self.collapse.insert(key.clone(), entry.offset);
         }
@@ -234,10 +262,14 @@ impl LogState {
     fn taken(&mut self, taken: Vec<IndexEntry>) -> Vec<IndexEntry> {
         for entry in &taken {
             self.bytes -= u64::from(entry.bytes);
-            if let Some(count) = self.minutes.get_mut(&entry.expiry_minute()) {
-                *count -= 1;
-                if *count == 0 {
-                    self.minutes.remove(&entry.expiry_minute());
+            let minute = entry.expiry_minute();
+            if let Some(known) = self.minutes.get_mut(&minute) {
+                known.count -= 1;
+                if known.count == 0 {
+                    if known.has_row {
+                        self.bare.push(minute);
+                    }
+                    self.minutes.remove(&minute);
                 }
             }
             if let Some(key) = &entry.collapse_key
@@ -255,7 +287,17 @@ impl LogState {
     /// Everything up to `upto` is on disk.
     pub fn applied(&mut self, upto: Offset) {
         self.applied = self.applied.max(upto);
+        self.recallable.applied(upto);
         self.settle(upto, &Ok(()));
+        self.pass_recalled();
+    }
+
+    /// Moves the applied mark past what was taken back: to the end, where nothing waits behind it. (An id that is staged
+    /// must find the mark below it, by which a repeated call sees that it came to disk.)
+    pub fn pass_recalled(&mut self) {
+        if self.staged.is_empty() && self.index.back().is_none_or(|last| last.offset <= self.applied) {
+            self.applied = self.last;
+        }
     }
 
     /// What was staged is not known to be on disk, and is not counted on any more.
@@ -263,6 +305,8 @@ impl LogState {
         let applied = self.applied;
         self.settle(Offset::MAX, &Err(error.clone()));
         self.take_if(|entry| entry.offset > applied);
+        self.recallable.clear();
+        self.bare.clear();
         // Where the store is opened again, what is there is found when the log is read anew.
         if !matches!(error, StoreError::Recovering(_)) {
             self.last = applied;

@@ -166,7 +166,7 @@ impl Hub {
                 self.ended(&user.log(), &mut state.log, &entries, Why::Dropped(DropReason::Purged));
             }
             let (done, written) = oneshot::channel();
-            self.delete(&user.log(), &state.log, &entries, Some(done));
+            self.delete(&user.log(), &mut state.log, &entries, Some(done));
             (count, written)
         };
         Ok((count, Some(written)))
@@ -258,6 +258,8 @@ impl Hub {
             let state = &mut *guard;
             self.ensure_fresh(&state.log)?;
             let entries = state.log.take_through(Offset::MAX);
+            // Their rows go with all others.
+            let _ = state.log.emptied(&entries);
             state.log.lost = Offset::ZERO;
             self.ended(&user.log(), &mut state.log, &entries, Why::Dropped(DropReason::UserForgotten));
             state.log.forget_ids();

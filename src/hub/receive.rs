@@ -109,6 +109,10 @@ impl Hub {
             if one.log == Log::User {
                 let remembered = state.log.confirm(one.offset);
                 state.log.ended(one.offset, remembered, End::Confirmed);
+                #[cfg(test)]
+                if crate::planted::is(crate::planted::Bug::RecallOfUnconfirmed) {
+                    self.0.store.recall(state.log.generation, one.offset, &mut state.log.recallable);
+                }
             }
             self.0.events.emit(EventBody::NotificationConfirmed {
                 user: user.id.clone(),

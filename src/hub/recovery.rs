@@ -40,10 +40,15 @@ impl Hub {
         let _ = self.0.store.stage_in(state.generation, op);
     }
 
+    /// Stages a write that carries the log's counters; the caller holds its lock.
+    pub(super) fn write_counted(&self, state: &mut LogState, op: Op) {
+        let _ = self.0.store.stage_recallable(state.generation, op, &mut state.recallable);
+    }
+
     /// Stages what joins a log; the caller holds its lock. Refused, where the engine was lost in this very moment: live
     /// sessions may have been handed it.
     pub(super) fn append(&self, state: &mut LogState, op: Op) -> Result<(), StoreError> {
-        if self.0.store.stage_in(state.generation, op) {
+        if self.0.store.stage_recallable(state.generation, op, &mut state.recallable) {
             return Ok(());
         }
         let lost = match self.0.store.health() {
@@ -96,7 +101,7 @@ impl Hub {
         // more.
         let entries = state.take_done();
         if !entries.is_empty() {
-            self.delete(&user.log(), &state.log, &entries, None);
+            self.delete(&user.log(), &mut state.log, &entries, None);
         }
         state.mark_confirmed();
         state.wake_pulling();
@@ -120,7 +125,7 @@ impl Hub {
                 hold: Arc::clone(&state.log.hold),
                 done,
             };
-            self.write(&state.log, op);
+            self.write_counted(&mut state.log, op);
         }
         for session in &state.sessions {
             let mut core = session.core();

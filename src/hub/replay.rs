@@ -101,6 +101,7 @@ impl Hub {
             return Pull::Live;
         };
         if first.offset > log.applied {
+            self.0.store.hurry();
             return Pull::Wait;
         }
         let window = self.settings().delivery.window as usize;

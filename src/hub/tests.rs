@@ -6,6 +6,7 @@ mod fanout;
 mod interleaving;
 mod line;
 mod model;
+mod recall;
 mod recovery;
 mod support;
 

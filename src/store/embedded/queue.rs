@@ -2,8 +2,13 @@
 //!
 //! Rule: pushing never waits and never fails for want of room. Appends are bounded by their permits' bytes; a device
 //! has at most one cursor here, because a newer one takes the place of the one that still waits; deletions are bounded
-//! by what was appended. Urgent ops wake the writer, lazy ones let it sleep until the oldest is due. An op belongs to the
-//! opening of the engine that its stager knew: those of an earlier one are not taken, however late they come.
+//! by what was appended. An op belongs to the opening of the engine that its stager knew: those of an earlier one are not
+//! taken, however late they come.
+//!
+//! Three kinds of haste: an *urgent* op, for which somebody waits, wakes the writer, and all that is there goes with it. An
+//! append for which nobody waits is *patient*: it stays for [`limits::STORE_PATIENCE`] at most, and may be taken back
+//! until then ([`Queue::recall`]), as if it had never been here. A *lazy* op stays for [`limits::STORE_LAZY_DELAY`] at most.
+//! Whatever the haste, ops are taken in the order in which they came.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -42,29 +47,67 @@ pub struct Queue {
 
 #[derive(Default)]
 struct State {
-    ops: VecDeque<Op>,
-    /// The number of the op at the front; numbers rise by one.
+    slots: VecDeque<Slot>,
+    /// The number of the slot at the front; numbers rise by one.
     front: u64,
+    /// Ops in the slots.
+    ops: usize,
     /// Waiting cursors, by the number of their op.
     cursors: HashMap<(UserId, Device), u64>,
     /// Ops that somebody waits for.
     urgent: usize,
-    /// Since when the oldest lazy op waits.
-    lazy_since: Option<Instant>,
+    /// The numbers of patient ops; those that are gone are passed over.
+    patient: VecDeque<u64>,
+    /// How many of them there are, and the bytes of their records.
+    patient_ops: usize,
+    patient_bytes: usize,
+    /// The numbers of lazy ops; those that are gone are passed over.
+    lazy: VecDeque<u64>,
     raise: bool,
+    /// Ops with lower numbers are waited for, patient ones too.
+    hurry: u64,
     closing: bool,
     /// How often the engine was lost so far.
     generation: u64,
     /// The engine is lost and not opened again.
     discarding: bool,
+    /// Until when the writer sleeps, where it does.
+    sleeps: Option<Option<Instant>>,
+    /// How many ops were taken back.
+    recalled: u64,
 }
 
-/// Whether somebody waits for the op.
-fn is_urgent(op: &Op) -> bool {
+struct Slot {
+    /// `None`: it was taken back.
+    op: Option<Op>,
+    since: Instant,
+}
+
+/// How soon an op is to be committed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    Urgent,
+    Patient,
+    Lazy,
+}
+
+/// Where an op stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its number.
+    pub number: u64,
+    /// The number of the op at the front: those below are taken.
+    pub front: u64,
+}
+
+fn haste(op: &Op) -> Haste {
     match op {
-        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => true,
-        Op::Delete { done, .. } | Op::ForgetDue { done, .. } | Op::ForgetId { done, .. } => done.is_some(),
-        Op::Cursor { .. } => false,
+        Op::Append { done: None, remember: None, .. } => Haste::Patient,
+        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => Haste::Urgent,
+        Op::Delete { done, .. } | Op::ForgetDue { done, .. } | Op::ForgetId { done, .. } if done.is_some() => {
+            Haste::Urgent
+        }
+        Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } | Op::Cursor { .. } => Haste::Lazy,
     }
 }
 
@@ -89,15 +132,22 @@ fn weight(op: &Op) -> (usize, usize) {
 }
 
 impl State {
-    fn push(&mut self, op: Op) {
-        let number = self.front + self.ops.len() as u64;
+    fn at(&mut self, number: u64) -> Option<&mut Slot> {
+        let place = usize::try_from(number.checked_sub(self.front)?).ok()?;
+        self.slots.get_mut(place)
+    }
+
+    fn push(&mut self, op: Op) -> u64 {
+        let number = self.front + self.slots.len() as u64;
         match &op {
             Op::Cursor { user, device, .. } => {
                 let waiting = *self.cursors.entry((user.clone(), device.clone())).or_insert(number);
-                if waiting != number {
-                    // `waiting` is the number of an op between the front and the back: popping one forgets it.
-                    self.ops[(waiting - self.front) as usize] = op;
-                    return;
+                // `waiting` is the number of an op between the front and the back: popping one forgets it.
+                if waiting != number
+                    && let Some(slot) = self.at(waiting)
+                {
+                    slot.op = Some(op);
+                    return waiting;
                 }
             }
             // A cursor staged from here on must not move in front of this.
@@ -107,30 +157,59 @@ impl State {
             Op::ForgetUser { user, .. } => self.cursors.retain(|(of, _), _| of != user),
             Op::Append { .. } | Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => {}
         }
-        if is_urgent(&op) {
-            self.urgent += 1;
-        } else if self.lazy_since.is_none() {
-            self.lazy_since = Some(Instant::now());
+        match haste(&op) {
+            Haste::Urgent => self.urgent += 1,
+            Haste::Patient => {
+                self.patient.push_back(number);
+                self.patient_ops += 1;
+                self.patient_bytes += weight(&op).1;
+            }
+            Haste::Lazy => self.lazy.push_back(number),
         }
-        self.ops.push_back(op);
+        self.ops += 1;
+        self.slots.push_back(Slot { op: Some(op), since: Instant::now() });
+        number
     }
 
+    /// Takes the op out of the front slot, and the slot away; `None`: it was taken back before.
     fn pop(&mut self) -> Option<Op> {
-        let op = self.ops.pop_front()?;
+        let op = self.slots.pop_front()?.op;
+        self.front += 1;
+        let op = op?;
         if let Op::Cursor { user, device, .. } = &op {
             let key = (user.clone(), device.clone());
-            if self.cursors.get(&key) == Some(&self.front) {
+            if self.cursors.get(&key) == Some(&(self.front - 1)) {
                 self.cursors.remove(&key);
             }
         }
-        self.urgent -= usize::from(is_urgent(&op));
-        self.front += 1;
+        self.gone(&op);
         Some(op)
     }
 
-    fn take(&mut self) -> Next {
+    /// An op has left its slot.
+    fn gone(&mut self, op: &Op) {
+        self.ops -= 1;
+        match haste(op) {
+            Haste::Urgent => self.urgent -= 1,
+            Haste::Patient => {
+                self.patient_ops -= 1;
+                self.patient_bytes -= weight(op).1;
+            }
+            Haste::Lazy => {}
+        }
+    }
+
+    /// Takes the oldest, those that came up to `until` at most.
+    fn take(&mut self, until: Option<Instant>) -> Next {
         let (mut rows, mut bytes, mut ops) = (0, 0, Vec::new());
-        while let Some(op) = self.ops.front() {
+        while let Some(slot) = self.slots.front() {
+            let Some(op) = &slot.op else {
+                self.pop();
+                continue;
+            };
+            if until.is_some_and(|until| slot.since > until) {
+                break;
+            }
             let (more_rows, more_bytes) = weight(op);
             rows += more_rows;
             bytes += more_bytes;
@@ -140,14 +219,47 @@ impl State {
             }
             ops.extend(self.pop());
         }
-        if self.ops.is_empty() {
-            self.lazy_since = None;
-        }
         Next::Commit { ops, raise: std::mem::take(&mut self.raise) }
     }
 
     fn is_ready(&self) -> bool {
-        self.urgent > 0 || self.raise || self.closing || self.ops.len() >= limits::STORE_BATCH_ROWS_MAX
+        self.urgent > 0
+            || self.raise
+            || self.closing
+            || (self.hurry > self.front && self.patient_ops > 0)
+            || self.ops >= limits::STORE_BATCH_ROWS_MAX
+            || self.patient_bytes >= limits::STORE_BATCH_BYTES_MAX
+    }
+
+    /// When the oldest op that nobody waits for is due.
+    fn due(&mut self) -> Option<Instant> {
+        let State { slots, front, patient, lazy, .. } = self;
+        let since = |number: u64| {
+            let slot = slots.get(usize::try_from(number.checked_sub(*front)?).ok()?)?;
+            slot.op.is_some().then_some(slot.since)
+        };
+        let oldest = |numbers: &mut VecDeque<u64>| {
+            while let Some(number) = numbers.front() {
+                match since(*number) {
+                    Some(since) => return Some(since),
+                    None => numbers.pop_front(),
+                };
+            }
+            None
+        };
+        let patient = oldest(patient).map(|since| since + limits::STORE_PATIENCE);
+        let lazy = oldest(lazy).map(|since| since + limits::STORE_LAZY_DELAY);
+        patient.into_iter().chain(lazy).min()
+    }
+
+    /// What the writer should do now, where there is something.
+    fn next(&mut self, now: Instant) -> Option<Next> {
+        if self.is_ready() {
+            return Some(self.take(None));
+        }
+        // Those that are due soon go with it; what came just now may yet be taken back.
+        let due = self.due().is_some_and(|due| due <= now);
+        due.then(|| self.take(now.checked_sub(limits::STORE_PATIENCE / 2)))
     }
 }
 
@@ -158,18 +270,79 @@ impl Queue {
     }
 
     /// Queues an op of that generation; gives it back where the queue is closing or the engine was lost since.
+    #[cfg(test)]
     #[must_use = "an op that is given back must be answered"]
     pub fn push(&self, generation: u64, op: Op) -> Option<Op> {
+        self.place(generation, op).err()
+    }
+
+    /// Queues an op of that generation, and says where it stands; gives it back where the queue is closing or the engine
+    /// was lost since.
+    #[allow(clippy::result_large_err, reason = "it is what came in")]
+    pub fn place(&self, generation: u64, op: Op) -> Result<Place, Op> {
         let mut state = self.state.lock();
         if state.closing || state.discarding || state.generation != generation {
+            return Err(op);
+        }
+        let number = state.push(op);
+        if let Some(sleeps) = state.sleeps
+            && (state.is_ready() || state.due().is_some_and(|due| sleeps.is_none_or(|until| due < until)))
+        {
+            self.wake(&mut state);
+        }
+        Ok(Place { number, front: state.front })
+    }
+
+    /// Takes an append back that nobody waits for, unless the writer has it: then it is given to the caller, and what was
+    /// counted behind it in its log, the ops `behind`, is counted without it.
+    pub fn recall(&self, generation: u64, number: u64, behind: impl Iterator<Item = u64>) -> Option<Op> {
+        let mut state = self.state.lock();
+        if state.generation != generation {
+            return None;
+        }
+        let op = state.at(number)?.op.take_if(|op| haste(op) == Haste::Patient)?;
+        state.gone(&op);
+        state.recalled += 1;
+        #[cfg(test)]
+        if crate::planted::is(crate::planted::Bug::RecalledIsCounted) {
             return Some(op);
         }
-        let slept_until = (state.is_ready(), state.lazy_since);
-        state.push(op);
-        if slept_until != (state.is_ready(), state.lazy_since) {
+        let bytes = match &op {
+            Op::Append { notification, .. } => notification.accounted_bytes(),
+            _ => 0,
+        };
+        for number in behind {
+            let op = state.at(number).and_then(|slot| slot.op.as_mut());
+            if let Some(Op::Append { counters, .. } | Op::Delete { counters, .. } | Op::PutDevice { counters, .. }) = op
+            {
+                counters.count = counters.count.saturating_sub(1);
+                counters.bytes = counters.bytes.saturating_sub(bytes);
+            }
+        }
+        while state.slots.front().is_some_and(|slot| slot.op.is_none()) {
+            state.pop();
+        }
+        Some(op)
+    }
+
+    /// Somebody waits for what is there, patient ops among it.
+    pub fn hurry(&self) {
+        let mut state = self.state.lock();
+        state.hurry = state.front + state.slots.len() as u64;
+        if state.patient_ops > 0 {
+            self.wake(&mut state);
+        }
+    }
+
+    /// How many ops were taken back.
+    pub fn recalled(&self) -> u64 {
+        self.state.lock().recalled
+    }
+
+    fn wake(&self, state: &mut State) {
+        if state.sleeps.take().is_some() {
             self.wake.notify_one();
         }
-        None
     }
 
     /// Asks for a commit with a higher mark.
@@ -177,7 +350,7 @@ impl Queue {
         let mut state = self.state.lock();
         if !state.raise {
             state.raise = true;
-            self.wake.notify_one();
+            self.wake(&mut state);
         }
     }
 
@@ -188,8 +361,10 @@ impl Queue {
         state.generation = generation;
         state.discarding = true;
         state.raise = false;
-        let ops = std::iter::from_fn(|| state.pop()).collect();
-        state.lazy_since = None;
+        let mut ops = Vec::with_capacity(state.ops);
+        while !state.slots.is_empty() {
+            ops.extend(state.pop());
+        }
         ops
     }
 
@@ -208,6 +383,7 @@ impl Queue {
     /// Takes no more ops. What is queued is still taken.
     pub fn close(&self) {
         self.state.lock().closing = true;
+        // Also whoever waits for just that.
         self.wake.notify_one();
     }
 
@@ -215,28 +391,30 @@ impl Queue {
     #[cfg(test)]
     pub fn next_now(&self, lazy: bool) -> Option<Next> {
         let mut state = self.state.lock();
-        (state.is_ready() || lazy && !state.ops.is_empty()).then(|| state.take())
+        (state.is_ready() || lazy && state.ops > 0).then(|| state.take(None))
     }
 
     /// Waits for the next thing to do; until `alarm` at most.
     pub fn next(&self, alarm: Option<Instant>) -> Next {
         let mut state = self.state.lock();
         loop {
-            if state.closing && state.ops.is_empty() {
+            if state.closing && state.ops == 0 {
                 return Next::Stop;
             }
-            let lazy_due = state.lazy_since.map(|since| since + limits::STORE_LAZY_DELAY);
             let now = Instant::now();
-            if state.is_ready() || lazy_due.is_some_and(|due| due <= now) {
-                return state.take();
+            if let Some(next) = state.next(now) {
+                return next;
             }
             if alarm.is_some_and(|alarm| alarm <= now) {
                 return Next::Alarm;
             }
-            match [lazy_due, alarm].into_iter().flatten().min() {
+            let until = [state.due(), alarm].into_iter().flatten().min();
+            state.sleeps = Some(until);
+            match until {
                 Some(moment) => drop(self.wake.wait_until(&mut state, moment)),
                 None => self.wake.wait(&mut state),
             }
+            state.sleeps = None;
         }
     }
 }

@@ -205,6 +205,8 @@ impl Shared {
         if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(bytes) {
             return Ok(room);
         }
+        // What has it need not wait for anybody.
+        self.queue.hurry();
         let mut end = self.end.subscribe();
         tokio::select! {
             biased;

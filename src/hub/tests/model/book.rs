@@ -23,10 +23,12 @@ pub struct Counts {
     /// Came again to a device that had confirmed it, after a crash.
     pub again: usize,
     pub answered_confirmed: usize,
+    /// Taken back from the writer.
+    pub recalled: usize,
 }
 
 impl Counts {
-    fn all(&self) -> [(&'static str, usize); 13] {
+    fn all(&self) -> [(&'static str, usize); 14] {
         [
             ("sent", self.sent),
             ("acknowledged", self.acknowledged),
@@ -41,6 +43,7 @@ impl Counts {
             ("deliveries", self.deliveries),
             ("confirmed and seen again after a crash", self.again),
             ("answered CONFIRMED", self.answered_confirmed),
+            ("confirmed and never written", self.recalled),
         ]
     }
 
@@ -59,6 +62,7 @@ impl Counts {
             deliveries,
             again,
             answered_confirmed,
+            recalled,
         } = more;
         self.sent += sent;
         self.acknowledged += acknowledged;
@@ -73,6 +77,7 @@ impl Counts {
         self.deliveries += deliveries;
         self.again += again;
         self.answered_confirmed += answered_confirmed;
+        self.recalled += recalled;
     }
 
     /// A model that nothing happens in finds nothing.

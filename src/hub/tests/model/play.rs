@@ -131,7 +131,7 @@ impl Play {
         self.book.now = self.clock.unix_millis().0;
         self.book.latest = self.book.latest.max(self.book.now);
         let some = (!self.sessions.is_empty()).then(|| self.dice.roll(self.sessions.len().max(1)));
-        let roll = self.dice.roll(64);
+        let roll = self.dice.roll(68);
         match (roll, some) {
             (0..=11, _) => self.send(),
             (12..=13, _) => (0..=self.dice.roll(4)).for_each(|_| self.send()),
@@ -156,6 +156,7 @@ impl Play {
             (59, Some(n)) => self.forget(self.sessions[n].owner),
             (60..=61, _) => self.crash().await,
             (62, _) => self.restart().await,
+            (63..=66, Some(n)) => self.confirm_at_once(n).await,
             (_, Some(n)) => self.settle(n).await,
         }
         self.look().await;
@@ -228,10 +229,40 @@ impl Play {
         self.call(log, notification, Some(content), expected);
     }
 
+    /// Sends what nobody waits for, and whatever else behind it; the user's sessions confirm what they can before it is
+    /// written.
+    async fn confirm_at_once(&mut self, n: usize) {
+        let to = self.sessions[n].owner.0;
+        let notification = self.notification(None, 0, 20);
+        self.call_waiting(In::User(to), notification, None, Expected::New, Wait::Accepted);
+        for _ in 0..self.dice.roll(3) {
+            let notification = self.notification(None, 0, 20);
+            self.call(In::User(to), notification, None, Expected::New);
+        }
+        self.look().await;
+        for session in self.sessions.iter_mut().filter(|session| session.owner.0 == to) {
+            session.client.confirm();
+        }
+        if self.dice.roll(2) == 0 {
+            self.hub().store().turn(false);
+        }
+    }
+
     fn call(&mut self, log: In, notification: Notification, own: Option<usize>, expected: Expected) {
-        self.book.counts.sent += 1;
         let until = self.clock.now() + Duration::from_secs(5);
         let wait = [Wait::Accepted, Wait::Stored, Wait::Stored, Wait::Confirmed(until)][self.dice.roll(4)];
+        self.call_waiting(log, notification, own, expected, wait);
+    }
+
+    fn call_waiting(
+        &mut self,
+        log: In,
+        notification: Notification,
+        own: Option<usize>,
+        expected: Expected,
+        wait: Wait,
+    ) {
+        self.book.counts.sent += 1;
         if let Some(content) = own {
             let key = (log, notification.id.as_str().to_owned());
             let until = notification.accepted_at.0 + WINDOW;
@@ -382,6 +413,7 @@ impl Play {
             chore.abort();
         }
         self.sessions.clear();
+        self.look_at_the_store();
         self.hub().0.life.stop(Duration::ZERO).await;
         self.quiet().await;
         self.world = World::by_hand(Arc::clone(&self.double), self.clock.clone(), BOUNDS);
@@ -441,6 +473,14 @@ impl Play {
                 assert!(uncertain || (left.is_empty() && state.log.bytes == 0), "{left:?} is left of {id}");
             }
         }
+        self.look_at_the_store();
         self.book.counts
+    }
+
+    /// Nothing that was read in this life was damaged.
+    fn look_at_the_store(&mut self) {
+        self.book.counts.recalled += usize::try_from(self.hub().store().recalled()).unwrap();
+        let damage = self.hub().metrics().failures(crate::metrics::Failure::StoreDamage);
+        assert_eq!(damage, 0, "what is on disk does not fit together");
     }
 }
