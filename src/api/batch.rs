@@ -57,10 +57,9 @@ enum Step {
     Finished(Key, Result<proto::SendToUserResponse, ApiError>),
 }
 
-/// What reading came to.
-enum Read {
-    Request(proto::SendBatchRequest, usize),
-    /// There are no more requests, or why they end here.
+/// Why no request is read.
+enum Unread {
+    /// There are no more, or this is why they end here.
     NoMore(Result<(), Status>),
     /// The next one is too much beside those under way.
     LacksRoom,
@@ -198,12 +197,12 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
             let (before, mut lacks_room) = (burst, false);
             while reads && burst < BURST && !lacks_room {
                 match self.read(cx) {
-                    Poll::Ready(Read::Request(request, share)) => {
+                    Poll::Ready(Ok((request, share))) => {
                         self.take(request, share, cx);
                         burst += 1;
                     }
-                    Poll::Ready(Read::NoMore(end)) => return Poll::Ready(Event::NoMore(end)),
-                    Poll::Ready(Read::LacksRoom) => lacks_room = true,
+                    Poll::Ready(Err(Unread::NoMore(end))) => return Poll::Ready(Event::NoMore(end)),
+                    Poll::Ready(Err(Unread::LacksRoom)) => lacks_room = true,
                     Poll::Pending => break,
                 }
             }
@@ -226,22 +225,21 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
     }
 
     /// Reads the next request, if there is room for it.
-    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Read> {
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(proto::SendBatchRequest, usize), Unread>> {
         if self.next.is_none() {
             if !self.answers.has_place() {
-                return Poll::Ready(Read::LacksRoom);
+                return Poll::Ready(Err(Unread::LacksRoom));
             }
             match ready!(self.requests.poll_next_unpin(cx)) {
                 Some(Ok(request)) => {
                     let share = share(request.encoded_len());
                     self.next = Some((request, share));
                 }
-                Some(Err(status)) => return Poll::Ready(Read::NoMore(Err(status))),
-                None => return Poll::Ready(Read::NoMore(Ok(()))),
+                Some(Err(status)) => return Poll::Ready(Err(Unread::NoMore(Err(status)))),
+                None => return Poll::Ready(Err(Unread::NoMore(Ok(())))),
             }
         }
-        let next = self.next.take_if(|(_, share)| self.answers.enter(*share));
-        Poll::Ready(next.map_or(Read::LacksRoom, |(request, share)| Read::Request(request, share)))
+        Poll::Ready(self.next.take_if(|(_, share)| self.answers.enter(*share)).ok_or(Unread::LacksRoom))
     }
 
     /// Checks a request and begins it, or has it wait for those before it. What waits for nothing is answered at once.
