@@ -4,22 +4,22 @@
 //! The first halves of the sends to one user (`Hub::begin_send`) follow each other, a lane a user; everything else runs at
 //! the same time. A request has its share of what may be under way from before it is read until its answer is taken.
 
+mod answers;
+
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    pin::Pin,
-    sync::Arc,
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
 };
 
-use futures_util::{
-    Stream, StreamExt as _,
-    future::BoxFuture,
-    stream::{self, FuturesUnordered},
-};
+use futures_util::{Stream, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tonic::{Code, Status};
 
+use self::answers::{Answering, answers, share};
 use super::{
     Api, Caller,
     error::ApiError,
@@ -38,22 +38,17 @@ use crate::{
 /// What `SendBatch` answers with.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<proto::SendBatchResponse, Status>> + Send>>;
 
+/// Requests that are taken in one go, before anything else on the runtime has its turn.
+const BURST: usize = 64;
+
 /// Tells requests apart, in the order in which they were read.
 type Key = u64;
 
-/// A request's share of what may be under way.
-type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
-
-/// An answer, or the end of the stream, on its way to the caller.
-struct Out {
-    item: Result<proto::SendBatchResponse, Status>,
-    _room: Option<Room>,
-}
-
-/// A request that is not answered yet.
-struct UnderWay {
+/// A request that is not answered yet, and its share of the bytes that may be under way.
+struct Asked {
+    key: Key,
     request_id: String,
-    room: Room,
+    share: usize,
 }
 
 /// How a half of a send ended.
@@ -62,26 +57,41 @@ enum Step {
     Finished(Key, Result<proto::SendToUserResponse, ApiError>),
 }
 
-/// What is read next: a request, the end of them, or why there is no more.
-type Read = Result<Option<(proto::SendBatchRequest, Room)>, Status>;
-
-/// Reads requests as far as there is room for them. What it has got so far it keeps, so that reading may be interrupted.
-struct Reader<S> {
-    requests: S,
-    count: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    place: Option<OwnedSemaphorePermit>,
-    read: Option<proto::SendBatchRequest>,
+/// Why no request is read.
+enum Unread {
+    /// There are no more, or this is why they end here.
+    NoMore(Result<(), Status>),
+    /// The next one is too much beside those under way.
+    LacksRoom,
 }
 
-struct Driver {
+/// What the driver has to do.
+enum Event {
+    /// The caller went away.
+    Gone,
+    /// The deadline, or the end of the grace for a stop.
+    Cut,
+    /// The node stops.
+    Stop,
+    Step(Step),
+    /// There are no more requests, or why they end here.
+    NoMore(Result<(), Status>),
+    /// Others' turn.
+    Yield,
+}
+
+struct Driver<S> {
     hub: Hub,
     deadline: Option<Instant>,
-    answers: mpsc::UnboundedSender<Out>,
+    requests: S,
+    /// The next request and its share, where there was no room for it yet.
+    next: Option<(proto::SendBatchRequest, usize)>,
+    answers: Answering,
     work: FuturesUnordered<BoxFuture<'static, Step>>,
     /// Of each user with a first half under way: what is to follow it.
     lanes: HashMap<UserId, VecDeque<(Key, ToSend)>>,
-    under_way: BTreeMap<Key, UnderWay>,
+    /// What waits for something.
+    under_way: BTreeMap<Key, Asked>,
     next_key: Key,
 }
 
@@ -97,103 +107,143 @@ impl Api {
         S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Send + Unpin + 'static,
     {
         let hub = self.authorise(caller, Scope::Send)?.clone();
-        let (answers, taken) = mpsc::unbounded_channel();
-        let reader = Reader {
-            requests,
-            count: Arc::new(Semaphore::new(limits::BATCH_IN_FLIGHT_MAX)),
-            bytes: Arc::new(Semaphore::new(limits::BATCH_IN_FLIGHT_BYTES_MAX)),
-            place: None,
-            read: None,
-        };
+        let (answering, answers) = answers();
         let driver = Driver {
             hub,
             deadline,
-            answers,
+            requests,
+            next: None,
+            answers: answering,
             work: FuturesUnordered::new(),
             lanes: HashMap::new(),
             under_way: BTreeMap::new(),
             next_key: 0,
         };
-        self.0.life.spawn(driver.run(reader, self.0.life.stopping().clone()));
-        Ok(Box::pin(stream::unfold(taken, |mut taken| async {
-            let Out { item, _room } = taken.recv().await?;
-            Some((item, taken))
-        })))
+        self.0.life.spawn(driver.run(self.0.life.stopping().clone()));
+        Ok(Box::pin(answers))
     }
 }
 
-impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Reader<S> {
-    async fn next(&mut self) -> Read {
-        if self.read.is_none() {
-            if self.place.is_none() {
-                self.place = Arc::clone(&self.count).acquire_owned().await.ok();
-            }
-            match self.requests.next().await {
-                Some(request) => self.read = Some(request?),
-                None => return Ok(None),
-            }
-        }
-        let size = self.read.as_ref().map_or(0, |request| request.encoded_len());
-        let size = u32::try_from(size.min(limits::BATCH_IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
-        let bytes = Arc::clone(&self.bytes).acquire_many_owned(size).await;
-        Ok(match (self.read.take(), self.place.take(), bytes) {
-            (Some(request), Some(place), Ok(bytes)) => Some((request, (place, bytes))),
-            // Neither semaphore is ever closed.
-            _ => None,
-        })
-    }
-}
-
-impl Driver {
-    async fn run<S>(mut self, mut reader: Reader<S>, stop: CancellationToken)
-    where
-        S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin,
-    {
-        let (answers, mut end) = (self.answers.clone(), None);
-        let mut cut = self.deadline;
-        let mut stopping = false;
+impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S> {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut stopped = Some(Box::pin(stop.cancelled()));
+        let mut cut = pin!(self.deadline.map(tokio::time::sleep_until));
+        let mut end = None;
         loop {
             if self.under_way.is_empty()
                 && let Some(end) = end
             {
                 return self.finish(end);
             }
-            tokio::select! {
-                biased;
-                // He went away: nothing else is started, and what has begun needs nobody.
-                () = answers.closed() => return,
-                () = until(cut) => {
+            let stopping = stopped.is_none();
+            match poll_fn(|cx| self.poll(cx, cut.as_mut(), &mut stopped, end.is_none())).await {
+                // Nothing else is started, and what has begun needs nobody.
+                Event::Gone => return,
+                Event::Cut => {
                     let error = if stopping { may_have_been_delivered } else { || ApiError::DeadlineExceeded };
-                    let all: Vec<_> = self.under_way.keys().copied().collect();
-                    all.into_iter().for_each(|key| self.answer(key, Err(error())));
+                    let all = std::mem::take(&mut self.under_way);
+                    all.into_values().for_each(|asked| self.answer(asked, Err(error())));
                     return self.finish(Err(if stopping { draining() } else { ApiError::DeadlineExceeded }.into()));
                 }
-                () = stop.cancelled(), if !stopping => {
-                    stopping = true;
+                Event::Stop => {
+                    stopped = None;
                     let grace = self.hub.clock().now() + limits::BATCH_STOP_GRACE;
-                    cut = Some(cut.map_or(grace, |deadline| deadline.min(grace)));
+                    let at = self.deadline.map_or(grace, |deadline| deadline.min(grace));
+                    cut.set(Some(tokio::time::sleep_until(at)));
                     end = Some(Err(End::from(draining())));
                     let queued: Vec<_> = self.lanes.values_mut().flat_map(std::mem::take).collect();
-                    queued.into_iter().for_each(|(key, _)| self.answer(key, Err(draining())));
-                }
-                Some(step) = self.work.next() => self.step(step),
-                read = reader.next(), if end.is_none() => match read {
-                    Ok(Some((request, room))) => self.take(request, room),
-                    Ok(None) => end = Some(Ok(())),
-                    // A message that tonic refused; nothing behind it can be read. All before it is answered.
-                    Err(status) if matches!(status.code(), Code::OutOfRange | Code::Internal) => {
-                        self.hub.metrics().failure(Failure::GrpcRefused);
-                        end = Some(Err(End::Transport(status)));
+                    for asked in
+                        queued.into_iter().filter_map(|(key, _)| self.under_way.remove(&key)).collect::<Vec<_>>()
+                    {
+                        self.answer(asked, Err(draining()));
                     }
-                    // The connection broke, or the caller reset the stream.
-                    Err(_) => return,
-                },
+                }
+                Event::Step(step) => self.step(step),
+                Event::NoMore(Ok(())) => end = Some(Ok(())),
+                // A message that tonic refused; nothing behind it can be read. All before it is answered.
+                Event::NoMore(Err(status)) if matches!(status.code(), Code::OutOfRange | Code::Internal) => {
+                    self.hub.metrics().failure(Failure::GrpcRefused);
+                    end = Some(Err(End::Transport(status)));
+                }
+                // The connection broke, or the caller reset the stream.
+                Event::NoMore(Err(_)) => return,
+                Event::Yield => tokio::task::yield_now().await,
             }
         }
     }
 
-    /// Checks a request and begins it, or has it wait for those before it.
-    fn take(&mut self, request: proto::SendBatchRequest, room: Room) {
+    /// What there is to do next. Requests are taken on the way, as far as they come.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        cut: Pin<&mut Option<Sleep>>,
+        stopped: &mut Option<Pin<Box<WaitForCancellationFuture<'_>>>>,
+        reads: bool,
+    ) -> Poll<Event> {
+        if self.answers.is_gone() {
+            return Poll::Ready(Event::Gone);
+        }
+        if cut.as_pin_mut().is_some_and(|cut| cut.poll(cx).is_ready()) {
+            return Poll::Ready(Event::Cut);
+        }
+        if stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Event::Stop);
+        }
+        let mut burst = 0;
+        loop {
+            if let Poll::Ready(Some(step)) = self.work.poll_next_unpin(cx) {
+                return Poll::Ready(Event::Step(step));
+            }
+            let (before, mut lacks_room) = (burst, false);
+            while reads && burst < BURST && !lacks_room {
+                match self.read(cx) {
+                    Poll::Ready(Ok((request, share))) => {
+                        self.take(request, share, cx);
+                        burst += 1;
+                    }
+                    Poll::Ready(Err(Unread::NoMore(end))) => return Poll::Ready(Event::NoMore(end)),
+                    Poll::Ready(Err(Unread::LacksRoom)) => lacks_room = true,
+                    Poll::Pending => break,
+                }
+            }
+            if burst == BURST {
+                self.answers.hand_over(None, false);
+                return Poll::Ready(Event::Yield);
+            }
+            if burst > before && !self.work.is_empty() {
+                // What was begun just now has yet to be asked how it gets on.
+                continue;
+            }
+            let has_room = self.answers.hand_over(Some(cx.waker()), lacks_room);
+            if self.answers.is_gone() {
+                return Poll::Ready(Event::Gone);
+            }
+            if !(lacks_room && has_room) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Reads the next request, if there is room for it.
+    fn read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(proto::SendBatchRequest, usize), Unread>> {
+        if self.next.is_none() {
+            if !self.answers.has_place() {
+                return Poll::Ready(Err(Unread::LacksRoom));
+            }
+            match ready!(self.requests.poll_next_unpin(cx)) {
+                Some(Ok(request)) => {
+                    let share = share(request.encoded_len());
+                    self.next = Some((request, share));
+                }
+                Some(Err(status)) => return Poll::Ready(Err(Unread::NoMore(Err(status)))),
+                None => return Poll::Ready(Err(Unread::NoMore(Ok(())))),
+            }
+        }
+        Poll::Ready(self.next.take_if(|(_, share)| self.answers.enter(*share)).ok_or(Unread::LacksRoom))
+    }
+
+    /// Checks a request and begins it, or has it wait for those before it. What waits for nothing is answered at once.
+    fn take(&mut self, request: proto::SendBatchRequest, share: usize, cx: &mut Context<'_>) {
         let proto::SendBatchRequest { mut request_id, send } = request;
         let key = self.next_key;
         self.next_key += 1;
@@ -206,68 +256,94 @@ impl Driver {
             send.ok_or_else(|| ApiError::invalid("send", "is required"))
                 .and_then(|send| send::to_send(&self.hub, send, self.deadline))
         };
-        self.under_way.insert(key, UnderWay { request_id, room });
-        match checked {
-            Err(error) => self.answer(key, Err(error)),
-            Ok(send) => match self.lanes.get_mut(&send.user) {
-                Some(lane) => lane.push_back((key, send)),
-                None => {
-                    self.lanes.insert(send.user.clone(), VecDeque::new());
-                    self.begin(key, send);
-                }
-            },
+        let asked = Asked { key, request_id, share };
+        let send = match checked {
+            Err(error) => return self.answer(asked, Err(error)),
+            Ok(send) => send,
+        };
+        if let Some(lane) = self.lanes.get_mut(&send.user) {
+            lane.push_back((key, send));
+            self.under_way.insert(key, asked);
+            return;
+        }
+        if send.notification.is_now_or_never() {
+            let id = send.notification.id.clone();
+            let begun = self.hub.begin_unstored(&send.user, send.notification);
+            return self.begun(asked, id, begun);
+        }
+        let user = send.user.clone();
+        let mut first_half = self.first_half(key, send);
+        match first_half.as_mut().poll(cx) {
+            Poll::Ready(Step::Begun(_, _, id, begun)) => self.begun(asked, id, begun),
+            Poll::Ready(Step::Finished(_, answer)) => self.answer(asked, answer),
+            Poll::Pending => {
+                self.lanes.insert(user, VecDeque::new());
+                self.under_way.insert(key, asked);
+                self.work.push(first_half);
+            }
         }
     }
 
-    fn begin(&mut self, key: Key, send: ToSend) {
+    fn first_half(&self, key: Key, send: ToSend) -> BoxFuture<'static, Step> {
         let hub = self.hub.clone();
-        self.work.push(Box::pin(async move {
+        Box::pin(async move {
             let ToSend { user, notification, options } = send;
             let id = notification.id.clone();
             let begun = hub.begin_send(&user, notification, options).await;
             Step::Begun(key, user, id, begun)
-        }));
+        })
+    }
+
+    /// Goes on with what has its place among the user's others.
+    fn begun(&mut self, asked: Asked, id: NotificationId, begun: Result<Begun, SendError>) {
+        match begun.map(|begun| self.hub.finish_at_once(begun)) {
+            Err(error) => self.answer(asked, Err(error.into())),
+            Ok(Ok(sent)) => self.answer(asked, Ok(send::answer(&id, sent))),
+            Ok(Err(begun)) => {
+                let (hub, key) = (self.hub.clone(), asked.key);
+                self.under_way.insert(key, asked);
+                self.work.push(Box::pin(async move {
+                    let sent = hub.finish_send(begun).await;
+                    Step::Finished(key, sent.map(|sent| send::answer(&id, sent)).map_err(ApiError::from))
+                }));
+            }
+        }
     }
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Finished(key, answer) => self.answer(key, answer),
+            Step::Finished(key, answer) => {
+                if let Some(asked) = self.under_way.remove(&key) {
+                    self.answer(asked, answer);
+                }
+            }
             Step::Begun(key, user, id, begun) => {
                 match self.lanes.get_mut(&user).and_then(VecDeque::pop_front) {
-                    Some((next, send)) => self.begin(next, send),
+                    Some((next, send)) => self.work.push(self.first_half(next, send)),
                     None => drop(self.lanes.remove(&user)),
                 }
-                match begun {
-                    Err(error) => self.answer(key, Err(error.into())),
-                    Ok(begun) => {
-                        let hub = self.hub.clone();
-                        self.work.push(Box::pin(async move {
-                            let sent = hub.finish_send(begun).await;
-                            Step::Finished(key, sent.map(|sent| send::answer(&id, sent)).map_err(ApiError::from))
-                        }));
-                    }
+                // One that was answered by a stop has begun all the same: being dropped, it is written.
+                if let Some(asked) = self.under_way.remove(&key) {
+                    self.begun(asked, id, begun);
                 }
             }
         }
     }
 
-    fn answer(&mut self, key: Key, answer: Result<proto::SendToUserResponse, ApiError>) {
-        let Some(UnderWay { request_id, room }) = self.under_way.remove(&key) else { return };
+    fn answer(&mut self, asked: Asked, answer: Result<proto::SendToUserResponse, ApiError>) {
         let result = Some(match answer {
             Ok(response) => Answer::Response(response),
             Err(error) => Answer::Error(embedded(&error.into_status(self.hub.metrics()))),
         });
-        // Where he is gone nobody needs it.
-        let _ = self.answers.send(Out { item: Ok(proto::SendBatchResponse { request_id, result }), _room: Some(room) });
+        self.answers.answer(proto::SendBatchResponse { request_id: asked.request_id, result }, asked.share);
     }
 
     fn finish(self, end: Result<(), End>) {
         if let Err(end) = end {
-            let status = match end {
+            self.answers.fail(match end {
                 End::Api(error) => error.into_status(self.hub.metrics()),
                 End::Transport(status) => status,
-            };
-            let _ = self.answers.send(Out { item: Err(status), _room: None });
+            });
         }
     }
 }
@@ -291,13 +367,6 @@ fn draining() -> ApiError {
 fn may_have_been_delivered() -> ApiError {
     let message = "the node is stopping; the notification may have been delivered".to_owned();
     ApiError::Unavailable { reason: "MAY_HAVE_BEEN_DELIVERED", message }
-}
-
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// A status as a message of its own. That with details carries itself, encoded.

@@ -1,11 +1,12 @@
 //! Who calls: the Unix socket and `grpc.insecure` open everything, elsewhere a bearer token names the caller. And how
 //! long he waits.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
+use http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tonic::{Request, Status, metadata::MetadataMap, service::Interceptor};
+use tonic::{Request, Status, service::Interceptor};
 
 use crate::{
     api::{Api, ApiError, Caller, scope::ScopeSet},
@@ -44,11 +45,23 @@ impl Access {
         Self::Open(Caller { name: name.into(), scopes: ScopeSet::ALL })
     }
 
-    fn identify(&self, metadata: &MetadataMap) -> Option<Caller> {
+    /// Notes who calls, and until when, for the handlers. When the call has to be answered.
+    pub fn note<B>(&self, request: &mut http::Request<B>) -> Option<Instant> {
+        let caller = self.identify(request.headers());
+        let timeout = request.headers().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+        let deadline = timeout.and_then(|timeout| {
+            let margin = MARGIN_MAX.min(timeout / 10);
+            Instant::now().checked_add(timeout - margin)
+        });
+        request.extensions_mut().insert(Call { caller, deadline });
+        deadline
+    }
+
+    fn identify(&self, headers: &HeaderMap) -> Option<Caller> {
         match self {
             Access::Open(caller) => Some(caller.clone()),
             Access::Tokens(tokens) => {
-                let value = metadata.get("authorization")?.to_str().ok()?;
+                let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
                 let (scheme, token) = value.split_once(' ')?;
                 if !scheme.eq_ignore_ascii_case("bearer") {
                     return None;
@@ -67,30 +80,12 @@ impl Access {
     }
 }
 
-/// Notes who calls, and until when, for the handlers.
-#[derive(Clone)]
-pub struct Identify(pub Arc<Access>);
-
-impl Interceptor for Identify {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(caller) = self.0.identify(request.metadata()) {
-            request.extensions_mut().insert(caller);
-        }
-        if let Some(timeout) =
-            request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?))
-        {
-            let margin = MARGIN_MAX.min(timeout / 10);
-            if let Some(deadline) = Instant::now().checked_add(timeout - margin) {
-                request.extensions_mut().insert(Deadline(deadline));
-            }
-        }
-        Ok(request)
-    }
+/// What is known of a call before its handler sees it.
+#[derive(Clone, Debug)]
+struct Call {
+    caller: Option<Caller>,
+    deadline: Option<Instant>,
 }
-
-/// When a call has to be answered.
-#[derive(Clone, Copy, Debug)]
-struct Deadline(Instant);
 
 /// Reads `grpc-timeout` (gRPC over HTTP/2: at most 8 digits and a unit).
 fn parse_timeout(text: &str) -> Option<Duration> {
@@ -122,15 +117,15 @@ impl Interceptor for ReflectionGuard {
     }
 }
 
-/// The caller that [`Identify`] noted.
+/// The caller that [`Access::note`] noted.
 pub fn caller(extensions: &http::Extensions) -> Result<Caller, ApiError> {
     let missing = "a valid token is needed: authorization: Bearer <token>";
-    extensions.get::<Caller>().cloned().ok_or(ApiError::Unauthenticated(missing))
+    extensions.get::<Call>().and_then(|call| call.caller.clone()).ok_or(ApiError::Unauthenticated(missing))
 }
 
-/// When the call has to be answered, as [`Identify`] noted it.
+/// When the call has to be answered, as [`Access::note`] noted it.
 pub fn deadline(extensions: &http::Extensions) -> Option<Instant> {
-    extensions.get::<Deadline>().map(|deadline| deadline.0)
+    extensions.get::<Call>().and_then(|call| call.deadline)
 }
 
 #[cfg(test)]
@@ -152,15 +147,15 @@ mod tests {
         let caller = Caller { name: "orders".into(), scopes: ScopeSet::ALL };
         let access = Access::Tokens(vec![Token { sha256: Sha256::digest("right").into(), caller }]);
         let identify = |value: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("authorization", value.parse().unwrap());
-            access.identify(&metadata).map(|caller| caller.name)
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", value.parse().unwrap());
+            access.identify(&headers).map(|caller| caller.name)
         };
         assert_eq!(identify("Bearer right").as_deref(), Some("orders"));
         assert_eq!(identify("bearer right").as_deref(), Some("orders"));
         for bad in ["Bearer wrong", "Bearer", "Bearer ", "right", "Basic right", "Bearer right right"] {
             assert_eq!(identify(bad), None, "{bad}");
         }
-        assert!(access.identify(&MetadataMap::new()).is_none());
+        assert!(access.identify(&HeaderMap::new()).is_none());
     }
 }

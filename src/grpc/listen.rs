@@ -13,7 +13,6 @@ use tokio::{
     net::{TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
-use tonic::transport::server::Connected;
 
 use crate::{
     lifecycle::Lifecycle,
@@ -33,7 +32,7 @@ enum Io {
 }
 
 /// The connections of a listener that have said something, until the stop.
-pub fn incoming(bound: Bound, life: Lifecycle) -> impl Stream<Item = io::Result<Connection>> {
+pub fn incoming(bound: Bound, life: Lifecycle) -> impl Stream<Item = Connection> {
     let (sender, receiver) = mpsc::channel(1);
     let accept_life = life.clone();
     life.spawn(async move {
@@ -42,9 +41,7 @@ pub fn incoming(bound: Bound, life: Lifecycle) -> impl Stream<Item = io::Result<
             () = accept(bound, sender, &accept_life) => {}
         }
     });
-    stream::unfold(receiver, |mut receiver| async {
-        receiver.recv().await.map(|connection| (Ok(connection), receiver))
-    })
+    stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|connection| (connection, receiver)) })
 }
 
 async fn accept(bound: Bound, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
@@ -78,12 +75,6 @@ impl Connection {
             Io::Unix(stream) => stream.ready(Interest::READABLE).await.map(drop),
         }
     }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Connection {

@@ -3,20 +3,23 @@
 
 mod access;
 pub mod config;
+mod front;
 mod listen;
-mod refused;
+mod nest;
 mod service;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 pub use access::{Access, Token};
 pub use config::Config;
-use tonic::{
-    service::{InterceptorLayer, interceptor::InterceptedService},
-    transport::Server,
-};
+use futures_util::StreamExt as _;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::{Routes, interceptor::InterceptedService};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
+use self::{front::Front, listen::Connection, nest::Nest};
 use crate::{
     api::{
         Api,
@@ -62,39 +65,58 @@ pub async fn serve<H: Health>(
     access: Access,
     services: Services<H>,
     life: Lifecycle,
-) -> Result<(), tonic::transport::Error> {
+) -> Result<(), Infallible> {
     let Services { api, health, notification_bytes } = services;
     let request_bytes = REQUEST_BYTES_MIN.max(notification_bytes.saturating_mul(4));
     let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
-    let access = Arc::new(access);
-    let refused = refused::CountRefused(api.metrics().clone());
+    let metrics = api.metrics().clone();
     let guard = access::ReflectionGuard(api);
-    let router = Server::builder()
+    let others = Routes::new(health)
+        .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
+        .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
+    let front = Front::new(access, metrics, gateway, others);
+    let (connections, stop) = (TaskTracker::new(), life.stopping().clone());
+    let accept = async {
+        let mut incoming = pin!(listen::incoming(bound, life));
+        while let Some(connection) = incoming.next().await {
+            connections.spawn(serve_connection(connection, front.clone(), stop.clone()));
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        () = stop.cancelled() => {}
+    }
+    connections.close();
+    // A stream that never ends, or a peer that never answers, must not hold the stop up.
+    let _ = tokio::time::timeout(limits::GRPC_STOP_GRACE, connections.wait()).await;
+    Ok(())
+}
+
+/// Serves one connection. hyper does it without tonic's own layers around each call, which are for what is not used here.
+async fn serve_connection(connection: Connection, front: Front, stop: CancellationToken) {
+    let nest = Nest::default();
+    let serving = http2::Builder::new(nest.clone())
+        .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE.0))
-        .http2_keepalive_timeout(Some(KEEPALIVE.1))
-        .layer(refused)
-        .layer(InterceptorLayer::new(access::Identify(access)))
-        .add_service(health)
-        .add_service(gateway)
-        .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
-        .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
-    let stop = life.stopping().clone();
-    let signal = stop.clone();
-    let incoming = pin!(listen::incoming(bound, life));
-    let serving = router.serve_with_incoming_shutdown(incoming, async move { signal.cancelled().await });
-    let over = async move {
-        // A stream that never ends, or a peer that never answers, must not hold the stop up.
-        stop.cancelled().await;
-        tokio::time::sleep(limits::GRPC_STOP_GRACE).await;
-    };
-    tokio::select! {
-        served = serving => served,
-        () = over => Ok(()),
-    }
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1)
+        // gRPC has no use for it.
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(connection), front);
+    nest.run(async {
+        let mut serving = pin!(serving);
+        tokio::select! {
+            biased;
+            // What a peer does wrong is its own affair; it was told.
+            _ = serving.as_mut() => return,
+            () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+        }
+        let _ = serving.await;
+    })
+    .await;
 }
 
 /// Why building reflection cannot fail: a test builds it from the same bytes.

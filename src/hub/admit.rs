@@ -38,6 +38,11 @@ impl Unflushed {
         }
     }
 
+    /// Whether they are flushed in one go.
+    pub(super) fn is_small(&self) -> bool {
+        self.0.len() <= limits::FANOUT_SLICE_SESSIONS
+    }
+
     /// How many there are.
     pub(super) fn count(&self) -> u32 {
         u32::try_from(self.0.len()).unwrap_or(u32::MAX)

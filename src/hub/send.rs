@@ -234,6 +234,21 @@ impl Hub {
         }
     }
 
+    /// The first half of a send that is never stored ([`Notification::is_now_or_never`]): it waits for nothing.
+    pub fn begin_unstored(&self, to: &UserId, notification: Notification) -> Result<Begun, SendError> {
+        if self.is_draining() { Err(SendError::Draining) } else { self.send_unstored(to, notification) }
+    }
+
+    /// The second half of a send, if it waits for nothing and its sessions are so few that nobody else has to be let in
+    /// between. Else it comes back, for [`Hub::finish_send`].
+    pub fn finish_at_once(&self, begun: Begun) -> Result<Sent, Begun> {
+        if begun.stored.is_some() || begun.end.is_some() || !begun.unflushed.is_small() {
+            return Err(begun);
+        }
+        // Being dropped, it flushes.
+        Ok(begun.sent)
+    }
+
     /// The second half of a send: writes to the sockets, and waits for what is asked.
     pub async fn finish_send(&self, begun: Begun) -> Result<Sent, SendError> {
         let Begun { unflushed, mut sent, stored, end } = begun;

@@ -159,21 +159,17 @@ fn fields<T: DeserializeOwned>(text: &str) -> Result<T, ()> {
 
 /// Whether JSON text nests deeper than `max`. Brackets inside strings do not count.
 pub fn depth_exceeds(text: &[u8], max: usize) -> bool {
+    // Few texts have so many brackets at all, and to count them takes no time.
+    let opening = text.iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
+    if opening <= max {
+        return false;
+    }
     let mut depth = 0usize;
-    let mut in_string = false;
-    let mut escaped = false;
-    for &byte in text {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => in_string = false,
-                _ => {}
-            }
-            continue;
-        }
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        at += 1;
         match byte {
-            b'"' => in_string = true,
+            b'"' => at = behind_string(text, at),
             b'{' | b'[' => {
                 depth += 1;
                 if depth > max {
@@ -185,6 +181,19 @@ pub fn depth_exceeds(text: &[u8], max: usize) -> bool {
         }
     }
     false
+}
+
+/// Where the string ends that is open at `at`; behind the end of the text where nothing ends it.
+fn behind_string(text: &[u8], mut at: usize) -> usize {
+    while let Some(found) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += found;
+        if text[at] == b'"' {
+            return at + 1;
+        }
+        // What follows is escaped, whatever it is.
+        at += 2;
+    }
+    text.len()
 }
 
 #[cfg(test)]

@@ -19,6 +19,13 @@ const OFFSET_WIDTH: usize = 16;
 const ENVELOPE_BYTES: usize = 192;
 
 fn json_string(out: &mut Vec<u8>, text: &str) {
+    // Most are plain: ids and names.
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     // Writing a str into a Vec cannot fail: neither the serializer nor the writer has an error to give.
     let _ = serde_json::to_writer(out, text);
 }
@@ -34,8 +41,11 @@ pub struct Draft {
 impl Draft {
     /// The text frame: payload inline, bytes as base64.
     pub fn text(notification: &Notification, stored: bool, replayed: bool) -> Self {
-        let payload = notification.payload.bytes();
-        let mut frame = FrameBuilder::text(payload.len() * 4 / 3 + ENVELOPE_BYTES);
+        let payload_bytes = match &notification.payload {
+            Payload::Json(json) => json.len(),
+            Payload::Binary(bytes) => bytes.len().div_ceil(3) * 4,
+        };
+        let mut frame = FrameBuilder::text(payload_bytes + ENVELOPE_BYTES);
         let out = frame.buf();
         let hole = envelope(out, notification, stored, replayed);
         match &notification.payload {
@@ -46,7 +56,11 @@ impl Draft {
             Payload::Binary(bytes) => {
                 out.extend_from_slice(b",\"dataBase64\":\"");
                 // Base64 has no character that JSON escapes.
-                out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+                let (start, length) = (out.len(), bytes.len().div_ceil(3) * 4);
+                out.resize(start + length, 0);
+                // It fits exactly: that is the length of what is padded.
+                let written = STANDARD.encode_slice(bytes, &mut out[start..]).unwrap_or_default();
+                debug_assert_eq!(written, length);
                 out.push(b'"');
             }
         }
@@ -87,6 +101,12 @@ impl Draft {
     }
 }
 
+fn timestamp(out: &mut Vec<u8>, moment: UnixMillis) {
+    out.extend_from_slice(b",\"timestamp\":\"");
+    out.extend_from_slice(moment.rfc3339().as_bytes());
+    out.push(b'"');
+}
+
 /// Writes the envelope without its closing brace; returns where the offset goes.
 fn envelope(out: &mut Vec<u8>, notification: &Notification, stored: bool, replayed: bool) -> Option<usize> {
     out.extend_from_slice(b"{\"type\":");
@@ -99,7 +119,7 @@ fn envelope(out: &mut Vec<u8>, notification: &Notification, stored: bool, replay
         out.extend_from_slice(&[b' '; OFFSET_WIDTH]);
         hole
     });
-    let _ = write!(out, ",\"timestamp\":\"{}\"", notification.accepted_at.rfc3339());
+    timestamp(out, notification.accepted_at);
     if let Some(user) = &notification.from_user {
         out.extend_from_slice(b",\"fromUserId\":");
         json_string(out, user.as_str());
@@ -195,7 +215,7 @@ pub fn echo_response(data: &str, reply_to: Option<&str>, now: UnixMillis) -> Byt
     let out = frame.buf();
     out.extend_from_slice(b"{\"type\":\"echo_response\",\"data\":");
     out.extend_from_slice(data.as_bytes());
-    let _ = write!(out, ",\"timestamp\":\"{}\"", now.rfc3339());
+    timestamp(out, now);
     if let Some(id) = reply_to {
         out.extend_from_slice(b",\"replyTo\":");
         json_string(out, id);

@@ -18,11 +18,61 @@ impl UnixMillis {
     }
 
     /// RFC 3339, UTC, with milliseconds; what clients see. Moments after the year 9999 are shown as its end.
-    pub fn rfc3339(self) -> impl std::fmt::Display {
+    pub fn rfc3339(self) -> Rfc3339 {
         const YEAR_9999_END: u64 = 253_402_300_799_999;
-        let moment = std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.0.min(YEAR_9999_END));
-        humantime::format_rfc3339_millis(moment)
+        const DAY_MILLIS: u64 = 86_400_000;
+        let millis = self.0.min(YEAR_9999_END);
+        let (days, of_day) = (millis / DAY_MILLIS, millis % DAY_MILLIS);
+        let (year, month, day) = civil(days);
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        digits(&mut text[0..4], year);
+        digits(&mut text[5..7], month);
+        digits(&mut text[8..10], day);
+        digits(&mut text[11..13], of_day / 3_600_000);
+        digits(&mut text[14..16], of_day / 60_000 % 60);
+        digits(&mut text[17..19], of_day / 1000 % 60);
+        digits(&mut text[20..23], of_day % 1000);
+        Rfc3339(text)
     }
+}
+
+/// A moment as text, `2026-01-31T09:35:00.123Z`. Written by hand: it is part of every message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rfc3339([u8; 24]);
+
+impl Rfc3339 {
+    /// The text, which is ASCII.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(str::from_utf8(&self.0).unwrap_or_default())
+    }
+}
+
+/// Writes `number` right-aligned over all of `place`.
+fn digits(place: &mut [u8], mut number: u64) {
+    for digit in place.iter_mut().rev() {
+        // No loss: below 10.
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+/// Year, month and day of a day since 1970-01-01 (proleptic Gregorian; <https://howardhinnant.github.io/date_algorithms.html>).
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Counted from 0000-03-01, so that the leap day is a year's last and every 400 years are alike.
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 /// What a notification carries. Passed on as it came, never altered.
@@ -123,5 +173,17 @@ mod tests {
     fn moments_are_shown_in_utc_with_milliseconds() {
         assert_eq!(UnixMillis(1_769_852_100_123).rfc3339().to_string(), "2026-01-31T09:35:00.123Z");
         assert_eq!(UnixMillis(u64::MAX).rfc3339().to_string(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(UnixMillis(0).rfc3339().to_string(), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn every_day_has_the_date_that_others_give_it() {
+        // Each day to the year 2500, and each moment of leap years that end a century and that do not, some milliseconds in.
+        for day in 0..193_000u64 {
+            let millis = day * 86_400_000 + day * 7919 % 86_400_000;
+            let moment = std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis);
+            let expected = humantime::format_rfc3339_millis(moment).to_string();
+            assert_eq!(UnixMillis(millis).rfc3339().to_string(), expected);
+        }
     }
 }

@@ -18,7 +18,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{
     Gateway, Rpc,
-    rpc::{confirmed, notification, own, request},
+    rpc::{confirmed, notification, own, request, ttl},
     soon, until,
 };
 
@@ -127,6 +127,33 @@ async fn requests_for_one_user_take_effect_in_their_order() {
     let expected: Vec<_> = (0..900).step_by(9).map(Value::from).collect();
     assert_eq!(warm.data(100).await, expected);
     assert_eq!(gateway.client("user-3").await.data(2).await, [3, 12]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_never_stored_does_not_overtake_what_was_asked_for_before_it() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let mut alice = gateway.client("alice").await;
+    gateway.live("alice").await;
+    let mut batch = Batch::open(&mut rpc, None).await;
+    let never_stored = |n: i32| Notification { ttl: ttl(0, 0), ..notification(n) };
+    for n in 0..400 {
+        // An own id is looked up in the store first; what is never stored waits for nothing, and could go at once.
+        let sent = if n % 4 == 0 { own(&n.to_string(), n) } else { never_stored(n) };
+        batch.send(&n.to_string(), request("alice", sent)).await;
+    }
+    batch.half_close();
+    let mut answered = BTreeSet::new();
+    while let Some((id, answer)) = batch.next().await.unwrap() {
+        let Answer::Response(response) = answer else { panic!("{answer:?}") };
+        let n: i32 = id.parse().unwrap();
+        let expected = if n % 4 == 0 { Outcome::Stored } else { Outcome::Accepted };
+        assert_eq!((response.outcome(), response.sessions), (expected, 1), "{n}");
+        assert!(answered.insert(n), "{n} was answered twice");
+    }
+    assert_eq!(answered.len(), 400);
+    let expected: Vec<_> = (0..400).map(Value::from).collect();
+    assert_eq!(alice.data(400).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

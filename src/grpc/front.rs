@@ -1,0 +1,113 @@
+//! What every call meets first: who calls and until when is noted, the gateway's own methods go straight to it and the
+//! others to a router, and what tonic refuses before any handler sees it is counted (messages over their size, messages
+//! that do not decode, methods that do not exist).
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::{task::JoinError, time::Sleep};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::{BoxFuture, Service as _},
+    service::Routes,
+};
+
+use super::{access::Access, service::Service};
+use crate::{
+    api::{ApiError, proto::gateway_server::GatewayServer},
+    clock::Instant,
+    metrics::{Failure, Metrics},
+};
+
+/// Where the gateway's own methods are.
+const GATEWAY: &str = "/pushgate.v1.Gateway/";
+/// Those that are frequent and soon done, or go on in a task of their own. They are begun in the connection's task, where
+/// nobody has to be woken for them; others must not hold it up.
+const AT_ONCE: [&str; 2] = ["/pushgate.v1.Gateway/SendToUser", "/pushgate.v1.Gateway/SendBatch"];
+
+/// The services of one listener. Cheap to clone.
+#[derive(Clone)]
+pub struct Front(Arc<Inner>);
+
+struct Inner {
+    access: Access,
+    metrics: Metrics,
+    gateway: GatewayServer<Service>,
+    others: Routes,
+}
+
+impl Front {
+    /// The gateway's own methods, and others.
+    pub fn new(access: Access, metrics: Metrics, gateway: GatewayServer<Service>, others: Routes) -> Self {
+        Self(Arc::new(Inner { access, metrics, gateway, others: others.prepare() }))
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Front {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, mut request: Request<Incoming>) -> Answer {
+        let Inner { access, metrics, gateway, others } = &*self.0;
+        let deadline = access.note(&mut request);
+        let path = request.uri().path();
+        let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
+            gateway.clone().call(request)
+        } else if path.starts_with(GATEWAY) {
+            Box::pin(apart(AbortOnDropHandle::new(tokio::spawn(gateway.clone().call(request)))))
+        } else {
+            Box::pin(others.clone().call(request))
+        };
+        Answer { work, deadline, over: None, metrics: metrics.clone() }
+    }
+}
+
+/// Waits for a call in a task of its own. A panic in it is one in here.
+async fn apart(work: AbortOnDropHandle<Result<Response<Body>, Infallible>>) -> Result<Response<Body>, Infallible> {
+    match work.await.map_err(JoinError::try_into_panic) {
+        Ok(answer) => answer,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        Err(Err(_)) => Ok(Status::unavailable("the node is stopping").into_http()),
+    }
+}
+
+/// An answer that is being worked on: its head; what a stream has to say follows.
+pub struct Answer {
+    work: BoxFuture<Response<Body>, Infallible>,
+    deadline: Option<Instant>,
+    /// The deadline's timer, once the answer turns out to take time.
+    over: Option<Pin<Box<Sleep>>>,
+    metrics: Metrics,
+}
+
+impl Future for Answer {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Poll::Ready(answer) = this.work.as_mut().poll(cx) {
+            let answer = answer?;
+            let status = answer.headers().get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()));
+            // No handler of this house answers with one of these.
+            if matches!(status, Some(Code::OutOfRange | Code::Internal | Code::Unimplemented)) {
+                this.metrics.failure(Failure::GrpcRefused);
+            }
+            return Poll::Ready(Ok(answer));
+        }
+        // Handlers keep the deadline themselves; a request that does not come to its end never reaches one.
+        let Some(deadline) = this.deadline else { return Poll::Pending };
+        let over = this.over.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        ready!(over.as_mut().poll(cx));
+        Poll::Ready(Ok(ApiError::DeadlineExceeded.into_status(&this.metrics).into_http()))
+    }
+}
