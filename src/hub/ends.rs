@@ -105,11 +105,9 @@ impl Hub {
 
     /// Deletes what every device has: what is not written yet, and for which nobody waits, never will be.
     fn delete_done(&self, log: &LogId, state: &mut LogState, mut entries: Vec<IndexEntry>) {
-        let generation = state.generation;
-        let written = entries.extract_if(.., |entry| {
-            entry.offset <= state.applied || !self.0.store.recall(generation, entry.offset, &mut state.recallable)
-        });
-        let written: Vec<_> = written.collect();
+        let offsets: Vec<_> = entries.iter().map(|entry| entry.offset).collect();
+        let recalled = self.0.store.recall(state.generation, &offsets, &mut state.recallable);
+        let written: Vec<_> = entries.extract_if(.., |entry| recalled.binary_search(&entry.offset).is_err()).collect();
         if !written.is_empty() || state.has_bare_buckets() {
             self.delete(log, state, &written, None);
         }

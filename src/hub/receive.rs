@@ -111,7 +111,7 @@ impl Hub {
                 state.log.ended(one.offset, remembered, End::Confirmed);
                 #[cfg(test)]
                 if crate::planted::is(crate::planted::Bug::RecallOfUnconfirmed) {
-                    self.0.store.recall(state.log.generation, one.offset, &mut state.log.recallable);
+                    self.0.store.recall(state.log.generation, &[one.offset], &mut state.log.recallable);
                 }
             }
             self.0.events.emit(EventBody::NotificationConfirmed {

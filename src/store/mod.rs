@@ -17,6 +17,7 @@ pub(crate) mod double;
 mod embedded;
 mod error;
 mod model;
+mod staging;
 #[cfg(test)]
 mod tests;
 
@@ -35,8 +36,9 @@ pub use embedded::{Permit, record::chunks_of, tools};
 pub use error::{BackupError, OpenError, StoreError};
 pub use model::{
     Backup, Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
-    Recallable, Remembered, Totals,
+    Remembered, Totals,
 };
+pub use staging::Recallable;
 
 use crate::{
     clock::Clock,
@@ -274,54 +276,6 @@ impl Store {
     #[cfg(test)]
     pub(crate) fn stage(&self, op: Op) {
         let _ = self.stage_in(self.generation(), op);
-    }
-
-    /// Queues a write that follows from what was read in `generation`. To be called under the log's lock, so that writes
-    /// are queued in the order of their offsets. Never fails, never waits: what becomes of it is told to the op's
-    /// observer and `done`, from the writer's thread; only where the store is closed or of another generation, `done` is
-    /// answered right here, the observer is not told, and the return is false.
-    pub fn stage_in(&self, generation: u64, op: Op) -> bool {
-        self.stage_recallable(generation, op, &mut Recallable::default())
-    }
-
-    /// [`Store::stage_in`], for an op of the log that `recallable` lives with: an append for which nobody waits can be taken
-    /// back then, as long as every op with counters of that log is staged so.
-    pub fn stage_recallable(&self, generation: u64, op: Op, recallable: &mut Recallable) -> bool {
-        let counted = op.counted();
-        let refused = match (self.0.shared.queue.place(generation, op), counted) {
-            (Ok(place), Some((last, may_go))) => {
-                recallable.staged(place.number, place.front, last, may_go);
-                return true;
-            }
-            (Ok(_), None) => return true,
-            (Err(refused), _) => refused,
-        };
-        if let Some(done) = refused.into_done() {
-            // Whoever asked may have gone.
-            let _ = done.send(Err(self.0.shared.refusal_of_late()));
-        }
-        false
-    }
-
-    /// Takes the append at `offset` back, where it may be and the writer does not have it yet: it is not written, its room
-    /// is free, and its observer will not hear of it. To be called under the log's lock.
-    pub fn recall(&self, generation: u64, offset: Offset, recallable: &mut Recallable) -> bool {
-        let Some((number, behind)) = recallable.find(offset) else { return false };
-        let recalled = self.0.shared.queue.recall(generation, number, behind);
-        if recalled.is_some() {
-            recallable.gone(number);
-        }
-        recalled.is_some()
-    }
-
-    /// Has the writer commit what is staged, also that for which nobody waits.
-    pub fn hurry(&self) {
-        self.0.shared.queue.hurry();
-    }
-
-    /// How many appends were taken back since it was opened.
-    pub fn recalled(&self) -> u64 {
-        self.0.shared.queue.recalled()
     }
 
     /// What the store has of a user. Whoever calls it sees to it that nothing of the user is staged meanwhile, or

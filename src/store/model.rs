@@ -219,61 +219,6 @@ pub trait LogObserver: Send + Sync {
     fn failed(&self, error: &StoreError);
 }
 
-/// What of a log is in the writer's queue and may be taken back, and what is counted behind it. It lives with the log,
-/// under its lock.
-#[derive(Debug, Default)]
-pub struct Recallable(Vec<Staged>);
-
-/// An op in the queue.
-#[derive(Debug)]
-struct Staged {
-    /// Its number in the queue.
-    number: u64,
-    /// The last offset of its log when it was staged; an append's own.
-    last: Offset,
-    /// Whether it is an append that may be taken back.
-    may_go: bool,
-}
-
-impl Recallable {
-    /// An op was staged. It is remembered where it may be taken back, or is counted behind one that may.
-    pub(super) fn staged(&mut self, number: u64, front: u64, last: Offset, may_go: bool) {
-        self.0.retain(|staged| staged.number >= front);
-        if may_go || !self.0.is_empty() {
-            self.0.push(Staged { number, last, may_go });
-        }
-    }
-
-    /// The number of the append at `offset`, where it may be taken back, and of what is counted behind it.
-    pub(super) fn find(&self, offset: Offset) -> Option<(u64, impl Iterator<Item = u64>)> {
-        let at = self.0.iter().position(|staged| staged.may_go && staged.last == offset)?;
-        Some((self.0[at].number, self.0[at + 1..].iter().map(|staged| staged.number)))
-    }
-
-    /// The append of that number was taken back.
-    pub(super) fn gone(&mut self, number: u64) {
-        self.0.retain(|staged| staged.number != number);
-        self.forget_idle();
-    }
-
-    /// All up to `upto` is on disk.
-    pub fn applied(&mut self, upto: Offset) {
-        self.0.retain(|staged| staged.last > upto);
-        self.forget_idle();
-    }
-
-    /// Nothing of the log is in the queue any more.
-    pub fn clear(&mut self) {
-        self.0 = Vec::new();
-    }
-
-    fn forget_idle(&mut self) {
-        if !self.0.iter().any(|staged| staged.may_go) {
-            self.0 = Vec::new();
-        }
-    }
-}
-
 /// A write. Those with a `done`, and removals, are committed at once, and so are appends with an id to be remembered;
 /// other appends within [`crate::limits::STORE_PATIENCE`], and what is left within [`crate::limits::STORE_LAZY_DELAY`]. All
 /// are applied in the order in which they were staged.

@@ -293,36 +293,40 @@ impl Queue {
         Ok(Place { number, front: state.front })
     }
 
-    /// Takes an append back that nobody waits for, unless the writer has it: then it is given to the caller, and what was
-    /// counted behind it in its log, the ops `behind`, is counted without it.
-    pub fn recall(&self, generation: u64, number: u64, behind: impl Iterator<Item = u64>) -> Option<Op> {
+    /// Goes through ops of one log in their order, and takes back those that are `wanted`, which must be appends, unless
+    /// somebody waits for one or the writer has it. What comes behind is counted without them.
+    pub fn recall(&self, generation: u64, ops: impl Iterator<Item = (u64, bool)>) -> Vec<Op> {
+        let mut recalled = Vec::new();
         let mut state = self.state.lock();
         if state.generation != generation {
-            return None;
+            return recalled;
         }
-        let op = state.at(number)?.op.take_if(|op| haste(op) == Haste::Patient)?;
-        state.gone(&op);
-        state.recalled += 1;
-        #[cfg(test)]
-        if crate::planted::is(crate::planted::Bug::RecalledIsCounted) {
-            return Some(op);
-        }
-        let bytes = match &op {
-            Op::Append { notification, .. } => notification.accounted_bytes(),
-            _ => 0,
-        };
-        for number in behind {
-            let op = state.at(number).and_then(|slot| slot.op.as_mut());
-            if let Some(Op::Append { counters, .. } | Op::Delete { counters, .. } | Op::PutDevice { counters, .. }) = op
+        let (mut count, mut bytes) = (0, 0);
+        for (number, wanted) in ops {
+            let Some(slot) = state.at(number) else { continue };
+            if wanted && let Some(op) = slot.op.take_if(|op| haste(op) == Haste::Patient) {
+                state.gone(&op);
+                if let Op::Append { notification, .. } = &op {
+                    (count, bytes) = (count + 1, bytes + notification.accounted_bytes());
+                }
+                recalled.push(op);
+                #[cfg(test)]
+                if crate::planted::is(crate::planted::Bug::RecalledIsCounted) {
+                    (count, bytes) = (0, 0);
+                }
+            } else if let Some(
+                Op::Append { counters, .. } | Op::Delete { counters, .. } | Op::PutDevice { counters, .. },
+            ) = &mut slot.op
             {
-                counters.count = counters.count.saturating_sub(1);
+                counters.count = counters.count.saturating_sub(count);
                 counters.bytes = counters.bytes.saturating_sub(bytes);
             }
         }
+        state.recalled += recalled.len() as u64;
         while state.slots.front().is_some_and(|slot| slot.op.is_none()) {
             state.pop();
         }
-        Some(op)
+        recalled
     }
 
     /// Somebody waits for what is there, patient ops among it.
