@@ -5,6 +5,7 @@
 
 mod backup;
 mod batch;
+mod codec;
 mod convert;
 mod error;
 mod events;

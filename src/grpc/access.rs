@@ -81,7 +81,7 @@ impl Access {
 }
 
 /// What is known of a call before its handler sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Call {
     caller: Option<Caller>,
     deadline: Option<Instant>,
@@ -110,22 +110,18 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 pub struct ReflectionGuard(pub Api);
 
 impl Interceptor for ReflectionGuard {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let allowed = caller(request.extensions()).and_then(|caller| self.0.authorise_reflection(&caller));
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let allowed = call(request.extensions_mut()).and_then(|(caller, _)| self.0.authorise_reflection(&caller));
         allowed.map_err(|error| error.into_status(self.0.metrics()))?;
         Ok(request)
     }
 }
 
-/// The caller that [`Access::note`] noted.
-pub fn caller(extensions: &http::Extensions) -> Result<Caller, ApiError> {
+/// The caller, and when his call has to be answered, as [`Access::note`] noted them; to be asked for once.
+pub fn call(extensions: &mut http::Extensions) -> Result<(Caller, Option<Instant>), ApiError> {
     let missing = "a valid token is needed: authorization: Bearer <token>";
-    extensions.get::<Call>().and_then(|call| call.caller.clone()).ok_or(ApiError::Unauthenticated(missing))
-}
-
-/// When the call has to be answered, as [`Access::note`] noted it.
-pub fn deadline(extensions: &http::Extensions) -> Option<Instant> {
-    extensions.get::<Call>().and_then(|call| call.deadline)
+    let Call { caller, deadline } = extensions.remove::<Call>().unwrap_or_default();
+    Ok((caller.ok_or(ApiError::Unauthenticated(missing))?, deadline))
 }
 
 #[cfg(test)]

@@ -42,8 +42,9 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from
 /// The services' names in health checks.
 pub const HEALTH_NAMES: [&str; 2] = ["", "pushgate.v1.Gateway"];
 
-/// What a caller may send on a stream that is not read.
-const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// What a caller may send on a stream that is not read: as much as a batch has under way at 256 bytes a request, so that it
+/// never stops for leave to go on.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// The same on all streams of a connection. Far above the window of one stream: h2 gives a peer half of this for the cost of
 /// small frames that wait, and takes who uses it up for an attacker, who is cut off; a batch that waits for its turn is none.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;

@@ -54,6 +54,8 @@ pub struct Nest(Arc<Mutex<Vec<BoxFuture<'static, ()>>>>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Nest {
     fn execute(&self, call: F) {
+        // One that panics, which the panic hook logs, ends alone; its stream is reset.
+        let call = AssertUnwindSafe(call).catch_unwind().map(drop);
         self.0.lock().push(Box::pin(call));
     }
 }
@@ -90,10 +92,7 @@ impl Nest {
         cx: &mut Context<'_>,
     ) -> Poll<C::Output> {
         let end = connection.poll(cx);
-        for call in std::mem::take(&mut *self.0.lock()) {
-            // One that panics, which the panic hook logs, ends alone; its stream is reset.
-            calls.push(Box::pin(AssertUnwindSafe(call).catch_unwind().map(drop)));
-        }
+        calls.extend(self.0.lock().drain(..));
         if end.is_pending() {
             while let Poll::Ready(Some(())) = calls.poll_next_unpin(cx) {}
         }

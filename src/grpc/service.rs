@@ -1,6 +1,10 @@
 //! The generated trait, filled in: each call finds its caller, keeps its deadline, and asks the `api` floor.
 
-use std::pin::Pin;
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::Poll,
+};
 
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -17,6 +21,7 @@ use crate::api::{
         StreamEventsRequest, gateway_server::Gateway,
     },
 };
+use crate::clock::Instant;
 
 /// The admin API as tonic wants it.
 pub struct Service(pub Api);
@@ -25,20 +30,23 @@ impl Service {
     /// Answers a call: by what `handle` says, or by DEADLINE_EXCEEDED just before the caller gives up.
     async fn answer<Q, A, F>(
         &self,
-        request: Request<Q>,
-        handle: impl FnOnce(Caller, Q) -> F,
+        mut request: Request<Q>,
+        handle: impl FnOnce(Caller, Option<Instant>, Q) -> F,
     ) -> Result<Response<A>, Status>
     where
         F: Future<Output = Result<A, ApiError>>,
     {
-        let deadline = access::deadline(request.extensions());
-        let answer = match access::caller(request.extensions()) {
+        let answer = match access::call(request.extensions_mut()) {
             Err(error) => Err(error),
-            Ok(caller) => {
-                let work = handle(caller, request.into_inner());
-                match deadline {
-                    None => work.await,
-                    Some(at) => tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded)),
+            Ok((caller, deadline)) => {
+                let mut work = pin!(handle(caller, deadline, request.into_inner()));
+                // Most are done at once, and need no timer.
+                match (poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await, deadline) {
+                    (Poll::Ready(answer), _) => answer,
+                    (Poll::Pending, None) => work.await,
+                    (Poll::Pending, Some(at)) => {
+                        tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
+                    }
                 }
             }
         };
@@ -49,90 +57,89 @@ impl Service {
 #[tonic::async_trait]
 impl Gateway for Service {
     async fn send_to_user(&self, request: Request<SendToUserRequest>) -> Result<Response<SendToUserResponse>, Status> {
-        let deadline = access::deadline(request.extensions());
-        self.answer(request, async |caller, request| self.0.send_to_user(&caller, request, deadline).await).await
+        self.answer(request, async |caller, deadline, request| self.0.send_to_user(&caller, request, deadline).await)
+            .await
     }
 
     type SendBatchStream = Pin<Box<dyn Stream<Item = Result<SendBatchResponse, Status>> + Send>>;
 
     async fn send_batch(
         &self,
-        request: Request<Streaming<SendBatchRequest>>,
+        mut request: Request<Streaming<SendBatchRequest>>,
     ) -> Result<Response<Self::SendBatchStream>, Status> {
-        let deadline = access::deadline(request.extensions());
-        let caller = access::caller(request.extensions());
-        let answers = caller.and_then(|caller| self.0.send_batch(&caller, request.into_inner(), deadline));
+        let answers = access::call(request.extensions_mut())
+            .and_then(|(caller, deadline)| self.0.send_batch(&caller, request.into_inner(), deadline));
         answers.map(Response::new).map_err(|error| error.into_status(self.0.metrics()))
     }
 
     async fn broadcast(&self, request: Request<BroadcastRequest>) -> Result<Response<BroadcastResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.broadcast(&caller, request).await).await
+        self.answer(request, async |caller, _, request| self.0.broadcast(&caller, request).await).await
     }
 
     async fn close_user_sessions(
         &self,
         request: Request<CloseUserSessionsRequest>,
     ) -> Result<Response<CloseUserSessionsResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.close_user_sessions(&caller, request)).await
+        self.answer(request, async |caller, _, request| self.0.close_user_sessions(&caller, request)).await
     }
 
     async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
-        self.answer(request, async |caller, _| self.0.get_status(&caller)).await
+        self.answer(request, async |caller, _, _| self.0.get_status(&caller)).await
     }
 
     async fn list_sessions(
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.list_sessions(&caller, &request)).await
+        self.answer(request, async |caller, _, request| self.0.list_sessions(&caller, &request)).await
     }
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.backup(&caller, request).await).await
+        self.answer(request, async |caller, _, request| self.0.backup(&caller, request).await).await
     }
 
     async fn list_pending(
         &self,
         request: Request<ListPendingRequest>,
     ) -> Result<Response<ListPendingResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.list_pending(&caller, &request).await).await
+        self.answer(request, async |caller, _, request| self.0.list_pending(&caller, &request).await).await
     }
 
     async fn purge_pending(
         &self,
         request: Request<PurgePendingRequest>,
     ) -> Result<Response<PurgePendingResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.purge_pending(&caller, &request).await).await
+        self.answer(request, async |caller, _, request| self.0.purge_pending(&caller, &request).await).await
     }
 
     async fn list_devices(
         &self,
         request: Request<ListDevicesRequest>,
     ) -> Result<Response<ListDevicesResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.list_devices(&caller, &request).await).await
+        self.answer(request, async |caller, _, request| self.0.list_devices(&caller, &request).await).await
     }
 
     async fn forget_device(
         &self,
         request: Request<ForgetDeviceRequest>,
     ) -> Result<Response<ForgetDeviceResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.forget_device(&caller, &request).await).await
+        self.answer(request, async |caller, _, request| self.0.forget_device(&caller, &request).await).await
     }
 
     async fn forget_user(&self, request: Request<ForgetUserRequest>) -> Result<Response<ForgetUserResponse>, Status> {
-        self.answer(request, async |caller, request| self.0.forget_user(&caller, &request).await).await
+        self.answer(request, async |caller, _, request| self.0.forget_user(&caller, &request).await).await
     }
 
     type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
 
     async fn stream_events(
         &self,
-        request: Request<StreamEventsRequest>,
+        mut request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         // A stream's deadline ends it through the transport; only its opening is answered here.
         let metrics = self.0.metrics().clone();
-        let events = access::caller(request.extensions())
-            .and_then(|caller| self.0.stream_events(&caller, request.get_ref()))
+        let events = access::call(request.extensions_mut())
+            .and_then(|(caller, _)| self.0.stream_events(&caller, request.get_ref()))
             .map_err(|error| error.into_status(&metrics))?;
         Ok(Response::new(Box::pin(events.map(move |event| event.map_err(|error| error.into_status(&metrics))))))
     }
