@@ -114,8 +114,11 @@ pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(
 pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
 pub const WRITE_SLICES_MAX: usize = 64;
-/// The sessions that a fan-out serves before it yields.
-pub const FANOUT_SLICE_SESSIONS: usize = 256;
+/// A turn of the runtime that comes this late is worth a warning.
+pub const SCHEDULER_DELAY_WARN: std::time::Duration = std::time::Duration::from_millis(100);
+/// The sessions that a fan-out serves before it yields: a quarter of a millisecond of writes to idle sockets, which is
+/// what somebody else's turn may have to wait for, and still many times what the yield costs.
+pub const FANOUT_SLICE_SESSIONS: usize = 32;
 
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
