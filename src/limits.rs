@@ -121,8 +121,11 @@ pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
 pub const TOGETHER_BYTES_MAX: usize = 16 * 1024;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
 pub const WRITE_SLICES_MAX: usize = 64;
-/// The sessions that a fan-out serves before it yields.
-pub const FANOUT_SLICE_SESSIONS: usize = 256;
+/// A turn of the runtime that comes this late is worth a warning.
+pub const SCHEDULER_DELAY_WARN: std::time::Duration = std::time::Duration::from_millis(100);
+/// The sessions that a fan-out serves before it yields: a quarter of a millisecond of writes to idle sockets, which is
+/// what somebody else's turn may have to wait for, and still many times what the yield costs.
+pub const FANOUT_SLICE_SESSIONS: usize = 32;
 
 const _: () =
     assert!(STORE_PATIENCE.as_millis() < STORE_LAZY_DELAY.as_millis(), "what is stored comes before what is not");

@@ -234,8 +234,10 @@ pub struct Inner {
     pub event_streams: Gauge,
     /// Events that consumers were told they lost.
     pub events_lost: Counter,
+    /// How late the runtime's tasks get their turn.
+    pub scheduler_delay: Spans,
     failures: [Counter; Failure::ALL.len()],
-    confirm_latency: Mutex<Histogram<u64>>,
+    confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
 }
 
@@ -248,22 +250,49 @@ impl Default for Inner {
             sent: Traffic::default(),
             event_streams: Gauge::default(),
             events_lost: Counter::default(),
+            scheduler_delay: Spans::default(),
             failures: std::array::from_fn(|_| Counter::default()),
-            confirm_latency: Mutex::new(latency_histogram()),
+            confirm_latency: Spans::default(),
             samples: Mutex::default(),
         }
     }
 }
 
-/// 1 µs to 10 min at two significant figures: about 30 KiB.
-fn latency_histogram() -> Histogram<u64> {
-    match Histogram::new_with_bounds(1, 600_000_000, 2) {
-        Ok(histogram) => histogram,
-        Err(_) => unreachable!("constant bounds, low < high, figures in 0..=5"),
+/// A distribution of spans, from 1 µs to 10 min, to two significant figures: about 30 KiB.
+#[derive(Debug)]
+pub struct Spans(Mutex<Histogram<u64>>);
+
+impl Default for Spans {
+    fn default() -> Self {
+        match Histogram::new_with_bounds(1, 600_000_000, 2) {
+            Ok(histogram) => Self(Mutex::new(histogram)),
+            Err(_) => unreachable!("constant bounds, low < high, figures in 0..=5"),
+        }
     }
 }
 
-/// Percentiles of the time from handing a notification to a session to its confirmation.
+impl Spans {
+    /// Records the same span `count` times.
+    pub fn record(&self, span: Duration, count: u64) {
+        let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.0.lock().saturating_record_n(micros, count);
+    }
+
+    /// What was recorded so far.
+    pub fn percentiles(&self) -> Percentiles {
+        let histogram = self.0.lock();
+        let at = |quantile| Duration::from_micros(histogram.value_at_quantile(quantile));
+        Percentiles {
+            count: histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: Duration::from_micros(histogram.max()),
+        }
+    }
+}
+
+/// Percentiles of [`Spans`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Percentiles {
     /// How many were measured.
@@ -324,21 +353,12 @@ impl Metrics {
 
     /// Records the time from hand-over to confirmation of `count` notifications.
     pub fn confirmed(&self, latency: Duration, count: u64) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX).max(1);
-        self.confirm_latency.lock().saturating_record_n(micros, count);
+        self.confirm_latency.record(latency, count);
     }
 
     /// Percentiles of the time from hand-over to confirmation.
     pub fn confirm_latency(&self) -> Percentiles {
-        let histogram = self.confirm_latency.lock();
-        let at = |quantile| Duration::from_micros(histogram.value_at_quantile(quantile));
-        Percentiles {
-            count: histogram.len(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            max: Duration::from_micros(histogram.max()),
-        }
+        self.confirm_latency.percentiles()
     }
 
     /// Takes a sample for [`Metrics::rates`]; call it once a second.

@@ -4,6 +4,8 @@
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
+pub mod pulse;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -190,6 +192,7 @@ impl Server {
             }
         }
         hub.start();
+        life.spawn_essential("the pulse", pulse::run(hub.metrics().clone(), life.stopping().clone()));
         for listener in &listeners {
             tracing::info!(name = listener.name, address = %listener.address, "listening");
         }

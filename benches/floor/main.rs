@@ -5,6 +5,8 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/load.rs"]
+mod load;
 mod server;
 
 use std::{
@@ -15,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use daemon::{Daemon, Error, SECRET};
+use daemon::{Daemon, Error};
 use pushgate::{
     api::proto::Wait,
     stress::{
@@ -26,7 +28,6 @@ use pushgate::{
         sender::{Calls, Via},
     },
 };
-use tonic::transport::Channel;
 
 /// The payload of every message; a frame has about 150 bytes more.
 const PAYLOAD_BYTES: usize = 256;
@@ -36,8 +37,6 @@ const PACED: (u64, Duration) = (20, Duration::from_millis(250));
 const BACK_TO_BACK: (u64, u64) = (320, 32);
 /// How long nothing may come before it is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections to the admin API.
-const CHANNELS: usize = 4;
 
 struct Silent;
 
@@ -261,25 +260,16 @@ struct Gateway {
 impl Gateway {
     async fn start(folder: &std::path::Path, connections: u64, plan: Plan) -> Result<Self, Error> {
         let daemon = Daemon::start(folder, "sled", "")?;
-        let mut channels = Vec::new();
-        for _ in 0..CHANNELS {
-            channels.push(Channel::from_shared(format!("http://{}", daemon.grpc))?.connect().await?);
-        }
-        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
-        let place = |number| {
-            let claims = serde_json::json!({ "sub": format!("user-{number}") });
-            let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?;
-            Ok(Place { token: token.into(), device: None })
-        };
-        let places = (0..connections).map(place).collect::<Result<_, Error>>()?;
-        Ok(Self { daemon, calls: Calls::new(channels, None, Duration::from_secs(10)), places, plan })
+        let calls = load::calls(daemon.at()).await?;
+        let places =
+            (0..connections).map(|number| load::place(&format!("user-{number}"), None)).collect::<Result<_, _>>()?;
+        Ok(Self { daemon, calls, places, plan })
     }
 
     async fn run(&self, kind: Kind, sessions: usize, change: impl FnOnce(&mut Plan)) -> Result<Report, Error> {
         let mut plan = self.plan.clone();
         change(&mut plan);
-        let target =
-            Target { address: self.daemon.http, host: "gateway".into(), path: "/ws".into(), client_acks: false };
+        let target = load::target(self.daemon.at());
         let places = self.places[..sessions.min(self.places.len())].to_vec();
         let reports = stress::run(&[kind], &plan, &target, places, Some(&self.calls), &Silent, |_| {}).await?;
         let report = reports.into_iter().next().ok_or("no report")?;

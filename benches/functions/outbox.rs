@@ -15,21 +15,18 @@ use std::{
 use bytes::Bytes;
 use criterion::{Criterion, Throughput};
 use pushgate::{
-    auth::{self, Algorithm, Authenticator, KeyConfig},
     clock::Clock,
-    hub::{self, Hub, Parts, Presence, Quotas, Wire},
-    lifecycle::Lifecycle,
+    hub::{self, Hub, Wire},
     limits::Limits,
-    metrics::Metrics,
     protocol::server::Draft,
-    session::{DeliveryConfig, Granted, HeartbeatConfig, Options, Settings},
-    store::{self, Overflow, Store},
-    types::{ByteSize, Count, Offset, Secret},
+    session::HeartbeatConfig,
+    store::{self, Store},
+    types::{ByteSize, Offset},
 };
 use rustix::net::sockopt;
 use tokio::{net::TcpStream, runtime::Runtime};
 
-use super::json_notification;
+use super::made::{self, json_notification};
 
 /// Frames that leave in one write.
 const PENDING: usize = 32;
@@ -44,7 +41,6 @@ const ROOMY_BYTES: usize = 1024 * 1024;
 /// The same, where little must fit in.
 const TIGHT_BYTES: usize = 16 * 1024;
 const TOO_SMALL: &str = "the kernel's buffers are too small for a stretch";
-const SECRET: &str = "a secret for this measurement only";
 
 /// A socket as the daemon writes to it, with a count of the writes.
 #[derive(Clone)]
@@ -123,11 +119,12 @@ struct Session {
 impl Session {
     fn new(buffer_bytes: usize) -> io::Result<Session> {
         let pair = Pair::new(buffer_bytes)?;
-        let hub = hub();
-        let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
-        let token = jsonwebtoken::encode(&Default::default(), &serde_json::json!({ "sub": "somebody" }), &key);
-        let identity = hub.authenticator().verify(&token.map_err(io::Error::other)?).map_err(io::Error::other)?;
-        let granted = Granted { identity, options: Options::default(), reply_to: None };
+        // More than the daemon's own bound: a stalled session is to be measured, not to be closed. What goes through here
+        // is never stored.
+        let limits = Limits { outbox_bytes: ByteSize::mib(16), ..Limits::default() };
+        let store = Store::open_memory(&store::Config::default(), Clock::system());
+        let hub = made::hub(store, limits, HeartbeatConfig::default()).map_err(io::Error::other)?;
+        let granted = made::granted(&hub, "somebody").map_err(io::Error::other)?;
         let peer = hub::Peer { remote: pair.peer.local_addr()?, user_agent: None };
         let attached = pair.runtime.block_on(hub.attach(granted, peer, Arc::new(pair.line.clone())));
         let handle = attached.map_err(io::Error::other)?;
@@ -163,41 +160,6 @@ impl Session {
     fn writes(&self) -> u64 {
         self.pair.line.writes.load(Ordering::Relaxed)
     }
-}
-
-/// A hub as the daemon builds it, over a store in memory: what goes through here is never stored.
-fn hub() -> Hub {
-    let clock = Clock::system();
-    let key = KeyConfig { secret: Secret::new(SECRET), ..KeyConfig::new(Algorithm::HS256) };
-    let config = auth::Config { keys: vec![key], require_exp: false, ..auth::Config::default() };
-    let authenticator = Authenticator::new(&config, clock.clone());
-    let kept = store::Config::default();
-    Hub::new(Parts {
-        store: Store::open_memory(&kept, clock.clone()),
-        authenticator: Arc::new(authenticator.unwrap_or_else(|error| panic!("{error}"))),
-        clock,
-        metrics: Metrics::default(),
-        life: Lifecycle::new(),
-        // More than the daemon's own bound: a stalled session is to be measured, not to be closed.
-        limits: Limits { outbox_bytes: ByteSize::mib(16), ..Limits::default() },
-        settings: Settings {
-            delivery: DeliveryConfig::default(),
-            heartbeat: HeartbeatConfig::default(),
-            bad_messages: Count(20),
-        },
-        presence: Presence::default(),
-        events: hub::EventsConfig::default(),
-        quotas: Quotas {
-            ttl: kept.ttl.0,
-            max_ttl: kept.max_ttl.0,
-            max_bytes: kept.max_bytes.0,
-            pending_per_user: kept.max_pending_per_user.limit(),
-            devices_per_user: kept.max_devices_per_user.limit(),
-            device_ttl: kept.device_ttl.0,
-            overflow: Overflow::Refuse,
-            idempotency_window: kept.idempotency_window.0,
-        },
-    })
 }
 
 /// Times `iterations` of `work` in stretches of `most`, with `between` untimed behind each.

@@ -13,7 +13,7 @@ use pushgate::{
     types::{Notification, NotificationId, Offset, Payload},
 };
 
-use super::{json, json_notification, notification};
+use super::made::{json, json_notification, notification};
 
 /// The mask of the frames here. Its bytes are below 0x80: text that is masked with it, or unmasked twice, is ASCII
 /// still, so that an input that was unmasked in place can be read again as it lies there.

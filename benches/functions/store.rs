@@ -23,7 +23,7 @@ use pushgate::{
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::oneshot};
 
-use super::{json_notification, user};
+use super::made::{json_notification, user};
 
 const GROUPS: [usize; 3] = [1, 64, 512];
 const PAYLOAD_BYTES: usize = 256;

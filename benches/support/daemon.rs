@@ -20,6 +20,15 @@ pub const SECRET: &str = "a secret for this measurement only";
 /// Whatever goes wrong ends a measurement.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// Where a daemon listens.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// For clients.
+    pub http: SocketAddr,
+    /// For services, without a token.
+    pub grpc: SocketAddr,
+}
+
 /// A daemon that is killed when dropped.
 pub struct Daemon {
     child: Child,
@@ -34,6 +43,16 @@ pub struct Daemon {
 impl Daemon {
     /// Starts one with its data in a folder, and further lines of configuration.
     pub fn start(folder: &Path, engine: &str, further: &str) -> Result<Daemon, Error> {
+        Self::start_watched(folder, engine, further, |_| {})
+    }
+
+    /// The same, with somebody who sees each line that it logs from when it is ready.
+    pub fn start_watched(
+        folder: &Path,
+        engine: &str,
+        further: &str,
+        mut watch: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Daemon, Error> {
         let config = folder.join("pushgate.toml");
         let text = format!(
             r#"
@@ -41,7 +60,8 @@ impl Daemon {
             grpc = {{ listen = ["127.0.0.1:0"], insecure = true }}
             ops.listen = ["127.0.0.1:0"]
             auth = {{ require_exp = false, keys = [{{ algorithm = "HS256", secret = "{SECRET}" }}] }}
-            store = {{ path = "{}", engine = "{engine}" }}
+            store.path = "{}"
+            store.engine = "{engine}"
             log.format = "json"
             {further}
             "#,
@@ -53,6 +73,8 @@ impl Daemon {
             .args(["serve", "--config"])
             .arg(&config)
             .env_remove("RUST_LOG")
+            // Else whoever waits for the end of the benchmark's own would wait for the daemon's, too.
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
         let stderr = child.stderr.take().ok_or("no standard error")?;
@@ -72,8 +94,13 @@ impl Daemon {
         }
         let ready = began.elapsed();
         // So that the daemon never waits for somebody to read its log.
-        std::thread::spawn(move || lines.for_each(drop));
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| watch(&line)));
         Ok(Daemon { child, http: addresses["http"], grpc: addresses["grpc"], ready })
+    }
+
+    /// Where it listens.
+    pub fn at(&self) -> At {
+        At { http: self.http, grpc: self.grpc }
     }
 
     /// Its admin API.

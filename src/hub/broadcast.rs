@@ -17,7 +17,6 @@ use super::{
     log::{Known, LogState},
     outgoing::Outgoing,
     send::{Outcome, SendError, Sent},
-    sessions::Job,
 };
 use crate::{
     limits,
@@ -106,7 +105,7 @@ impl Hub {
         let draft = self.draft(&notification, false)?;
         let outgoing = Outgoing::new(draft, &notification, None, false, true);
         let room = self.0.sessions.room(&outgoing).await;
-        let (job, handed) = Job::new(outgoing, Arc::new(notification), None, room);
+        let (job, handed) = self.0.sessions.job(outgoing, Arc::new(notification), None, room);
         self.0.sessions.enqueue(job, &self.0.life);
         let sessions = handed.await.unwrap_or_default();
         let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
@@ -185,7 +184,8 @@ impl Hub {
                         };
                         self.append(&mut state.log, op).map_err(SendError::Unknown)?;
                         let outgoing = Outgoing::new(draft, &notification, Some(offset), false, true);
-                        let (job, handed) = Job::new(outgoing, Arc::clone(&notification), Some(offset), room);
+                        let (job, handed) =
+                            self.0.sessions.job(outgoing, Arc::clone(&notification), Some(offset), room);
                         self.0.sessions.enqueue(job, &self.0.life);
                         break (handed, stored, offset);
                     }

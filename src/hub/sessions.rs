@@ -2,7 +2,8 @@
 //!
 //! A broadcast is queued to every shard under one lock, so that no shard sees two of them in another order than the
 //! others. Each shard hands out what is queued in that order, in slices with yields: what came while it was at it
-//! leaves together, in one write a session.
+//! leaves together, in one write a session. There are as many shards as can run at once: more would only stand in the
+//! runtime's queue before everybody else, each with a slice.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -25,8 +26,6 @@ use crate::{
     session::Log,
     types::{Notification, Offset, SessionId, UserId},
 };
-
-const SHARDS: usize = 16;
 
 /// All sessions.
 #[derive(Debug)]
@@ -66,27 +65,6 @@ pub struct Job {
 }
 
 impl Job {
-    /// A broadcast, and to how many sessions it was handed once it is in all their outboxes.
-    pub fn new(
-        outgoing: Outgoing,
-        notification: Arc<Notification>,
-        offset: Option<Offset>,
-        room: Option<OwnedSemaphorePermit>,
-    ) -> (Arc<Self>, oneshot::Receiver<u32>) {
-        let (done, handed) = oneshot::channel();
-        let job = Self {
-            outgoing,
-            not_for: notification.not_for.iter().cloned().collect(),
-            notification,
-            offset,
-            sessions: AtomicU32::new(0),
-            shards_left: AtomicUsize::new(SHARDS),
-            done: Mutex::new(Some(done)),
-            _room: room,
-        };
-        (Arc::new(job), handed)
-    }
-
     fn leaves_out(&self, handle: &Handle) -> bool {
         !self.not_for.is_empty() && self.not_for.contains(&handle.user.id)
     }
@@ -189,8 +167,9 @@ impl<'a> Parcel<'a> {
 impl Sessions {
     /// None yet.
     pub fn new() -> Self {
+        let shards = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
-            shards: (0..SHARDS).map(|_| Arc::default()).collect(),
+            shards: (0..shards).map(|_| Arc::default()).collect(),
             order: Mutex::default(),
             room: Arc::new(Semaphore::new(limits::BROADCAST_QUEUE_BYTES_MAX)),
         }
@@ -198,7 +177,7 @@ impl Sessions {
 
     fn shard(&self, id: SessionId) -> &Shard {
         // The low bits of a UUIDv7 are random.
-        &self.shards[(id.as_u128() % SHARDS as u128) as usize]
+        &self.shards[(id.as_u128() % self.shards.len() as u128) as usize]
     }
 
     /// Adds a session.
@@ -245,6 +224,28 @@ impl Sessions {
         let share = u32::try_from(bytes.min(limits::BROADCAST_QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
         // The semaphore is never closed.
         Arc::clone(&self.room).acquire_many_owned(share).await.ok()
+    }
+
+    /// A broadcast, and to how many sessions it was handed once it is in all their outboxes.
+    pub fn job(
+        &self,
+        outgoing: Outgoing,
+        notification: Arc<Notification>,
+        offset: Option<Offset>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> (Arc<Job>, oneshot::Receiver<u32>) {
+        let (done, handed) = oneshot::channel();
+        let job = Job {
+            outgoing,
+            not_for: notification.not_for.iter().cloned().collect(),
+            notification,
+            offset,
+            sessions: AtomicU32::new(0),
+            shards_left: AtomicUsize::new(self.shards.len()),
+            done: Mutex::new(Some(done)),
+            _room: room,
+        };
+        (Arc::new(job), handed)
     }
 
     /// Queues a broadcast for every session that is there now. Whoever calls it in an order has it kept.

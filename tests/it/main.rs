@@ -17,6 +17,7 @@ mod ends;
 mod events;
 mod grpc;
 mod idempotency;
+mod isolation;
 mod lists;
 mod logs;
 mod mailbox;
