@@ -70,7 +70,8 @@ impl Nest {
         std::future::poll_fn(|cx| {
             bell.task.register(cx.waker());
             for _ in 0..TURNS_MAX {
-                bell.state.store(POLLING, Ordering::Release);
+                // Whatever was rung for so far is seen in this turn.
+                bell.state.swap(POLLING, Ordering::AcqRel);
                 if let Poll::Ready(end) = self.turn(connection.as_mut(), &mut calls, &mut Context::from_waker(&waker)) {
                     return Poll::Ready(end);
                 }
