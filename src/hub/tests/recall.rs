@@ -183,7 +183,7 @@ async fn what_takes_another_s_place_is_written_since_the_other_may_be() {
     let double = Arc::<Double>::default();
     let stage = Stage::over(&double);
     let mut phone = stage.attach("phone", AckMode::Client).await;
-    let mut collapsed = || {
+    let collapsed = || {
         let mut one = notification(10);
         one.collapse_key = Some(CollapseKey::parse("k").unwrap());
         stage.world.hub.send(&stage.ann, one, plain(Wait::Accepted))
