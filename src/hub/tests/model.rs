@@ -2,9 +2,10 @@
 //! simple model of what each device must, may and must not have seen, and of what each call must have been told.
 //!
 //! Time stands still but for the steps that move it; the store has no threads and commits only when a step says so. So
-//! a seed is the same sequence, everywhere. `book.rs` is the model, `play.rs` what is done.
+//! a seed is the same sequence, everywhere. `book.rs` is the model, `play.rs` what is done, `lives.rs` how a life of the daemon ends.
 
 mod book;
+mod lives;
 mod look;
 mod play;
 

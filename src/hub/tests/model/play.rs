@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use super::{
         support::{Bounds, Client, World, device, user},
     },
     Dice,
-    book::{Book, Counts, Device as Known, In, OwnId},
+    book::{Book, Device as Known, In, OwnId},
     look::enter,
 };
 use crate::{
@@ -29,7 +29,7 @@ const DEVICES: [&str; 3] = ["", "desk", "phone"];
 const SESSIONS_MAX: usize = 7;
 const START: Duration = Duration::from_secs(1_769_852_100);
 const WINDOW: u64 = 600_000;
-const BOUNDS: Bounds = Bounds { window: 3, outbox_bytes: 900 };
+pub const BOUNDS: Bounds = Bounds { window: 3, outbox_bytes: 900 };
 
 pub struct Attached {
     pub owner: (usize, usize),
@@ -304,7 +304,7 @@ impl Play {
         self.attach_to(owner, mode);
     }
 
-    fn attach_to(&mut self, owner: (usize, usize), mode: AckMode) {
+    pub fn attach_to(&mut self, owner: (usize, usize), mode: AckMode) {
         let task = tokio::spawn(self.world.attaching(&self.users[owner.0], &self.devices[owner.1], mode));
         let user = self.hub().0.users.get(&self.users[owner.0]);
         let last = user.filter(|user| user.is_loaded()).map(|user| user.state().log.last.get());
@@ -367,120 +367,5 @@ impl Play {
             let seen = attached.client.offsets();
             self.book.must_have_seen(attached.owner, attached.since, &seen);
         }
-    }
-
-    /// The daemon ends without a word, in the middle of a commit or between two.
-    async fn crash(&mut self) {
-        // Whatever a session was sent up to now it was sent.
-        self.look().await;
-        if self.dice.roll(2) == 0 {
-            self.double.cut_off.store(true, Ordering::SeqCst);
-            let lazy = self.dice.roll(2) == 0;
-            self.hub().store().turn(lazy);
-            self.double.cut_off.store(false, Ordering::SeqCst);
-        }
-        self.book.crashed();
-        self.end_of_life().await;
-        // Word of their end may or may not have come to disk.
-        self.uncertain.extend(self.forgotten.drain());
-    }
-
-    /// The daemon is stopped in order, and started again.
-    async fn restart(&mut self) {
-        while self.hub().store().turn(true) {}
-        self.look().await;
-        for session in std::mem::take(&mut self.sessions) {
-            session.client.detach();
-        }
-        while self.hub().store().turn(true) {}
-        self.look().await;
-        self.book.counts.restarts += 1;
-        self.end_of_life().await;
-    }
-
-    async fn end_of_life(&mut self) {
-        self.lives += 1;
-        for call in self.calls.drain(..) {
-            call.task.abort();
-        }
-        for attaching in self.attaching.drain(..) {
-            attaching.task.abort();
-            if !self.book.devices.contains_key(&attaching.owner) {
-                self.uncertain.insert(attaching.owner);
-            }
-        }
-        for chore in self.chores.drain(..) {
-            chore.abort();
-        }
-        self.sessions.clear();
-        self.look_at_the_store();
-        self.hub().0.life.stop(Duration::ZERO).await;
-        self.quiet().await;
-        self.world = World::by_hand(Arc::clone(&self.double), self.clock.clone(), BOUNDS);
-        self.world.hub.start();
-        self.events = self.hub().events().reader();
-    }
-
-    /// Everything is let go, every device comes once more: nobody lacks anything.
-    pub async fn end(mut self) -> Counts {
-        self.book.step += 1;
-        while self.hub().store().turn(true) {}
-        self.look().await;
-        for n in (0..self.sessions.len()).rev() {
-            self.sessions[n].client.takes(None);
-            self.leave(n);
-        }
-        self.book.step += 1;
-        for owner in self.book.devices.keys().copied().collect::<Vec<_>>() {
-            self.attach_to(owner, AckMode::Transport);
-            self.look().await;
-            while self.hub().store().turn(true) {}
-        }
-        self.look().await;
-        assert!(self.attaching.is_empty(), "a device is stuck");
-        // All that is waited for has come by now, or its time is over.
-        tokio::time::advance(Duration::from_secs(6)).await;
-        self.quiet().await;
-        while self.hub().store().turn(true) {}
-        self.look().await;
-        assert!(self.calls.is_empty(), "{} calls are never answered", self.calls.len());
-        assert!(self.chores.iter().all(JoinHandle::is_finished), "a purge or a forgetting is never answered");
-        self.book.step += 1;
-        for n in 0..self.sessions.len() {
-            let attached = &mut self.sessions[n];
-            attached.client.settle().await;
-            enter(&mut self.book, attached);
-            let core = attached.client.handle.core();
-            assert!(core.closing.is_none() && core.session.delivery.is_live(), "{:?} is stuck", attached.owner);
-        }
-        self.quiet().await;
-        for attached in &mut self.sessions {
-            let seen = attached.client.offsets();
-            self.book.must_have_seen(attached.owner, attached.since, &seen);
-        }
-        for (n, id) in self.users.iter().enumerate() {
-            if self.book.devices.keys().any(|owner| owner.0 == n) {
-                let user = self.world.user(id);
-                let state = user.state();
-                let left: Vec<_> = state.log.index.iter().map(|entry| entry.offset.get()).collect();
-                let uncertain = state.devices.iter().any(|known| {
-                    !self
-                        .devices
-                        .iter()
-                        .enumerate()
-                        .any(|(d, name)| *name == known.name && self.book.devices.contains_key(&(n, d)))
-                });
-                assert!(uncertain || (left.is_empty() && state.log.bytes == 0), "{left:?} is left of {id}");
-            }
-        }
-        self.look_at_the_store();
-        self.book.counts
-    }
-
-    /// Nothing that was read in this life was damaged.
-    fn look_at_the_store(&mut self) {
-        self.book.counts.recalled += usize::try_from(self.hub().store().recalled()).unwrap();
-        let damage = self.hub().metrics().failures(crate::metrics::Failure::StoreDamage);
-        assert_eq!(damage, 0, "what is on disk does not fit together");
     }
 }
