@@ -84,6 +84,13 @@ pub struct LogState {
     pub hold: Hold,
     /// What may still be taken back.
     pub recallable: Recallable,
+    /// What is only there while something waits: most logs are empty most of the time.
+    busy: Option<Box<Busy>>,
+}
+
+/// What belongs to what waits in a log, or is on its way.
+#[derive(Debug, Default)]
+struct Busy {
     /// What waits under a collapse key.
     collapse: HashMap<CollapseKey, Offset>,
     staged: HashMap<NotificationId, Staged>,
@@ -97,7 +104,26 @@ pub struct LogState {
     ends: VecDeque<(Offset, End)>,
 }
 
+impl Busy {
+    fn is_empty(&self) -> bool {
+        let Busy { collapse, staged, minutes, bare, waiting, ends } = self;
+        let tables = collapse.is_empty() && staged.is_empty() && minutes.is_empty();
+        tables && bare.is_empty() && waiting.is_empty() && ends.is_empty()
+    }
+}
+
 impl LogState {
+    fn busy(&mut self) -> &mut Busy {
+        self.busy.get_or_insert_default()
+    }
+
+    /// Gives back what is not needed any more.
+    fn rest(&mut self) {
+        if self.busy.as_ref().is_some_and(|busy| busy.is_empty()) {
+            self.busy = None;
+        }
+    }
+
     /// Takes over what the store has of the log. The last offset never goes down.
     pub fn load(&mut self, counters: Counters, index: Vec<IndexEntry>) {
         // What was staged before the engine was lost went with it, whoever has been told of that.
@@ -107,18 +133,19 @@ impl LogState {
         self.applied = self.last;
         self.lost = self.lost.max(counters.lost);
         self.bytes = index.iter().map(|entry| u64::from(entry.bytes)).sum();
-        let keys = index.iter().filter_map(|entry| Some((entry.collapse_key.clone()?, entry.offset)));
-        self.collapse = keys.collect();
         self.recallable.clear();
-        self.bare.clear();
-        self.minutes.clear();
+        let busy = self.busy.get_or_insert_default();
+        let keys = index.iter().filter_map(|entry| Some((entry.collapse_key.clone()?, entry.offset)));
+        busy.collapse = keys.collect();
+        busy.bare.clear();
+        busy.minutes.clear();
         for entry in &index {
-            self.minutes.entry(entry.expiry_minute()).or_default().count += 1;
+            busy.minutes.entry(entry.expiry_minute()).or_default().count += 1;
         }
-        self.index = index.into();
         // How it ended is not known where it is gone.
-        let index = &self.index;
-        self.waiting.retain(|(offset, _)| index.binary_search_by_key(offset, |entry| entry.offset).is_ok());
+        busy.waiting.retain(|(offset, _)| index.binary_search_by_key(offset, |entry| entry.offset).is_ok());
+        self.index = index.into();
+        self.rest();
     }
 
     /// The same, of a mailbox.
@@ -135,8 +162,10 @@ impl LogState {
     /// Whether nothing of it is on its way and nobody waits for word of it.
     pub fn is_quiet(&self) -> bool {
         std::sync::Arc::strong_count(&self.hold) == 1
-            && self.staged.is_empty()
-            && self.waiting.iter().all(|(_, waiter)| waiter.is_closed())
+            && self
+                .busy
+                .as_ref()
+                .is_none_or(|busy| busy.staged.is_empty() && busy.waiting.iter().all(|(_, waiter)| waiter.is_closed()))
     }
 
     /// How many wait above `position`.
@@ -171,32 +200,39 @@ impl LogState {
     /// The expiry buckets of these, which were taken out and not taken back, that nothing else of the log is in; and others
     /// of which that is so since the last call. Their rows must go.
     pub fn emptied(&mut self, entries: &[IndexEntry]) -> Vec<u64> {
-        let mut minutes = std::mem::take(&mut self.bare);
+        let (mut minutes, known) = match self.busy.as_deref_mut() {
+            Some(busy) => (std::mem::take(&mut busy.bare), Some(&mut busy.minutes)),
+            None => (Vec::new(), None),
+        };
         minutes.extend(entries.iter().map(IndexEntry::expiry_minute));
         minutes.sort_unstable();
         minutes.dedup();
-        minutes.retain(|minute| match self.minutes.get_mut(minute) {
-            Some(minute) => {
-                minute.has_row = true;
-                false
-            }
-            None => true,
-        });
+        if let Some(known) = known {
+            minutes.retain(|minute| match known.get_mut(minute) {
+                Some(minute) => {
+                    minute.has_row = true;
+                    false
+                }
+                None => true,
+            });
+        }
+        self.rest();
         minutes
     }
 
     /// Whether a bucket is empty whose row may be on disk.
     pub fn has_bare_buckets(&self) -> bool {
-        !self.bare.is_empty()
+        self.busy.as_ref().is_some_and(|busy| !busy.bare.is_empty())
     }
 
     /// Adds what was just given its offset: the last.
     pub fn push(&mut self, entry: IndexEntry) {
         self.last = self.last.max(entry.offset);
         self.bytes += u64::from(entry.bytes);
-        self.minutes.entry(entry.expiry_minute()).or_default().count += 1;
+        let busy = self.busy();
+        busy.minutes.entry(entry.expiry_minute()).or_default().count += 1;
         if let Some(key) = &entry.collapse_key {
-            self.collapse.insert(key.clone(), entry.offset);
+            busy.collapse.insert(key.clone(), entry.offset);
         }
         let at = self.index.partition_point(|before| before.offset < entry.offset);
         self.index.insert(at, entry);
@@ -204,7 +240,7 @@ impl LogState {
 
     /// Takes out what a notification with `key` takes the place of.
     pub fn take_collapsed(&mut self, key: &CollapseKey) -> Option<IndexEntry> {
-        let offset = self.collapse.get(key).copied()?;
+        let offset = self.busy.as_ref()?.collapse.get(key).copied()?;
         self.take_offsets(&[offset]).pop()
     }
 
@@ -262,22 +298,24 @@ impl LogState {
     fn taken(&mut self, taken: Vec<IndexEntry>) -> Vec<IndexEntry> {
         for entry in &taken {
             self.bytes -= u64::from(entry.bytes);
+            let Some(busy) = self.busy.as_deref_mut() else { continue };
             let minute = entry.expiry_minute();
-            if let Some(known) = self.minutes.get_mut(&minute) {
+            if let Some(known) = busy.minutes.get_mut(&minute) {
                 known.count -= 1;
                 if known.count == 0 {
                     if known.has_row {
-                        self.bare.push(minute);
+                        busy.bare.push(minute);
                     }
-                    self.minutes.remove(&minute);
+                    busy.minutes.remove(&minute);
                 }
             }
             if let Some(key) = &entry.collapse_key
-                && self.collapse.get(key) == Some(&entry.offset)
+                && busy.collapse.get(key) == Some(&entry.offset)
             {
-                self.collapse.remove(key);
+                busy.collapse.remove(key);
             }
         }
+        self.rest();
         if self.index.is_empty() {
             self.index = VecDeque::new();
         }
@@ -295,7 +333,7 @@ impl LogState {
     /// Moves the applied mark past what was taken back: to the end, where nothing waits behind it. (An id that is staged
     /// must find the mark below it, by which a repeated call sees that it came to disk.)
     pub fn pass_recalled(&mut self) {
-        if self.staged.is_empty() && self.index.back().is_none_or(|last| last.offset <= self.applied) {
+        if self.has_no_ids() && self.index.back().is_none_or(|last| last.offset <= self.applied) {
             self.applied = self.last;
         }
     }
@@ -306,7 +344,10 @@ impl LogState {
         self.settle(Offset::MAX, &Err(error.clone()));
         self.take_if(|entry| entry.offset > applied);
         self.recallable.clear();
-        self.bare.clear();
+        if let Some(busy) = self.busy.as_deref_mut() {
+            busy.bare.clear();
+        }
+        self.rest();
         // Where the store is opened again, what is there is found when the log is read anew.
         if !matches!(error, StoreError::Recovering(_)) {
             self.last = applied;
@@ -314,10 +355,8 @@ impl LogState {
     }
 
     fn settle(&mut self, upto: Offset, fate: &Result<(), StoreError>) {
-        if self.staged.is_empty() {
-            return;
-        }
-        self.staged.retain(|_, staged| {
+        let Some(busy) = self.busy.as_deref_mut().filter(|busy| !busy.staged.is_empty()) else { return };
+        busy.staged.retain(|_, staged| {
             let settled = staged.offset <= upto;
             if settled {
                 for joined in staged.joined.drain(..) {
@@ -327,16 +366,23 @@ impl LogState {
             }
             !settled
         });
+        self.rest();
+    }
+
+    /// Whether no caller's own id is on its way.
+    fn has_no_ids(&self) -> bool {
+        self.busy.as_ref().is_none_or(|busy| busy.staged.is_empty())
     }
 
     /// Remembers a caller's own id until its notification is on disk, where the store has it from then on.
     pub fn stage_id(&mut self, id: NotificationId, offset: Offset, digest: Digest, sessions: u32) {
-        self.staged.insert(id, Staged { offset, digest, sessions, joined: Vec::new() });
+        self.busy().staged.insert(id, Staged { offset, digest, sessions, joined: Vec::new() });
     }
 
     /// What a caller's own id stands for among what is staged; a repeated call joins the fate of the first.
     pub fn staged_id(&mut self, id: &NotificationId, digest: &Digest) -> Known {
-        let Some(staged) = self.staged.get_mut(id) else { return Known::Free };
+        let staged = self.busy.as_deref_mut().and_then(|busy| busy.staged.get_mut(id));
+        let Some(staged) = staged else { return Known::Free };
         if staged.digest != *digest {
             return Known::Taken;
         }
@@ -352,35 +398,41 @@ impl LogState {
 
     /// Forgets what it remembers of callers' ids. Repeated calls that have joined the first keep its fate.
     pub fn forget_ids(&mut self) {
-        self.ends.clear();
+        if let Some(busy) = self.busy.as_deref_mut() {
+            busy.ends.clear();
+        }
+        self.rest();
     }
 
     /// Has the caller told how the notification at `offset` ends.
     pub fn wait_for(&mut self, offset: Offset) -> oneshot::Receiver<End> {
         let (waiter, end) = oneshot::channel();
-        self.waiting.retain(|(_, waiter)| !waiter.is_closed());
-        self.waiting.push((offset, waiter));
+        let waiting = &mut self.busy().waiting;
+        waiting.retain(|(_, waiter)| !waiter.is_closed());
+        waiting.push((offset, waiter));
         end
     }
 
     /// Tells whoever waits for the notification at `offset` how it ended; the first end counts.
     pub fn ended(&mut self, offset: Offset, remembered: bool, end: End) {
-        if !self.waiting.is_empty() {
-            for (_, waiter) in self.waiting.extract_if(.., |(at, _)| *at == offset) {
+        if let Some(busy) = self.busy.as_deref_mut() {
+            for (_, waiter) in busy.waiting.extract_if(.., |(at, _)| *at == offset) {
                 // Whoever waited may have gone.
                 let _ = waiter.send(end);
             }
         }
         if remembered && self.end_of(offset).is_none() {
-            if self.ends.len() == limits::REMEMBERED_ENDS_MAX {
-                self.ends.pop_front();
+            let ends = &mut self.busy().ends;
+            if ends.len() == limits::REMEMBERED_ENDS_MAX {
+                ends.pop_front();
             }
-            self.ends.push_back((offset, end));
+            ends.push_back((offset, end));
         }
+        self.rest();
     }
 
     /// How a notification with a remembered id ended, as far as that is known.
     pub fn end_of(&self, offset: Offset) -> Option<End> {
-        self.ends.iter().rev().find(|(at, _)| *at == offset).map(|(_, end)| *end)
+        self.busy.as_ref()?.ends.iter().rev().find(|(at, _)| *at == offset).map(|(_, end)| *end)
     }
 }

@@ -199,3 +199,15 @@ impl LogObserver for User {
         state.wake_pulling();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of each user who is online there is one: with its two counters it fills a size class of the allocator.
+    #[test]
+    fn a_user_stays_small() {
+        let bytes = size_of::<User>() + 2 * size_of::<usize>();
+        assert!(bytes <= 320, "{bytes} bytes; what is only there while something waits belongs into `Busy` of his log");
+    }
+}

@@ -364,7 +364,14 @@ impl Writer {
         if self.written.len() + batch.counters.len() > limits::IDLE_USERS_MAX {
             self.written.clear();
         }
-        self.written.extend(batch.counters);
+        for (log, counters) in batch.counters {
+            // Most users have a device and never a notification: of those there is nothing to know.
+            if counters == Counters::default() {
+                self.written.remove(&log);
+            } else {
+                self.written.insert(log, counters);
+            }
+        }
         if let Some(mark) = mark {
             self.shared.sequencer.raised(mark);
         }
