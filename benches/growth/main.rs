@@ -5,11 +5,12 @@
 //!
 //! * `real` (1,000, 5,000, 10,000, 19,000): sessions over TCP with the built daemon, a fresh one each.
 //! * `memory` (1,000, 10,000, 100,000, 1,000,000): sessions in a process, over the hub and a store on disk, with wires that
-//!   take everything. At the largest size it needs about 6 GiB of memory; `-- memory 1000 10000 100000` leaves it out.
+//!   take everything. At the largest size it needs about 3 GiB of memory; `-- memory 1000 10000 100000` leaves it out.
 //! * `stored` (10,000, 100,000, 1,000,000): stored notifications, ten a user, in a process, over the hub and a store on disk.
 //!
-//! Memory is resident memory, with mimalloc as in the daemon. Sizes of one process each, so that none finds what another
-//! left. The last row holds the largest size against the smallest.
+//! Memory is resident memory, with mimalloc as in the daemon. Each size has a process of its own, so that none finds what
+//! another left. The last row holds the largest size against the smallest; what does not stand out from what the process
+//! takes anyhow is left blank.
 
 #[path = "../support/daemon.rs"]
 mod daemon;
@@ -76,24 +77,24 @@ fn table(section: &Section, sizes: &[u64]) {
     let Section { name, of, columns, .. } = section;
     println!("\n| {name}: {of} | {} |", columns.join(" | "));
     println!("|---|{}", "---|".repeat(columns.len()));
-    let cells = |row: &[f64]| row.iter().map(|n| format!("{n:.2}")).collect::<Vec<_>>().join(" | ");
+    let cells = |row: &[f64], unit: &str| {
+        // What could not be measured is no number.
+        let cell = |n: &f64| if n.is_finite() { format!("{n:.2}{unit}") } else { String::new() };
+        row.iter().map(cell).collect::<Vec<_>>().join(" | ")
+    };
     let mut rows = Vec::new();
     for size in sizes {
         match in_child(name, *size) {
             Ok(row) => {
-                println!("| {size} | {} |", cells(&row));
+                println!("| {size} | {} |", cells(&row, ""));
                 rows.push((size, row));
             }
             Err(error) => println!("| {size} | {error} {}", "|".repeat(columns.len())),
         }
     }
-    if let ([(first, bottom), .., (last, top)], false) = (&rows[..], rows.len() < 2) {
-        let ratio = |(top, bottom): (&f64, &f64)| match top / bottom {
-            ratio if ratio.is_finite() => format!("{ratio:.2} ×"),
-            _ => String::new(),
-        };
-        let ratios: Vec<String> = top.iter().zip(bottom).map(ratio).collect();
-        println!("| {last} : {first} | {} |", ratios.join(" | "));
+    if let [(first, bottom), .., (last, top)] = &rows[..] {
+        let ratios: Vec<f64> = top.iter().zip(bottom).map(|(top, bottom)| top / bottom).collect();
+        println!("| {last} : {first} | {} |", cells(&ratios, " ×"));
     }
 }
 

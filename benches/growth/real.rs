@@ -24,9 +24,10 @@ pub const COLUMNS: &[&str] = &[
 ];
 
 const PAYLOAD_BYTES: usize = 256;
-const WARM_UP: usize = 500;
-/// Broadcasts, and how far apart.
-const BROADCASTS: Pace = Pace::Every { interval: Duration::from_millis(400), count: 10 };
+const WARM_UP: usize = 200;
+/// Deliveries by broadcasts, and the time that one delivery is given: whatever the size, as long and as busy.
+const DELIVERIES: u64 = 190_000;
+const DELIVERY: Duration = Duration::from_micros(20);
 /// Unicasts as fast as they are taken, for so long.
 const FLAT_OUT: Duration = Duration::from_secs(3);
 const PACED: (f64, Duration) = (2000.0, Duration::from_secs(3));
@@ -36,9 +37,9 @@ const REST: Duration = Duration::from_secs(2);
 pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
     let folder = tempfile::TempDir::new()?;
     let daemon = Daemon::start(folder.path(), "sled", "")?;
-    // What the daemon needs but once is there before anything is measured.
-    let warm_up = Sessions::connected(daemon.at(), &load::users("warm-up", WARM_UP)).await?;
-    warm_up.leave().await?;
+    // What the daemon needs but once is there before anything is measured. They stay, so that none of the others gets the
+    // memory that they had.
+    let _warm_up = Sessions::connected(daemon.at(), &load::users("warm-up", WARM_UP)).await?;
     tokio::time::sleep(REST).await;
     let users = load::users("user", size as usize);
     let places = users.iter().map(|user| load::place(user, None)).collect::<Result<_, _>>()?;
@@ -51,13 +52,14 @@ pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
     let each = |bytes: u64| bytes.saturating_sub(before.rss_bytes) as f64 / 1024.0 / size as f64;
     let idle = each(sessions.usage().await?.rss_bytes);
 
+    let broadcasts = Pace::Every { interval: DELIVERY * size as u32, count: (DELIVERIES / size).max(5) };
     let load = Load {
         via: Via::Broadcast,
         wait: Wait::Accepted,
         volatile: true,
         payload: PAYLOAD_BYTES,
         callers: 1,
-        pace: BROADCASTS,
+        pace: broadcasts,
     };
     let broadcast = sessions.send(load, &users, size).await?;
     tokio::time::sleep(REST).await;
@@ -74,7 +76,7 @@ pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
         after,
         connected.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6 / size as f64,
         size as f64 / took.as_secs_f64(),
-        broadcast.cpu_micros / broadcast.tally.received as f64,
+        broadcast.cpu_micros / (broadcast.sent.accepted() * (size + WARM_UP as u64)) as f64,
         unicast.cpu_micros / unicast.tally.received as f64,
         unicast.tally.received as f64 / unicast.seconds,
         paced.tally.latency.value_at_quantile(0.99) as f64 / 1000.0,
