@@ -117,6 +117,9 @@ pub const WAIT_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs
 pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
 /// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
 pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
+/// What a pass over the sessions hands to each of them: of the broadcasts that are pending, the first up to so many bytes,
+/// and one in any case.
+pub const FANOUT_PASS_BYTES_MAX: usize = 64 * 1024;
 /// Broadcasts that are pending at once are put together, up to so many bytes, once for all sessions.
 pub const TOGETHER_BYTES_MAX: usize = 16 * 1024;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).

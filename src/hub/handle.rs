@@ -263,25 +263,43 @@ impl Handle {
         admitted
     }
 
-    /// Appends several unstored messages that were put into one text form. `None`: together they have no room.
-    pub fn push_together(&self, together: &Bytes, messages: u16) -> Option<bool> {
-        if !self.make_room(together.len()) {
-            return None;
-        }
-        let mut core = self.core.lock();
-        let admitted = self.admit(&mut core, together.len());
+    /// As [`Handle::push`], but where it finds no room what waits is written first: not slow is who takes what he is
+    /// written. Call it without holding any lock.
+    pub fn push_or_write(&self, outgoing: &Outgoing) -> bool {
+        let mut core = self.core_with_room(|core| outgoing.frame(core.session.binary).len());
+        let entry = outgoing.entry(core.session.binary, None);
+        let admitted = self.admit(&mut core, entry.frame.as_slice().len());
         if admitted {
-            core.outbox.push(Entry { messages, ..Entry::message(together.clone()) });
+            core.outbox.push(entry);
         }
-        Some(admitted)
+        admitted
     }
 
-    /// Writes what waits where so many bytes that are not stored would find no room beside it: not slow is who takes it
-    /// once it is written to. Whether there is room then. Call it without holding any lock.
-    pub fn make_room(&self, bytes: usize) -> bool {
+    /// The same of several that were put together in their text form, each ending at one of `ends`. `None`: there is no
+    /// room for all of them at once.
+    pub fn push_together(&self, frames: &Bytes, ends: &Arc<[u32]>) -> Option<bool> {
+        let mut core = self.core_with_room(|_| frames.len());
         let limit = self.shared.limits.outbox_bytes.as_usize();
-        let has_room = || self.core.lock().outbox.has_room_unstored(bytes, limit);
-        bytes <= limit && (has_room() || (self.flush(), has_room()).1)
+        if frames.len() > limit || !core.outbox.has_room_unstored(frames.len(), limit) {
+            return None;
+        }
+        let open = core.closing.is_none();
+        if open {
+            core.outbox.push(Entry::together(frames.clone(), Arc::clone(ends)));
+        }
+        Some(open)
+    }
+
+    /// The session's state, what waits written first where so much more that is not stored would find no room beside it.
+    fn core_with_room(&self, bytes: impl Fn(&Core) -> usize) -> MutexGuard<'_, Core> {
+        let mut core = self.core.lock();
+        if !core.outbox.has_room_unstored(bytes(&core), self.shared.limits.outbox_bytes.as_usize()) {
+            let batch = core.outbox.begin(false);
+            drop(core);
+            self.write_batches(batch);
+            core = self.core.lock();
+        }
+        core
     }
 
     /// Appends an answer or another message that is not stored; flush it afterwards.

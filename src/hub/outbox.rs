@@ -11,6 +11,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -63,8 +64,10 @@ impl Frame {
 pub struct Entry {
     /// The frame.
     pub frame: Frame,
-    /// How many messages it is: none for a control frame; several where they were put together once for many sessions.
+    /// How many messages it is: none for a control frame.
     pub messages: u16,
+    /// Where each of its frames ends, where several were put together once for many sessions.
+    pub ends: Option<Arc<[u32]>>,
     /// Not worth writing from then on.
     pub expires_at: Option<UnixMillis>,
     /// Its sequence in the session's window, where it is stored.
@@ -74,16 +77,32 @@ pub struct Entry {
 impl Entry {
     /// A control frame.
     pub fn control(bytes: &[u8]) -> Self {
-        Self { frame: Frame::control(bytes), messages: 0, expires_at: None, sequence: None }
+        Self { frame: Frame::control(bytes), messages: 0, ends: None, expires_at: None, sequence: None }
     }
 
     /// A message that is not stored and does not expire.
     pub fn message(frame: Bytes) -> Self {
-        Self { frame: Frame::Shared(frame), messages: 1, expires_at: None, sequence: None }
+        Self { frame: Frame::Shared(frame), messages: 1, ends: None, expires_at: None, sequence: None }
     }
 }
 
 impl Entry {
+    /// Several messages that were put together; each of their frames ends at one of `ends`.
+    pub fn together(frames: Bytes, ends: Arc<[u32]>) -> Self {
+        let messages = u16::try_from(ends.len()).unwrap_or(u16::MAX);
+        Self { messages, ends: Some(ends), ..Self::message(frames) }
+    }
+
+    /// Leaves out the frames of which nothing was written, where `written` bytes of it, and not all, were.
+    fn keep_started(&mut self, written: usize) {
+        let (Some(ends), Frame::Shared(bytes)) = (self.ends.take(), &mut self.frame) else { return };
+        let started = ends.partition_point(|end| (*end as usize) <= written);
+        if let Some(end) = ends.get(started) {
+            bytes.truncate(*end as usize);
+            self.messages = u16::try_from(started + 1).unwrap_or(u16::MAX);
+        }
+    }
+
     /// What it counts against the bound on what is not stored.
     fn unstored_bytes(&self) -> usize {
         if self.messages > 0 && self.sequence.is_none() { self.frame.len() } else { 0 }
@@ -231,9 +250,15 @@ impl Outbox {
     }
 
     /// Whether `len` more bytes that are not stored stay within `limit`, beside others such. What is stored does not
-    /// count: it is bounded by the window, and a client that takes its time over it is not slow.
+    /// count: it is bounded by the window, and a client that takes its time over it is not slow. Nor is one to whom
+    /// somebody is writing just now, and as much again has room until it shows what he takes.
     pub fn has_room_unstored(&self, len: usize, limit: usize) -> bool {
+        let limit = if self.is_being_written() { limit.saturating_mul(2) } else { limit };
         self.unstored == 0 || self.unstored.saturating_add(len) <= limit
+    }
+
+    fn is_being_written(&self) -> bool {
+        self.writing && self.stalled_since.is_none()
     }
 
     /// Bytes that wait.
@@ -243,6 +268,12 @@ impl Outbox {
 
     /// Frames that wait, those not counted that a writer has taken out just now.
     pub fn frames(&self) -> usize {
+        self.queue.iter().map(|entry| usize::from(entry.messages.max(1))).sum()
+    }
+
+    /// Pieces that wait.
+    #[cfg(test)]
+    pub fn pieces(&self) -> usize {
         self.queue.len()
     }
 
@@ -280,6 +311,12 @@ impl Outbox {
             return;
         }
         let keep = usize::from(self.head_written > 0);
+        if let Some(head) = self.queue.front_mut().filter(|_| keep > 0) {
+            let before = (head.frame.len(), head.unstored_bytes());
+            head.keep_started(self.head_written);
+            self.bytes -= before.0 - head.frame.len();
+            self.unstored -= before.1 - head.unstored_bytes();
+        }
         for dropped in self.queue.drain(keep.min(self.queue.len())..) {
             self.bytes -= dropped.frame.len();
             self.unstored -= dropped.unstored_bytes();
@@ -298,7 +335,7 @@ impl Outbox {
         let mut entries = std::mem::take(&mut self.queue);
         if let Some(frame) = self.pong.take() {
             let place = usize::from(self.head_written > 0);
-            entries.insert(place, Entry { frame: *frame, messages: 0, expires_at: None, sequence: None });
+            entries.insert(place, Entry { frame: *frame, messages: 0, ends: None, expires_at: None, sequence: None });
         }
         self.writing = true;
         Some(Batch {
@@ -336,6 +373,12 @@ impl Outbox {
             // The close came while this was being written: what was not started is dropped now. The close frame is in
             // `entries` where it was taken out with the batch, else in the queue.
             let keep = usize::from(head_written > 0);
+            if let Some(head) = entries.front_mut().filter(|_| keep > 0) {
+                let before = (head.frame.len(), head.unstored_bytes());
+                head.keep_started(head_written);
+                self.bytes -= (before.0 - head.frame.len()).min(self.bytes);
+                self.unstored -= (before.1 - head.unstored_bytes()).min(self.unstored);
+            }
             let taken_close = self.queue.is_empty();
             let end = entries.len() - usize::from(taken_close && entries.len() > keep);
             for dropped in entries.drain(keep.min(end)..end) {
@@ -453,6 +496,74 @@ mod tests {
         assert!(outbox.is_empty() && outbox.has_room_unstored(1, 0));
         outbox.close(b"CLOSE");
         assert!(outbox.push_and_begin(message("late")).is_some_and(|batch| batch.entries.len() == 1));
+    }
+
+    /// Three frames that were put together: `one `, `two ` and `three`.
+    fn together() -> Entry {
+        Entry::together(Bytes::from_static(b"one two three"), [4, 8, 13].into())
+    }
+
+    #[test]
+    fn of_what_was_put_together_a_close_finishes_the_started_frame_only() {
+        // Bytes that are written before the close, and what of the three frames is out in the end.
+        for (written, kept) in [(0, ""), (1, "one "), (3, "one "), (4, "one two "), (9, "one two three")] {
+            for during_write in [false, true] {
+                for fast in [false, true] {
+                    let wire = Script::new(&[written]);
+                    if written == 0 {
+                        wire.takes.lock().clear();
+                    }
+                    let mut outbox = Outbox::default();
+                    let mut batch = if fast {
+                        outbox.push_and_begin(together()).unwrap()
+                    } else {
+                        outbox.push(together());
+                        outbox.begin(false).unwrap()
+                    };
+                    batch.write(&wire, || UnixMillis(0));
+                    let mut messages = 0;
+                    if during_write {
+                        outbox.close(b"CLOSE");
+                        messages += outbox.finish(batch, Instant::now).messages;
+                    } else {
+                        messages += outbox.finish(batch, Instant::now).messages;
+                        outbox.close(b"CLOSE");
+                    }
+                    wire.takes.lock().push_back(100);
+                    messages += write(&mut outbox, &wire, true).unwrap().messages;
+                    let case = format!("{written} {during_write} {fast}");
+                    // At a frame's very end the next is not started, but nobody can tell: it goes out with the entry.
+                    assert_eq!(wire.text(), format!("{kept}CLOSE"), "{case}");
+                    assert_eq!(messages, kept.split(' ').filter(|text| !text.is_empty()).count() as u64, "{case}");
+                    assert!(outbox.is_empty() && outbox.has_room_unstored(1, 0), "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_put_together_counts_frame_by_frame() {
+        let wire = Script::new(&[]);
+        let mut outbox = Outbox::default();
+        outbox.push(together());
+        outbox.push(message("four"));
+        assert_eq!((outbox.frames(), outbox.bytes()), (4, 17));
+        assert!(write(&mut outbox, &wire, false).unwrap().blocked);
+        assert_eq!(outbox.frames(), 4);
+    }
+
+    #[test]
+    fn who_is_being_written_to_is_not_slow_yet() {
+        let wire = Script::new(&[100]);
+        let mut outbox = Outbox::default();
+        outbox.push(message("0123456789"));
+        let mut batch = outbox.begin(false).unwrap();
+        assert!(outbox.has_room_unstored(10, 10), "it may be in the kernel already");
+        outbox.push(message("0123456789"));
+        assert!(!outbox.has_room_unstored(1, 10), "but no more than that");
+        batch.write(&wire, || UnixMillis(0));
+        outbox.finish(batch, Instant::now);
+        assert!(!outbox.has_room_unstored(1, 10));
     }
 
     #[test]

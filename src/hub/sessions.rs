@@ -88,22 +88,19 @@ impl Job {
 /// session is handed one piece instead of many.
 struct Parcel<'a> {
     jobs: &'a [Arc<Job>],
-    /// All of them, where they are plain and more than one.
-    together: Option<Bytes>,
+    /// All of them, where they are plain and more than one, and where each ends.
+    together: Option<(Bytes, Arc<[u32]>)>,
     /// How many sessions took each.
     taken: Vec<u32>,
 }
 
 impl<'a> Parcel<'a> {
-    fn pack(jobs: &'a VecDeque<Arc<Job>>) -> Vec<Parcel<'a>> {
-        let (front, back) = jobs.as_slices();
+    fn pack(mut rest: &'a [Arc<Job>]) -> Vec<Parcel<'a>> {
         let mut parcels = Vec::new();
-        for mut rest in [front, back] {
-            while !rest.is_empty() {
-                let (jobs, behind) = rest.split_at(Self::fitting(rest).max(1));
-                parcels.push(Parcel { jobs, together: Self::together(jobs), taken: vec![0; jobs.len()] });
-                rest = behind;
-            }
+        while !rest.is_empty() {
+            let (jobs, behind) = rest.split_at(Self::fitting(rest).max(1));
+            parcels.push(Parcel { jobs, together: Self::together(jobs), taken: vec![0; jobs.len()] });
+            rest = behind;
         }
         parcels
     }
@@ -118,29 +115,29 @@ impl<'a> Parcel<'a> {
         jobs.iter().take_while(fits).count()
     }
 
-    fn together(jobs: &[Arc<Job>]) -> Option<Bytes> {
+    fn together(jobs: &[Arc<Job>]) -> Option<(Bytes, Arc<[u32]>)> {
         if jobs.len() < 2 {
             return None;
         }
         let mut bytes = BytesMut::with_capacity(jobs.iter().map(|job| job.outgoing.bytes()).sum());
-        jobs.iter().for_each(|job| bytes.extend_from_slice(job.outgoing.frame(false)));
-        Some(bytes.freeze())
+        let ends = jobs.iter().map(|job| {
+            bytes.extend_from_slice(job.outgoing.frame(false));
+            u32::try_from(bytes.len()).unwrap_or(u32::MAX)
+        });
+        let ends = ends.collect();
+        Some((bytes.freeze(), ends))
     }
 
     /// Appends it to a session's outbox; flush that afterwards.
     fn hand_to(&mut self, handle: &Handle, now: Instant) {
-        let messages = u16::try_from(self.jobs.len()).unwrap_or(u16::MAX);
-        if let Some(taken) = self.together.as_ref().and_then(|together| handle.push_together(together, messages)) {
+        if let Some(taken) = self.together.as_ref().and_then(|(frames, ends)| handle.push_together(frames, ends)) {
             self.taken.iter_mut().for_each(|count| *count += u32::from(taken));
             return;
         }
         for (job, count) in self.jobs.iter().zip(&mut self.taken) {
             let taken = match job.offset {
                 _ if job.leaves_out(handle) => false,
-                None => {
-                    handle.make_room(job.outgoing.bytes());
-                    handle.push(&job.outgoing)
-                }
+                None => handle.push_or_write(&job.outgoing),
                 Some(offset) => handle.offer(Log::Broadcast, &job.notification, offset, &job.outgoing, now),
             };
             *count += u32::from(taken);
@@ -262,6 +259,21 @@ impl Sessions {
     }
 }
 
+impl Queue {
+    /// Takes out what is handed to each session in one go: all that waits, up to a bound, so that neither a slice's time nor
+    /// what is put together grows with the backlog. Where there is nothing the shard rests.
+    fn next_pass(&mut self) -> Vec<Arc<Job>> {
+        let mut bytes = 0;
+        let fits = |job: &&Arc<Job>| {
+            bytes += job.outgoing.bytes();
+            bytes <= limits::FANOUT_PASS_BYTES_MAX
+        };
+        let count = self.jobs.iter().take_while(fits).count().max(1);
+        self.running = !self.jobs.is_empty();
+        self.jobs.drain(..count.min(self.jobs.len())).collect()
+    }
+}
+
 /// Lets the next broadcast start the shard again, should serving this one panic.
 struct Running<'a>(&'a Shard);
 
@@ -277,14 +289,10 @@ impl Shard {
     async fn run(&self) {
         let _running = Running(self);
         loop {
-            let jobs = {
-                let mut queue = self.queue.lock();
-                if queue.jobs.is_empty() {
-                    queue.running = false;
-                    return;
-                }
-                std::mem::take(&mut queue.jobs)
-            };
+            let jobs = self.queue.lock().next_pass();
+            if jobs.is_empty() {
+                return;
+            }
             let mut parcels = Parcel::pack(&jobs);
             let mut after = None;
             loop {

@@ -3,7 +3,16 @@
 use futures_util::future::join_all;
 
 use super::support::{Bounds, World, device, notification, user};
-use crate::{metrics::Failure, types::Notification};
+use crate::{
+    metrics::Failure,
+    protocol::close::CloseCode,
+    types::{ClosedBy, Notification},
+};
+
+/// One that is the same for everybody and never expires: such are put together.
+fn plain(bytes: usize) -> Notification {
+    Notification { expires_at: None, ..notification(bytes) }
+}
 
 #[tokio::test]
 async fn broadcasts_that_are_pending_at_once_leave_in_one_write_in_order() {
@@ -13,7 +22,7 @@ async fn broadcasts_that_are_pending_at_once_leave_in_one_write_in_order() {
         clients.push(world.attach(&user(name), &device("phone")).await);
     }
     let before: Vec<_> = clients.iter().map(|client| client.writes()).collect();
-    let ids: Vec<_> = (0..40).map(|_| notification(700)).collect();
+    let ids: Vec<_> = (0..40).map(|_| plain(700)).collect();
     let sent = join_all(ids.iter().cloned().map(|one| world.hub.broadcast(one))).await;
     assert!(sent.iter().all(|sent| sent.as_ref().unwrap().sessions == 3), "{sent:?}");
     let ids: Vec<_> = ids.iter().map(|one| one.id.as_str().to_owned()).collect();
@@ -32,7 +41,20 @@ async fn what_is_not_the_same_for_all_keeps_its_place_among_what_is_put_together
     let mut bob = world.attach(&user("bob"), &device("phone")).await;
     world.barrier().await;
     let but_ann = |one: Notification| Notification { not_for: [user("ann")].into(), ..one };
-    let all: Vec<_> = (0..12).map(|n| if n % 4 == 2 { but_ann(notification(50)) } else { notification(50) }).collect();
+    let one = |n| match n % 4 {
+        1 => plain(50),
+        2 => but_ann(plain(50)),
+        3 => notification(50),
+        // Two in a row that may be put together, and one with an end of its own among them.
+        _ => {
+            if n == 4 {
+                notification(50)
+            } else {
+                plain(50)
+            }
+        }
+    };
+    let all: Vec<_> = (0..12).map(one).collect();
     let calls = all.iter().cloned().enumerate().map(async |(n, one)| match n % 4 {
         3 => world.hub.broadcast_durably(one, false).await.unwrap().sessions,
         _ => world.hub.broadcast(one).await.unwrap().sessions,
@@ -62,7 +84,7 @@ async fn who_takes_what_is_written_is_not_slow_however_much_is_pending_and_who_d
     let mut slow = world.attach(&user("ann"), &device("phone")).await;
     let mut fast = world.attach(&user("bob"), &device("phone")).await;
     slow.takes(Some(50));
-    let sent = join_all((0..6).map(|_| world.hub.broadcast(notification(200)))).await;
+    let sent = join_all((0..6).map(|_| world.hub.broadcast(plain(200)))).await;
     let reached: Vec<_> = sent.into_iter().map(|sent| sent.unwrap().sessions).collect();
     assert_eq!(reached, [2, 2, 2, 1, 1, 1], "three frames fill the outbox");
     assert_eq!(world.hub.metrics().failures(Failure::SlowConsumer), 1);
@@ -70,4 +92,29 @@ async fn who_takes_what_is_written_is_not_slow_however_much_is_pending_and_who_d
     assert_eq!((slow.seen.len(), slow.closed), (1, Some(4409)), "the started frame is finished, then the close frame");
     fast.read();
     assert_eq!((fast.seen.len(), fast.closed), (6, None));
+}
+
+#[tokio::test]
+async fn what_is_put_together_is_one_piece_and_a_close_ends_it_at_the_started_frame() {
+    let world = World::new(Bounds::default());
+    let mut ann = world.attach(&user("ann"), &device("phone")).await;
+    ann.takes(Some(50));
+    let sent = join_all((0..10).map(|_| world.hub.broadcast(plain(200)))).await;
+    assert!(sent.iter().all(|sent| sent.as_ref().unwrap().sessions == 1));
+    assert_eq!(ann.handle.core().outbox.pieces(), 1);
+    assert_eq!(ann.handle.core().outbox.frames(), 10, "whoever looks sees messages");
+    ann.handle.close(CloseCode::NORMAL, "", ClosedBy::Caller);
+    ann.takes(None);
+    assert_eq!((ann.seen.len(), ann.closed), (1, Some(1000)), "those that were not started are dropped");
+    assert_eq!(ann.handle.core().counts.messages_sent, 2, "auth_success and that one");
+}
+
+#[tokio::test]
+async fn a_broadcast_beyond_the_bound_closes_nobody_who_takes_it() {
+    let world = World::new(Bounds { outbox_bytes: 1000, ..Bounds::default() });
+    let mut ann = world.attach(&user("ann"), &device("phone")).await;
+    let sent = join_all((0..3).map(|_| world.hub.broadcast(plain(3000)))).await;
+    assert!(sent.iter().all(|sent| sent.as_ref().unwrap().sessions == 1), "{sent:?}");
+    ann.read();
+    assert_eq!((ann.seen.len(), ann.closed), (3, None));
 }
