@@ -30,8 +30,9 @@ pub const CLIENT_ID_BYTES_MAX: usize = 128;
 pub const HTTP_HEAD_BYTES_MAX: usize = 8 * 1024;
 /// The longest token.
 pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
-/// Tokens that are known to be good until they run out; some 150 bytes each.
-pub const VERIFIED_TOKENS_MAX: usize = 32 * 1024;
+/// Tokens that are known to be good until they run out, at most, and half as many at least; some 200 bytes each. As many
+/// as `limits.connections` has by default, so that a node's clients may come back all at once.
+pub const VERIFIED_TOKENS_MAX: usize = 256 * 1024;
 /// The largest message before authentication.
 pub const UNAUTHENTICATED_MESSAGE_BYTES_MAX: usize = 8 * 1024;
 /// How deep a client's JSON may nest.

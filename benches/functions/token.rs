@@ -72,7 +72,7 @@ pub fn token_verification(c: &mut Criterion) {
         assert_eq!(authenticator.verify(token).is_ok(), *good, "{name}");
         group.bench_function(*name, |b| b.iter(|| authenticator.verify_anew(black_box(token))));
     }
-    let (_, known, token, _) = &cases[0];
+    let (_, known, token, _) = &cases[2];
     group.bench_function("known", |b| b.iter(|| known.verify(black_box(token))));
     group.finish();
 }

@@ -2,10 +2,9 @@
 //! token, until it runs out.
 //!
 //! Bounded: two generations a shard, the older one dropped where the younger is full, so that what was not seen for
-//! longest goes, and no step takes longer than another. Only what was good is kept, so what strangers send leaves
-//! nothing here. The cache lives and dies with the keys and rules that its entries were judged by: a changed
-//! configuration is another [`super::Authenticator`]. What may change meanwhile (whether it has run out, what takes tokens
-//! back) is asked at each use, never remembered.
+//! longest goes. Only what was good is kept, so what strangers send leaves nothing here. The cache lives and dies with the
+//! keys and rules that its entries were judged by: a changed configuration is another [`super::Authenticator`]. Whether a
+//! token has run out is looked at each time.
 
 use std::{collections::HashMap, mem};
 

@@ -86,6 +86,11 @@ impl KeySet {
         self.0.len()
     }
 
+    /// Whether some key's signatures cost more than a look-up among those that were verified: all but HMAC's.
+    pub(super) fn is_dear(&self) -> bool {
+        self.0.iter().any(|key| !key.algorithm.is_hmac())
+    }
+
     /// Whether one of the keys that fit made `signature` (base64url) over `message`.
     pub(super) fn verify(&self, alg: &str, kid: Option<&str>, message: &[u8], signature: &str) -> Result<(), Refusal> {
         let named = kid.is_some_and(|kid| self.0.iter().any(|key| key.kid.as_deref() == Some(kid)));

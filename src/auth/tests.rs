@@ -487,11 +487,20 @@ proptest! {
     }
 }
 
+/// One with a key whose signatures are dear, and a token of its.
+fn dear_one(claims: Value) -> (Authenticator, String) {
+    let one = authenticator(&config(vec![public_key(Algorithm::ES256, "test-p256-public.pem")]));
+    (one, es256(claims))
+}
+
+fn es256(claims: Value) -> String {
+    let key = EncodingKey::from_ec_pem(P256_PRIVATE).unwrap();
+    signed(json!({"alg": "ES256", "typ": "JWT"}), claims, &key, jsonwebtoken::Algorithm::ES256)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_token_that_was_found_good_is_known_until_it_runs_out_and_no_longer() {
-    let one = default_one();
-    let exp = NOW + 60;
-    let token = hs256("secret", json!({"sub": "ann", "exp": exp}));
+    let (one, token) = dear_one(json!({"sub": "ann", "exp": NOW + 60}));
     let first = one.verify(&token).unwrap();
     assert_eq!((one.verified.len(), one.verify(&token).as_ref()), (1, Ok(&first)));
     let leeway = Duration::from_millis(one.leeway_millis);
@@ -505,27 +514,34 @@ async fn a_token_that_was_found_good_is_known_until_it_runs_out_and_no_longer() 
 
 #[test]
 fn nothing_that_is_refused_is_remembered_and_one_character_makes_another_token() {
-    let one = default_one();
-    let token = hs256("secret", json!({"sub": "ann", "exp": NOW + 60}));
+    let (one, token) = dear_one(json!({"sub": "ann", "exp": NOW + 60}));
     one.verify(&token).unwrap();
-    for other in [hs256("other", json!({"sub": "ann", "exp": NOW + 60})), format!("{token}A"), token.to_lowercase()] {
+    let forged = hs256("secret", json!({"sub": "ann", "exp": NOW + 60}));
+    for other in [forged, format!("{token}A"), token.to_lowercase(), token.replace('.', "")] {
         assert_eq!(one.verify(&other).unwrap_err().code, AuthCode::TokenInvalid);
     }
     assert_eq!(one.verified.len(), 1);
 }
 
 #[test]
-fn what_is_known_is_bounded_and_the_longest_unseen_goes_first() {
+fn what_costs_as_little_as_a_look_up_is_not_remembered() {
     let one = default_one();
-    let token = |n: usize| hs256("secret", json!({"sub": format!("user-{n}"), "exp": NOW + 60}));
-    let kept = token(0);
-    let hash = cache::Cache::hash(&kept);
+    one.verify(&hs256("secret", json!({"sub": "ann", "exp": NOW + 60}))).unwrap();
+    assert_eq!(one.verified.len(), 0);
+}
+
+#[test]
+fn what_is_known_is_bounded_and_the_longest_unseen_goes_first() {
+    let (one, token) = dear_one(json!({"sub": "ann", "exp": NOW + 60}));
+    let identity = one.verify(&token).unwrap();
+    let (cache, now) = (cache::Cache::default(), one.clock.unix_millis());
+    let hash = |n: usize| cache::Cache::hash(&n.to_string());
     for n in 0..limits::VERIFIED_TOKENS_MAX * 2 {
-        one.verify(&token(n)).unwrap();
+        cache.put(hash(n), identity.clone());
         if n.is_multiple_of(64) {
-            assert!(one.verified.get(&hash, one.clock.unix_millis()).is_some(), "seen all the time");
+            assert!(cache.get(&hash(0), now).is_some(), "seen all the time");
         }
     }
-    assert!(one.verified.len() <= limits::VERIFIED_TOKENS_MAX, "{}", one.verified.len());
-    assert!(one.verified.get(&cache::Cache::hash(&token(1)), one.clock.unix_millis()).is_none());
+    assert!(cache.len() <= limits::VERIFIED_TOKENS_MAX, "{}", cache.len());
+    assert!(cache.get(&hash(1), now).is_none());
 }

@@ -40,7 +40,7 @@ const READS_MAX: usize = 4;
 pub async fn open(
     upgraded: Upgraded,
     opening: Opening,
-    peer: &Peer,
+    peer: Peer,
     counted: (OpenSocket, Connected),
     context: Arc<Context>,
 ) -> Option<Box<Connection>> {
@@ -53,7 +53,7 @@ pub async fn open(
     // Copied: what hyper read into is 8 KiB, and mostly nothing is in it.
     let early = read_buf.to_vec();
     drop(read_buf);
-    let Opened { handle, reader, early } = opening::open(&socket, opening, early, peer, &context).await?;
+    let Opened { handle, reader, early } = opening::open(&socket, opening, early, &peer, &context).await?;
     let connection =
         Connection { context, socket, handle, reader, early, pull: None, paused_at: None, _counted: counted };
     Some(Box::new(connection))
@@ -262,5 +262,17 @@ impl Connection {
             }
         });
         let _ = tokio::time::timeout(limits::CLOSE_LINGER, written).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of each session there is one, for as long as it lives.
+    #[test]
+    fn a_connection_stays_small() {
+        let bytes = size_of::<Connection>();
+        assert!(bytes <= 160, "{bytes} bytes; put what is needed now and then into a box");
     }
 }

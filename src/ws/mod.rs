@@ -1,4 +1,4 @@
-//! The public listener: HTTP/1.1 up to the WebSocket handshake, then one task a connection.
+//! The public listener: one task a connection, HTTP/1.1 up to the WebSocket handshake and a session from there.
 //!
 //! * `upgrade.rs`: what a request asks for, and the answer.
 //! * `opening.rs`: from the finished handshake to a session.
@@ -13,7 +13,7 @@ mod page;
 mod socket;
 mod upgrade;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 pub use config::Config;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -81,24 +81,28 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
             context.hub.metrics().failure(Failure::ConnectionLimit);
             continue;
         }
-        // One task a connection, from its first byte to its last. All that the handshake needs lies in a box of its own,
-        // which is given back before the session's long life begins.
-        let established = Box::pin(establish(stream, remote, Arc::clone(&context), socket));
+        // One task a connection, from its first byte to its last. What the handshake needs, and what a session's beginning
+        // does, lie in boxes of their own, each given back before what may take longer.
+        let handshake = Box::pin(shake_hands(stream, remote, Arc::clone(&context), socket));
         context.life.spawn(async move {
-            if let Some(mut connection) = established.await {
+            let Some(opening) = handshake.await else { return };
+            if let Some(mut connection) = opening.await {
                 connection.run().await;
             }
         });
     }
 }
 
-/// HTTP/1.1 up to the handshake, and from there to a session.
-async fn establish(
+/// From a finished handshake to a session, which is none where the peer is not let in.
+type Opening = Pin<Box<dyn Future<Output = Option<Box<Connection>>> + Send>>;
+
+/// HTTP/1.1, up to the end of the handshake.
+async fn shake_hands(
     stream: TcpStream,
     remote: SocketAddr,
     context: Arc<Context>,
     socket: OpenSocket,
-) -> Option<Box<Connection>> {
+) -> Option<Opening> {
     let accepted = Mutex::new(None);
     let service = service_fn(|request: http::Request<Incoming>| {
         std::future::ready(Ok::<_, Infallible>(upgrade::answer(request, remote, &context, &accepted)))
@@ -121,7 +125,7 @@ async fn establish(
     }
     let Accepted { upgraded, opening, peer, counted } = accepted.into_inner()?;
     match upgraded.await {
-        Ok(upgraded) => connection::open(upgraded, opening, &peer, (socket, counted), context).await,
+        Ok(upgraded) => Some(Box::pin(connection::open(upgraded, opening, peer, (socket, counted), context))),
         Err(error) => {
             tracing::debug!(%remote, %error, "the handshake was not finished");
             None
