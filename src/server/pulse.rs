@@ -2,7 +2,9 @@
 //! later than that it runs; whatever keeps the workers from their queue (a long turn, too many turns before it, a system
 //! that gives the process no core) shows in it.
 //!
-//! The timer's own grain is a millisecond, so that a delay below it says nothing. What is recorded is in
+//! The timer's own grain is a millisecond, so that a delay below it says nothing. A hold shows from the moment that the
+//! next beat was due, so up to a beat shorter than it was: in quiet times, where beats are far apart, one of less than that
+//! may not show at all. Nor does one of a single worker while another takes the beat. What is recorded is in
 //! [`Metrics::scheduler_delay`](crate::metrics::Inner::scheduler_delay); the longest of each quarter of a second is logged
 //! at `trace` (`log.filter = "info,pushgate::server::pulse=trace"`), a bad one at `warn`.
 
@@ -93,9 +95,12 @@ mod tests {
         let (metrics, stop) = (Metrics::default(), CancellationToken::new());
         let pulse = tokio::spawn(run(metrics.clone(), stop.clone()));
         let beats = async |count| {
-            while metrics.scheduler_delay.percentiles().count < count {
-                tokio::task::yield_now().await;
-            }
+            let came = async {
+                while metrics.scheduler_delay.percentiles().count < count {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), came).await.expect("a beat");
         };
         beats(1).await;
         let held = REST * 2;
