@@ -35,6 +35,8 @@ const PAYLOAD_BYTES: usize = 256;
 const PACED: (u64, Duration) = (20, Duration::from_millis(250));
 /// Broadcasts back to back, and how many are pending at once.
 const BACK_TO_BACK: (u64, u64) = (320, 32);
+/// Unicasts a second at an even pace, and to how many sessions.
+const STEADY: (u64, u64) = (2_000, 1_000);
 /// How long nothing may come before it is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -127,6 +129,8 @@ struct FloorRun {
     back_to_back: Cost,
     coalesced: Cost,
     unicast: Cost,
+    steady: Cost,
+    steady_latency: Option<Latency>,
 }
 
 struct Stage {
@@ -174,7 +178,7 @@ impl Stage {
     }
 }
 
-async fn floor(connections: u64, threads: usize) -> Result<FloorRun, Error> {
+async fn floor(connections: u64, lasts: u64, threads: usize) -> Result<FloorRun, Error> {
     let mut floor = Floor::start()?;
     let target = Target { address: floor.address, host: "floor".into(), path: "/".into(), client_acks: false };
     let places = vec![Place { token: Arc::from("none"), device: None }; connections as usize];
@@ -245,8 +249,35 @@ async fn floor(connections: u64, threads: usize) -> Result<FloorRun, Error> {
             stage.floor.orders.write_all(&batch)
         })
         .await?;
+    let (a_second, among) = STEADY;
+    let sends = a_second * lasts;
+    let (steady, steady_latency) = stage
+        .cost(sends, async |stage| {
+            let began = stage.now();
+            for number in 0..sends {
+                let due = began + number * 1_000_000 / a_second;
+                // Timers of the runtime have a grain of a millisecond.
+                std::thread::sleep(Duration::from_micros(due.saturating_sub(stage.now())));
+                let whom = number % among.min(connections);
+                let frame = frame(stage.run, number / among.min(connections), due);
+                stage.floor.tell(server::ONE, whom as u32, &frame)?;
+            }
+            Ok(())
+        })
+        .await?;
     let session_bytes = full.saturating_sub(empty) as f64 / connections as f64;
-    Ok(FloorRun { session_bytes, connect, paced, paced_latency, back_to_back: costs[0], coalesced: costs[1], unicast })
+    let (back_to_back, coalesced) = (costs[0], costs[1]);
+    Ok(FloorRun {
+        session_bytes,
+        connect,
+        paced,
+        paced_latency,
+        back_to_back,
+        coalesced,
+        unicast,
+        steady,
+        steady_latency,
+    })
 }
 
 /// The gateway under the same load.
@@ -305,7 +336,7 @@ async fn measure(connections: u64, seconds: u64) -> Result<(), Error> {
     let threads = (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1);
     println!("{connections} sessions, payload {PAYLOAD_BYTES} B, {seconds} s a rate; µs are the server's CPU time\n");
     println!("| what | floor | gateway | ratio |\n|---|---|---|---|");
-    let floor = floor(connections, threads).await?;
+    let floor = floor(connections, seconds, threads).await?;
     let folder = tempfile::TempDir::new()?;
     let plan = Plan {
         max_concurrent: 500,
@@ -365,12 +396,17 @@ async fn measure(connections: u64, seconds: u64) -> Result<(), Error> {
     }
     for (volatile, stored) in [(true, "never stored"), (false, "stored")] {
         let report = gateway
-            .run(Kind::Unicast, all.min(1000), |plan| {
-                (plan.rate, plan.via, plan.volatile) = (Some(2000.0), Via::Batch, volatile);
+            .run(Kind::Unicast, all.min(STEADY.1 as usize), |plan| {
+                (plan.rate, plan.via, plan.volatile) = (Some(STEADY.0 as f64), Via::Batch, volatile);
             })
             .await?;
-        let figure = format!("{}, {:.1} µs of CPU a send", spans(report.latency.as_ref()), cpu(&report));
-        row(&format!("unicast at 2,000/s to 1,000 sessions, {stored}: call to client"), "", &figure, "");
+        let figure = |latency, micros: f64| format!("{}, {micros:.1} µs of CPU a send", spans(latency));
+        row(
+            &format!("unicast at {}/s to {} sessions, {stored}: call to client", STEADY.0, STEADY.1),
+            &figure(floor.steady_latency.as_ref(), floor.steady.micros),
+            &figure(report.latency.as_ref(), cpu(&report)),
+            &format!("{:.2} ×", cpu(&report) / floor.steady.micros),
+        );
     }
     let report = gateway.run(Kind::Replay, all, |_| {}).await?;
     let figure = format!("{:.0}/s", report.per_second.sent);
