@@ -398,16 +398,26 @@ impl Hub {
         let mut taken = Unflushed::default();
         if let Some(user) = self.0.users.get(to) {
             let state = user.state();
+            if let [only] = &state.sessions[..] {
+                // The usual case. With one session the order among its frames is all there is.
+                let only = Arc::clone(only);
+                drop(state);
+                let sessions = u32::from(only.send(&outgoing));
+                return Ok(Begun::settled(Self::sent_unstored(sessions)));
+            }
             for session in &state.sessions {
                 if session.push(&outgoing) {
                     taken.0.push(Arc::clone(session));
                 }
             }
         }
-        let sessions = taken.count();
-        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
-        let sent = Sent { offset: None, outcome, sessions, duplicate: false };
+        let sent = Self::sent_unstored(taken.count());
         Ok(Begun { unflushed: taken, ..Begun::settled(sent) })
+    }
+
+    fn sent_unstored(sessions: u32) -> Sent {
+        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
+        Sent { offset: None, outcome, sessions, duplicate: false }
     }
 
     /// Encodes but for the offset, and refuses what is too large.
