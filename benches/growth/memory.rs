@@ -240,8 +240,8 @@ pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
         all * count as f64 / took * 1e9,
         watched.scheduler_delay.percentiles().max.as_secs_f64() * 1e3,
         unicast / UNICASTS as f64,
-        over(looks - nobody, nobody) / all / (STRETCH.as_secs_f64() / LOOK.as_secs_f64()),
-        over(pings, nobody) / all,
+        over(looks - nobody, nobody / 4.0) / all / (STRETCH.as_secs_f64() / LOOK.as_secs_f64()),
+        over(pings, nobody / 4.0) / all,
         stalled / all / stalling as f64,
     ])
 }
