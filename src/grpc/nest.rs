@@ -72,9 +72,20 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Nest {
     }
 }
 
+/// Lets go of the calls that were never begun: each of them holds the nest that holds it.
+struct Emptied<'a>(&'a Nest);
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut *self.0.0.lock());
+        drop(left);
+    }
+}
+
 impl Nest {
     /// Runs a connection that starts its calls in this nest, until it ends. Calls that are left then go with it.
     pub async fn run<C: Future>(self, connection: C) -> C::Output {
+        let _emptied = Emptied(&self);
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(Arc::clone(&bell));
         let mut connection = pin!(connection);
@@ -223,6 +234,27 @@ mod tests {
         other.await.unwrap();
         close.send(()).unwrap();
         connection.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn calls_that_were_never_begun_go_with_the_connection() {
+        let nest = Nest::default();
+        let held = Arc::new(());
+        let begin = nest.clone();
+        let calls = Arc::clone(&held);
+        let connection = async move {
+            for _ in 0..3 * CALLS_MAX {
+                let (nest, held) = (begin.clone(), Arc::clone(&calls));
+                begin.execute(async move {
+                    let _held = (nest, held);
+                    std::future::pending::<()>().await;
+                });
+            }
+            drop(calls);
+            tokio::task::yield_now().await;
+        };
+        nest.run(connection).await;
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[test]
