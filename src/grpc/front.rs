@@ -30,8 +30,8 @@ use crate::{
 
 /// Where the gateway's own methods are.
 const GATEWAY: &str = "/pushgate.v1.Gateway/";
-/// Those that are frequent and soon done, or go on in a task of their own. They are begun in the connection's task, where
-/// nobody has to be woken for them; others must not hold it up.
+/// Those that are frequent and soon done, or go on in a task of their own. They run in the connection's task, where nobody
+/// has to be woken for them; the gateway's others might hold it up. Health and reflection, which never take long, do not.
 const AT_ONCE: [&str; 2] = ["/pushgate.v1.Gateway/SendToUser", "/pushgate.v1.Gateway/SendBatch"];
 
 /// The services of one listener. Cheap to clone.
@@ -109,5 +109,30 @@ impl Future for Answer {
         let over = this.over.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         ready!(over.as_mut().poll(cx));
         Poll::Ready(Ok(ApiError::DeadlineExceeded.into_status(&this.metrics).into_http()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_apart_is_aborted_when_nobody_waits_for_it_any_more() {
+        let (begin, begun) = oneshot::channel();
+        let (held, let_go) = oneshot::channel::<()>();
+        let work = tokio::spawn(async move {
+            let _held = held;
+            begin.send(()).unwrap();
+            std::future::pending().await
+        });
+        let mut call = Box::pin(apart(AbortOnDropHandle::new(work)));
+        tokio::select! {
+            _ = call.as_mut() => panic!("it never ends"),
+            begun = begun => begun.unwrap(),
+        }
+        drop(call);
+        let_go.await.unwrap_err();
     }
 }
