@@ -114,25 +114,43 @@ impl Future for Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use hyper::{client, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use parking_lot::Mutex;
     use tokio::sync::oneshot;
 
-    use super::*;
+    use super::{super::nest::Nest, *};
 
     #[tokio::test]
-    async fn a_call_apart_is_aborted_when_nobody_waits_for_it_any_more() {
+    async fn a_call_apart_is_aborted_when_its_caller_resets_it() {
         let (begin, begun) = oneshot::channel();
         let (held, let_go) = oneshot::channel::<()>();
-        let work = tokio::spawn(async move {
-            let _held = held;
-            begin.send(()).unwrap();
-            std::future::pending().await
+        let ends = Mutex::new(Some((begin, held)));
+        let service = service_fn(move |_: Request<Incoming>| {
+            let (begin, held) = ends.lock().take().unwrap();
+            apart(AbortOnDropHandle::new(tokio::spawn(async move {
+                let _held = held;
+                begin.send(()).unwrap();
+                std::future::pending().await
+            })))
         });
-        let mut call = Box::pin(apart(AbortOnDropHandle::new(work)));
+        let (near, far) = tokio::io::duplex(4096);
+        let nest = Nest::default();
+        let serving = http2::Builder::new(nest.clone()).serve_connection(TokioIo::new(far), service);
+        tokio::spawn(nest.run(serving));
+        let (mut sender, connection) =
+            client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        let mut call = Box::pin(sender.send_request(Request::post("http://gateway/").body(Body::empty()).unwrap()));
         tokio::select! {
             _ = call.as_mut() => panic!("it never ends"),
             begun = begun => begun.unwrap(),
         }
         drop(call);
-        let_go.await.unwrap_err();
+        // The connection lives on, and the call does not.
+        let let_go = tokio::time::timeout(Duration::from_secs(20), let_go).await.expect("it goes on");
+        assert!(let_go.is_err() && !sender.is_closed());
     }
 }
