@@ -38,7 +38,8 @@ use crate::{
 /// What `SendBatch` answers with.
 pub type BatchStream = Pin<Box<dyn Stream<Item = Result<proto::SendBatchResponse, Status>> + Send>>;
 
-/// Requests that are taken in one go, before anything else on the runtime has its turn.
+/// What is done in one go, before anything else on the runtime has its turn: requests are taken, or sessions written to,
+/// whichever are more.
 const BURST: usize = 64;
 
 /// Tells requests apart, in the order in which they were read.
@@ -93,6 +94,8 @@ struct Driver<S> {
     /// What waits for something.
     under_way: BTreeMap<Key, Asked>,
     next_key: Key,
+    /// How much of a [`BURST`] is done.
+    burst: usize,
 }
 
 impl Api {
@@ -118,6 +121,7 @@ impl Api {
             lanes: HashMap::new(),
             under_way: BTreeMap::new(),
             next_key: 0,
+            burst: 0,
         };
         self.0.life.spawn(driver.run(self.0.life.stopping().clone()));
         Ok(Box::pin(answers))
@@ -189,28 +193,28 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
         if stopped.as_mut().is_some_and(|stopped| stopped.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Event::Stop);
         }
-        let mut burst = 0;
         loop {
+            if self.burst >= BURST {
+                self.burst = 0;
+                self.answers.hand_over(None, false);
+                return Poll::Ready(Event::Yield);
+            }
             if let Poll::Ready(Some(step)) = self.work.poll_next_unpin(cx) {
                 return Poll::Ready(Event::Step(step));
             }
-            let (before, mut lacks_room) = (burst, false);
-            while reads && burst < BURST && !lacks_room {
+            let (before, mut lacks_room) = (self.burst, false);
+            while reads && self.burst < BURST && !lacks_room {
                 match self.read(cx) {
                     Poll::Ready(Ok((request, share))) => {
+                        self.burst += 1;
                         self.take(request, share, cx);
-                        burst += 1;
                     }
                     Poll::Ready(Err(Unread::NoMore(end))) => return Poll::Ready(Event::NoMore(end)),
                     Poll::Ready(Err(Unread::LacksRoom)) => lacks_room = true,
                     Poll::Pending => break,
                 }
             }
-            if burst == BURST {
-                self.answers.hand_over(None, false);
-                return Poll::Ready(Event::Yield);
-            }
-            if burst > before && !self.work.is_empty() {
+            if self.burst >= BURST || self.burst > before && !self.work.is_empty() {
                 // What was begun just now has yet to be asked how it gets on.
                 continue;
             }
@@ -219,6 +223,7 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
                 return Poll::Ready(Event::Gone);
             }
             if !(lacks_room && has_room) {
+                self.burst = 0;
                 return Poll::Pending;
             }
         }
@@ -298,7 +303,11 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
     fn begun(&mut self, asked: Asked, id: NotificationId, begun: Result<Begun, SendError>) {
         match begun.map(|begun| self.hub.finish_at_once(begun)) {
             Err(error) => self.answer(asked, Err(error.into())),
-            Ok(Ok(sent)) => self.answer(asked, Ok(send::answer(&id, sent))),
+            Ok(Ok(sent)) => {
+                // The first write is the request's own part of the burst.
+                self.burst += (sent.sessions as usize).saturating_sub(1);
+                self.answer(asked, Ok(send::answer(&id, sent)));
+            }
             Ok(Err(begun)) => {
                 let (hub, key) = (self.hub.clone(), asked.key);
                 self.under_way.insert(key, asked);

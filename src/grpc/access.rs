@@ -87,10 +87,11 @@ struct Call {
     deadline: Option<Instant>,
 }
 
-/// Reads `grpc-timeout` (gRPC over HTTP/2: at most 8 digits and a unit).
+/// Reads `grpc-timeout` (gRPC over HTTP/2: 1 to 8 digits and a unit).
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if digits.is_empty() || digits.len() > 8 {
+    // The parser of numbers would take a sign, too.
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let n: u64 = digits.parse().ok()?;
@@ -133,7 +134,7 @@ mod tests {
         assert_eq!(parse_timeout("10S"), Some(Duration::from_secs(10)));
         assert_eq!(parse_timeout("100m"), Some(Duration::from_millis(100)));
         assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
-        for bad in ["", "S", "10", "10x", "123456789S", "-1S", "1é"] {
+        for bad in ["", "S", "10", "10x", "123456789S", "-1S", "+5S", " 5S", "1é"] {
             assert_eq!(parse_timeout(bad), None, "{bad}");
         }
     }

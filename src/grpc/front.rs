@@ -30,8 +30,8 @@ use crate::{
 
 /// Where the gateway's own methods are.
 const GATEWAY: &str = "/pushgate.v1.Gateway/";
-/// Those that are frequent and soon done, or go on in a task of their own. They are begun in the connection's task, where
-/// nobody has to be woken for them; others must not hold it up.
+/// Those that are frequent and soon done, or go on in a task of their own. They run in the connection's task, where nobody
+/// has to be woken for them; the gateway's others might hold it up. Health and reflection, which never take long, do not.
 const AT_ONCE: [&str; 2] = ["/pushgate.v1.Gateway/SendToUser", "/pushgate.v1.Gateway/SendBatch"];
 
 /// The services of one listener. Cheap to clone.
@@ -109,5 +109,48 @@ impl Future for Answer {
         let over = this.over.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         ready!(over.as_mut().poll(cx));
         Poll::Ready(Ok(ApiError::DeadlineExceeded.into_status(&this.metrics).into_http()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use hyper::{client, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use parking_lot::Mutex;
+    use tokio::sync::oneshot;
+
+    use super::{super::nest::Nest, *};
+
+    #[tokio::test]
+    async fn a_call_apart_is_aborted_when_its_caller_resets_it() {
+        let (begin, begun) = oneshot::channel();
+        let (held, let_go) = oneshot::channel::<()>();
+        let ends = Mutex::new(Some((begin, held)));
+        let service = service_fn(move |_: Request<Incoming>| {
+            let (begin, held) = ends.lock().take().unwrap();
+            apart(AbortOnDropHandle::new(tokio::spawn(async move {
+                let _held = held;
+                begin.send(()).unwrap();
+                std::future::pending().await
+            })))
+        });
+        let (near, far) = tokio::io::duplex(4096);
+        let nest = Nest::default();
+        let serving = http2::Builder::new(nest.clone()).serve_connection(TokioIo::new(far), service);
+        tokio::spawn(nest.run(serving));
+        let (mut sender, connection) =
+            client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection);
+        let mut call = Box::pin(sender.send_request(Request::post("http://gateway/").body(Body::empty()).unwrap()));
+        tokio::select! {
+            _ = call.as_mut() => panic!("it never ends"),
+            begun = begun => begun.unwrap(),
+        }
+        drop(call);
+        // The connection lives on, and the call does not.
+        let let_go = tokio::time::timeout(Duration::from_secs(20), let_go).await.expect("it goes on");
+        assert!(let_go.is_err() && !sender.is_closed());
     }
 }

@@ -1,15 +1,18 @@
-//! Connections to a gRPC listener: bounded in number, and each has to say something before tonic hears of it.
+//! Connections to a gRPC listener: bounded in number, and each has to say that it speaks HTTP/2 before hyper hears of it:
+//! hyper would wait for that without end, and what is silent after it is pinged.
 
 use std::{
     io,
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream, stream};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
@@ -20,9 +23,15 @@ use crate::{
     net::{self, Bound},
 };
 
+/// What a connection begins with (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// An accepted connection of either kind. It is counted for as long as it lives.
 pub struct Connection {
     io: Io,
+    /// What it began with, and how much of that is there and not read yet.
+    head: [u8; PREFACE.len()],
+    unread: Range<usize>,
     _counted: OwnedSemaphorePermit,
 }
 
@@ -31,7 +40,7 @@ enum Io {
     Unix(UnixStream),
 }
 
-/// The connections of a listener that have said something, until the stop.
+/// The connections of a listener that have begun as they should, or clearly otherwise, until the stop.
 pub fn incoming(bound: Bound, life: Lifecycle) -> impl Stream<Item = Connection> {
     let (sender, receiver) = mpsc::channel(1);
     let accept_life = life.clone();
@@ -53,13 +62,12 @@ async fn accept(bound: Bound, sender: mpsc::Sender<Connection>, life: &Lifecycle
             Bound::Tcp(listener, _) => Io::Tcp(net::accept_tcp(listener).await.0),
             Bound::Unix(listener, _) => Io::Unix(net::accept_unix(listener).await),
         };
-        let connection = Connection { io, _counted: counted };
+        let mut connection = Connection::new(io, counted);
         let (sender, stopping) = (sender.clone(), life.stopping().clone());
         life.spawn(async move {
-            let spoken = tokio::time::timeout(limits::HANDSHAKE_HEAD_TIMEOUT, connection.readable());
             tokio::select! {
                 () = stopping.cancelled() => {}
-                spoken = spoken => if let Ok(Ok(())) = spoken {
+                begun = connection.begins(limits::HANDSHAKE_HEAD_TIMEOUT) => if begun {
                     // The server may have ended; then so does the connection.
                     let _ = sender.send(connection).await;
                 },
@@ -69,16 +77,39 @@ async fn accept(bound: Bound, sender: mpsc::Sender<Connection>, life: &Lifecycle
 }
 
 impl Connection {
-    async fn readable(&self) -> io::Result<()> {
-        match &self.io {
-            Io::Tcp(stream) => stream.ready(Interest::READABLE).await.map(drop),
-            Io::Unix(stream) => stream.ready(Interest::READABLE).await.map(drop),
-        }
+    fn new(io: Io, counted: OwnedSemaphorePermit) -> Self {
+        Self { io, head: [0; PREFACE.len()], unread: 0..0, _counted: counted }
+    }
+
+    /// Waits for the preface, so long at most. What is none is left to hyper, which says so; false if nothing whole comes.
+    async fn begins(&mut self, within: Duration) -> bool {
+        let head = async {
+            while self.unread.end < PREFACE.len() && PREFACE.starts_with(&self.head[self.unread.clone()]) {
+                let rest = &mut self.head[self.unread.end..];
+                let count = match &mut self.io {
+                    Io::Tcp(stream) => stream.read(rest).await?,
+                    Io::Unix(stream) => stream.read(rest).await?,
+                };
+                if count == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                self.unread.end += count;
+            }
+            io::Result::Ok(())
+        };
+        matches!(tokio::time::timeout(within, head).await, Ok(Ok(())))
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let count = self.unread.len().min(buf.remaining());
+            let first = self.unread.start;
+            buf.put_slice(&self.head[first..first + count]);
+            self.unread.start += count;
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -120,6 +151,49 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    fn accepted() -> (UnixStream, Connection) {
+        let (peer, io) = UnixStream::pair().unwrap();
+        let counted = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        (peer, Connection::new(Io::Unix(io), counted))
+    }
+
+    #[tokio::test]
+    async fn a_part_of_the_preface_does_not_hold_a_place() {
+        for part in [0, 1, PREFACE.len() - 1] {
+            let (mut peer, mut connection) = accepted();
+            peer.write_all(&PREFACE[..part]).await.unwrap();
+            assert!(!connection.begins(Duration::from_millis(20)).await, "{part} bytes");
+            let (mut peer, mut connection) = accepted();
+            peer.write_all(&PREFACE[..part]).await.unwrap();
+            drop(peer);
+            assert!(!connection.begins(Duration::from_secs(60)).await, "{part} bytes, and the end");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_read_all_the_same() {
+        let whole = [PREFACE.as_slice(), b"and more"].concat();
+        for text in [whole.as_slice(), b"GET / HTTP/1.0\r\n\r\n"] {
+            let (mut peer, mut connection) = accepted();
+            for part in text.chunks(10) {
+                peer.write_all(part).await.unwrap();
+            }
+            assert!(connection.begins(Duration::from_secs(60)).await);
+            let mut read = vec![0; text.len()];
+            for byte in &mut read {
+                *byte = connection.read_u8().await.unwrap();
+            }
+            assert_eq!(read, text);
         }
     }
 }

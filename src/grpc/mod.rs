@@ -60,7 +60,7 @@ pub struct Services<H: Health> {
     pub notification_bytes: usize,
 }
 
-/// Serves one listener until the stop, then lets calls under way finish.
+/// Serves one listener until the stop, then lets calls under way finish. Those that do not are cut off.
 pub async fn serve<H: Health>(
     bound: Bound,
     access: Access,
@@ -76,11 +76,12 @@ pub async fn serve<H: Health>(
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
     let front = Front::new(access, metrics, gateway, others);
-    let (connections, stop) = (TaskTracker::new(), life.stopping().clone());
+    let (connections, stop, cut) = (TaskTracker::new(), life.stopping().clone(), CancellationToken::new());
     let accept = async {
         let mut incoming = pin!(listen::incoming(bound, life));
         while let Some(connection) = incoming.next().await {
-            connections.spawn(serve_connection(connection, front.clone(), stop.clone()));
+            let (serving, cut) = (serve_connection(connection, front.clone(), stop.clone()), cut.clone());
+            connections.spawn(async move { cut.run_until_cancelled(serving).await });
         }
     };
     tokio::select! {
@@ -90,6 +91,9 @@ pub async fn serve<H: Health>(
     connections.close();
     // A stream that never ends, or a peer that never answers, must not hold the stop up.
     let _ = tokio::time::timeout(limits::GRPC_STOP_GRACE, connections.wait()).await;
+    // Nor may it go on beside what is being closed.
+    cut.cancel();
+    connections.wait().await;
     Ok(())
 }
 

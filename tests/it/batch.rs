@@ -403,3 +403,40 @@ async fn a_request_larger_than_the_bound_on_bytes_is_under_way_alone() {
         assert_eq!(batch.response().await.0, n.to_string());
     }
 }
+
+#[tokio::test]
+async fn a_burst_to_many_sessions_lets_others_have_their_turn() {
+    const SESSIONS: usize = 32;
+    const REQUESTS: usize = 64;
+    let gateway = Gateway::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..SESSIONS {
+        clients.push(gateway.client("alice").await);
+    }
+    gateway.live("alice").await;
+    let sessions = gateway.hub.user_sessions(&pushgate::types::UserId::parse("alice").unwrap());
+    let written = move || sessions.iter().map(|session| session.core().counts.messages_sent).sum::<u64>();
+    let before = written();
+    // The runtime has one thread, and this task takes turns with the one that sends.
+    let looker = tokio::spawn(async move {
+        let (mut seen, mut most) = (before, 0);
+        while seen < before + (SESSIONS * REQUESTS) as u64 {
+            tokio::task::yield_now().await;
+            let now = written();
+            (most, seen) = (most.max(now - seen), now);
+        }
+        most
+    });
+    let unstored = |n: usize| request("alice", Notification { ttl: ttl(0, 0), ..notification(n) });
+    let requests: Vec<_> = (0..REQUESTS).map(|n| item(&n.to_string(), unstored(n))).collect();
+    let mut rpc = gateway.rpc().await;
+    let mut answers = rpc.client.send_batch(stream::iter(requests)).await.unwrap().into_inner();
+    for _ in 0..REQUESTS {
+        soon("an answer", answers.message()).await.unwrap().unwrap();
+    }
+    let most = soon("the writes", looker).await.unwrap();
+    assert!(most <= 256, "{most} writes at once");
+    for mut client in clients {
+        client.data(REQUESTS).await;
+    }
+}

@@ -1,13 +1,20 @@
 //! The admin API: who may call what, what is refused and how, and what calls do to sessions.
 
+use std::convert::Infallible;
+
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream;
+use http_body_util::{Full, StreamBody, combinators::BoxBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use pushgate::api::proto::{
     BackupRequest, BroadcastRequest, CloseUserSessionsRequest, ForgetDeviceRequest, ForgetUserRequest,
     GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, Notification, PurgePendingRequest,
     SendBatchRequest, SendToUserRequest, StreamEventsRequest, notification::Payload,
 };
+use pushgate::server::Ended;
 use serde_json::json;
+use tokio::net::TcpStream;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::{v1, v1alpha};
@@ -302,7 +309,7 @@ async fn a_call_ends_with_deadline_exceeded_just_before_its_deadline() {
             call.metadata_mut().insert("grpc-timeout", "8m".parse().unwrap());
             match rpc.client.send_to_user(call).await {
                 Err(status) if status.code() == Code::DeadlineExceeded => return status,
-                // Where the machine is too busy to run the handler in time, the transport's own layer answers.
+                // It was in time, or the caller's own side gave up first.
                 Ok(_) | Err(_) => assert!(!busy.is_empty() && busy.try_join_next().is_none_or(|done| done.is_ok())),
             }
         }
@@ -451,4 +458,82 @@ async fn a_backup_says_what_is_in_it_and_what_is_wrong_with_its_path() {
     assert_eq!(gateway.errors("grpc_invalid_argument").await, 3);
     assert_eq!(gateway.errors("already_exists").await, 1);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
+/// A connection that speaks HTTP/2 and knows nothing of gRPC.
+struct Http2(hyper::client::conn::http2::SendRequest<BoxBody<Bytes, Infallible>>);
+
+impl Http2 {
+    async fn connect(gateway: &Gateway) -> Self {
+        let stream = TokioIo::new(soon("a connection", TcpStream::connect(gateway.grpc)).await.unwrap());
+        let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+
+    /// Calls with these headers and this body; without one it never comes. The status that is the whole answer.
+    async fn call(&self, path: &str, headers: &[(&str, &str)], body: Option<&'static [u8]>) -> Option<Code> {
+        let body = match body {
+            Some(bytes) => BoxBody::new(Full::new(Bytes::from_static(bytes))),
+            None => BoxBody::new(StreamBody::new(stream::pending::<Result<hyper::body::Frame<Bytes>, _>>())),
+        };
+        let mut call = http::Request::post(format!("http://gateway{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", "Bearer admin-token");
+        for (name, value) in headers {
+            call = call.header(*name, *value);
+        }
+        let answer = self.0.clone().send_request(call.body(body).unwrap()).await.ok()?;
+        Some(Code::from_bytes(answer.headers()["grpc-status"].as_bytes()))
+    }
+}
+
+const SEND: &str = "/pushgate.v1.Gateway/SendToUser";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_comes_to_its_end_is_answered_at_its_deadline() {
+    let gateway = Gateway::start().await;
+    let raw = Http2::connect(&gateway).await;
+    for path in [SEND, "/pushgate.v1.Gateway/GetStatus"] {
+        let answer = soon("the deadline", raw.call(path, &[("grpc-timeout", "50m")], None)).await;
+        assert_eq!(answer, Some(Code::DeadlineExceeded), "{path}");
+    }
+    assert_eq!(gateway.errors("grpc_deadline_exceeded").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_handler_sees_is_refused_and_counted() {
+    let gateway = Gateway::start().await;
+    let raw = Http2::connect(&gateway).await;
+    let compressed = [1, 0, 0, 0, 0].as_slice();
+    let cases = [
+        ("/pushgate.v1.Gateway/Nothing", None, Code::Unimplemented),
+        ("/pushgate.v1.Other/SendToUser", None, Code::Unimplemented),
+        (SEND, Some(("grpc-encoding", "gzip")), Code::Unimplemented),
+        // Compressed, and it does not say how.
+        (SEND, None, Code::Internal),
+    ];
+    for (n, (path, header, code)) in cases.into_iter().enumerate() {
+        let answer = soon("an answer", raw.call(path, header.as_slice(), Some(compressed))).await;
+        assert_eq!(answer, Some(code), "{path} {header:?}");
+        assert_eq!(gateway.errors("grpc_refused").await, n as u64 + 1, "{path} {header:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_hangs_ends_with_the_gateway() {
+    let gateway = Gateway::start().await;
+    let raw = Http2::connect(&gateway).await;
+    let mut hanging = Box::pin(raw.call(SEND, &[], None));
+    // It is there once the gateway answered one that followed it.
+    let later = async { soon("an answer", raw.call("/other.Service/Call", &[], Some(&[]))).await };
+    tokio::select! {
+        biased;
+        answer = hanging.as_mut() => panic!("{answer:?}"),
+        answer = later => assert_eq!(answer, Some(Code::Unimplemented)),
+    }
+    gateway.begin_stop();
+    assert_eq!(gateway.ended().await, Ended::InOrder);
+    assert_eq!(soon("the connection's end", hanging).await, None);
 }
