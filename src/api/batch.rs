@@ -309,6 +309,7 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
                 self.answer(asked, Ok(send::answer(&id, sent)));
             }
             Ok(Err(begun)) => {
+                self.burst += (begun.sessions() as usize).saturating_sub(1);
                 let (hub, key) = (self.hub.clone(), asked.key);
                 self.under_way.insert(key, asked);
                 self.work.push(Box::pin(async move {

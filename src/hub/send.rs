@@ -167,6 +167,11 @@ struct AwaitedEnd {
 }
 
 impl Begun {
+    /// Sessions that are yet to be written to.
+    pub fn sessions(&self) -> u32 {
+        self.unflushed.count()
+    }
+
     /// Nothing is left to wait for.
     fn settled(sent: Sent) -> Self {
         Self { unflushed: Unflushed::default(), sent, stored: None, end: None }
