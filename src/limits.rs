@@ -59,6 +59,9 @@ pub const WRITER_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const STORE_CHUNK_BYTES_MAX: usize = 4 * 1024;
 /// The rows that one commit of the store writes; an op of more rows makes a commit of its own.
 pub const STORE_BATCH_ROWS_MAX: usize = 2048;
+/// The ops in the writer's queue, and the places of those that were taken back, at which the oldest are committed although
+/// nobody waits for them.
+pub const STORE_QUEUE_SLOTS_MAX: usize = 2 * STORE_BATCH_ROWS_MAX;
 /// The bytes of records that one commit of the store writes; a larger record makes a commit of its own.
 pub const STORE_BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a notification for which nobody waits (`WAIT_ACCEPTED`) may stay in memory before it is committed: time for

@@ -123,7 +123,7 @@ impl Hub {
         let notification = Arc::new(notification);
         let mut permit = None;
         let (handed, stored, offset) = loop {
-            let as_of = broadcasts.state().log.applied;
+            let as_of = broadcasts.state().log.settled_ids;
             let log = LogId::Broadcast;
             let mut on_disk = None;
             if let Some(own) = &own {
@@ -149,7 +149,7 @@ impl Hub {
                         }
                         (known.offset, known.sessions, None)
                     }
-                    Known::Free if own.is_some() && state.log.applied != as_of => continue,
+                    Known::Free if own.is_some() && state.log.settled_ids != as_of => continue,
                     Known::Free => {
                         let Some((mut permit, room)) = permit.take() else { continue };
                         if permit.generation() != state.log.generation {
@@ -173,9 +173,7 @@ impl Hub {
                             offset,
                             notification: Arc::clone(&notification),
                             replaces: replaced.as_ref().map(IndexEntry::place),
-                            emptied: replaced
-                                .as_ref()
-                                .and_then(|old| state.log.emptied(std::slice::from_ref(old)).pop()),
+                            emptied: state.log.emptied_by(replaced.as_ref()),
                             remember: own.as_ref().map(|own| (own.until, own.digest, 0)),
                             counters: state.log.counters(),
                             permit,

@@ -82,6 +82,9 @@ pub struct LogState {
     pub bytes: u64,
     /// Cloned into every write of the log that is under way.
     pub hold: Hold,
+    /// How often callers' own ids left what is staged, for the disk or because that is not known: what was looked up on
+    /// disk before such a moment says nothing of them.
+    pub settled_ids: u64,
     /// What may still be taken back.
     pub recallable: Recallable,
     /// What is only there while something waits: most logs are empty most of the time.
@@ -128,6 +131,8 @@ impl LogState {
     pub fn load(&mut self, counters: Counters, index: Vec<IndexEntry>) {
         // What was staged before the engine was lost went with it, whoever has been told of that.
         self.settle(Offset::MAX, &Err(StoreError::Recovering("it was opened again meanwhile".into())));
+        // Of what is on disk now nothing may have been there when it was looked up.
+        self.settled_ids += 1;
         self.last = self.last.max(counters.last);
         // Nothing is under way.
         self.applied = self.last;
@@ -218,6 +223,14 @@ impl LogState {
         }
         self.rest();
         minutes
+    }
+
+    /// The same, of the one whose place another takes, in the write of that one: with it one bucket may be empty, since what
+    /// left the log before took its own along.
+    pub fn emptied_by(&mut self, replaced: Option<&IndexEntry>) -> Option<u64> {
+        let mut minutes = self.emptied(std::slice::from_ref(replaced?));
+        debug_assert!(minutes.len() <= 1, "buckets that are empty were left behind: {minutes:?}");
+        minutes.pop()
     }
 
     /// Whether a bucket is empty whose row may be on disk.
@@ -330,10 +343,9 @@ impl LogState {
         self.pass_recalled();
     }
 
-    /// Moves the applied mark past what was taken back: to the end, where nothing waits behind it. (An id that is staged
-    /// must find the mark below it, by which a repeated call sees that it came to disk.)
+    /// Moves the applied mark past what was taken back: to the end, where nothing waits behind it.
     pub fn pass_recalled(&mut self) {
-        if self.has_no_ids() && self.index.back().is_none_or(|last| last.offset <= self.applied) {
+        if self.index.back().is_none_or(|last| last.offset <= self.applied) {
             self.applied = self.last;
         }
     }
@@ -356,6 +368,7 @@ impl LogState {
 
     fn settle(&mut self, upto: Offset, fate: &Result<(), StoreError>) {
         let Some(busy) = self.busy.as_deref_mut().filter(|busy| !busy.staged.is_empty()) else { return };
+        let before = busy.staged.len();
         busy.staged.retain(|_, staged| {
             let settled = staged.offset <= upto;
             if settled {
@@ -366,12 +379,8 @@ impl LogState {
             }
             !settled
         });
+        self.settled_ids += u64::from(busy.staged.len() < before);
         self.rest();
-    }
-
-    /// Whether no caller's own id is on its way.
-    fn has_no_ids(&self) -> bool {
-        self.busy.as_ref().is_none_or(|busy| busy.staged.is_empty())
     }
 
     /// Remembers a caller's own id until its notification is on disk, where the store has it from then on.

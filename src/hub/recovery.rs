@@ -5,7 +5,8 @@
 //! pulls it or turns Live in it, and confirmations move cursors in memory alone. It is read anew by whoever needs it
 //! next, and by a task of the hub's at once: users with sessions first. Sessions stay, and go on from their positions.
 //!
-//! Rule: every write that follows from a log's state passes [`Hub::write`], which names its generation. The store takes
+//! Rule: every write that follows from a log's state passes [`Hub::write`], [`Hub::write_counted`] or [`Hub::append`], which
+//! name its generation. The store takes
 //! it in that generation only, so that nothing from before slips in, however late it comes.
 
 use std::sync::Arc;
@@ -34,8 +35,12 @@ struct Ahead {
 }
 
 impl Hub {
-    /// Stages a write that follows from a log's state; the caller holds its lock.
+    /// Stages a write that follows from a log's state and carries none of its counters; the caller holds its lock.
     pub(super) fn write(&self, state: &LogState, op: Op) {
+        debug_assert!(
+            op.counted().is_none(),
+            "what is counted must be known to the log, which may take back what is before"
+        );
         // Where it is refused, whoever waits for it is told so, and the log is read anew.
         let _ = self.0.store.stage_in(state.generation, op);
     }

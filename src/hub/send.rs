@@ -205,7 +205,7 @@ impl Hub {
         let notification = Arc::new(notification);
         let mut permit = None;
         loop {
-            let as_of = user.state().log.applied;
+            let as_of = user.state().log.settled_ids;
             let mut on_disk = None;
             if let Some(own) = &own {
                 on_disk = self.0.store.remembered(&user.log(), &own.id, self.clock().unix_millis()).await?;
@@ -229,8 +229,8 @@ impl Hub {
                         let (offset, sessions) = (known.offset, known.sessions);
                         return Ok(Self::repeated(&user, &mut state, offset, sessions, None, options.wait));
                     }
-                    // More is on disk than when it was looked up: that id may be among it.
-                    Known::Free if state.log.applied != as_of => continue,
+                    // More ids are on disk than when it was looked up: this one may be among them.
+                    Known::Free if state.log.settled_ids != as_of => continue,
                     Known::Free => {}
                 }
             }
@@ -382,7 +382,7 @@ impl Hub {
             offset,
             notification,
             replaces: replaced.as_ref().map(IndexEntry::place),
-            emptied: replaced.as_ref().and_then(|old| state.log.emptied(std::slice::from_ref(old)).pop()),
+            emptied: state.log.emptied_by(replaced.as_ref()),
             remember: own.map(|own| (own.until, own.digest, sessions)),
             counters: state.log.counters(),
             permit,

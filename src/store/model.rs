@@ -359,7 +359,7 @@ impl Op {
 
     /// The last offset of its log, where it has counters; and whether it is an append that may be taken back: nobody waits
     /// for it, and nothing else follows from it.
-    pub(super) fn counted(&self) -> Option<(Offset, bool)> {
+    pub(crate) fn counted(&self) -> Option<(Offset, bool)> {
         let may_go = matches!(self, Op::Append { done: None, remember: None, replaces: None, emptied: None, .. });
         self.counters().map(|counters| (counters.last, may_go))
     }

@@ -8,6 +8,7 @@ mod changes;
 #[cfg(test)]
 mod conformance;
 pub mod engine;
+mod haste;
 pub mod keys;
 pub mod kind;
 mod migrate;

@@ -8,7 +8,11 @@
 //! Three kinds of haste: an *urgent* op, for which somebody waits, wakes the writer, and all that is there goes with it. An
 //! append for which nobody waits is *patient*: it stays for [`limits::STORE_PATIENCE`] at most, and may be taken back
 //! until then ([`Queue::recall`]), as if it had never been here. A *lazy* op stays for [`limits::STORE_LAZY_DELAY`] at most.
-//! Whatever the haste, ops are taken in the order in which they came.
+//! Whatever the haste, ops are taken in the order in which they came: a patient or lazy one whose time has come takes along
+//! what is older than half of that patience, and what came just now may yet be taken back.
+//!
+//! What was taken back leaves its slot empty until what is before it is taken. Slots are bounded all the same: at
+//! [`limits::STORE_QUEUE_SLOTS_MAX`] the oldest ops are due.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,6 +21,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
+use super::haste::{Haste, haste, weight};
 use crate::{
     limits,
     store::Op,
@@ -56,12 +61,12 @@ struct State {
     cursors: HashMap<(UserId, Device), u64>,
     /// Ops that somebody waits for.
     urgent: usize,
-    /// The numbers of patient ops; those that are gone are passed over.
+    /// The numbers of patient ops from the front on; those that were taken back are passed over.
     patient: VecDeque<u64>,
     /// How many of them there are, and the bytes of their records.
     patient_ops: usize,
     patient_bytes: usize,
-    /// The numbers of lazy ops; those that are gone are passed over.
+    /// The numbers of lazy ops from the front on.
     lazy: VecDeque<u64>,
     raise: bool,
     /// Ops with lower numbers are waited for, patient ones too.
@@ -83,14 +88,6 @@ struct Slot {
     since: Instant,
 }
 
-/// How soon an op is to be committed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Haste {
-    Urgent,
-    Patient,
-    Lazy,
-}
-
 /// Where an op stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -100,34 +97,10 @@ pub struct Place {
     pub front: u64,
 }
 
-fn haste(op: &Op) -> Haste {
-    match op {
-        Op::Append { done: None, remember: None, .. } => Haste::Patient,
-        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => Haste::Urgent,
-        Op::Delete { done, .. } | Op::ForgetDue { done, .. } | Op::ForgetId { done, .. } if done.is_some() => {
-            Haste::Urgent
-        }
-        Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } | Op::Cursor { .. } => Haste::Lazy,
-    }
-}
-
-/// The rows an op writes, and the bytes of its record.
-fn weight(op: &Op) -> (usize, usize) {
-    match op {
-        Op::Append { notification, replaces, remember, .. } => {
-            let bytes = notification.payload.bytes().len();
-            let replaced = replaces.map_or(0, |place| 1 + place.chunks as usize);
-            let remembered = if remember.is_some() { 2 } else { 0 };
-            (4 + bytes / limits::STORE_CHUNK_BYTES_MAX + replaced + remembered, bytes)
-        }
-        Op::Delete { places, emptied, .. } => {
-            (1 + emptied.len() + places.iter().map(|place| 1 + place.chunks as usize).sum::<usize>(), 0)
-        }
-        Op::Cursor { .. } | Op::ForgetDue { .. } => (1, 0),
-        Op::PutDevice { .. } | Op::ForgetId { .. } => (2, 0),
-        Op::RemoveDevice { unremembered, .. } => (2 + unremembered.len(), 0),
-        // A commit of its own: what it removes is what was there before.
-        Op::ForgetUser { .. } => (limits::STORE_BATCH_ROWS_MAX + 1, 0),
+/// Gives back the room of a rush, once it is over.
+fn give_back<T>(queue: &mut VecDeque<T>) {
+    if queue.is_empty() && queue.capacity() > limits::STORE_QUEUE_SLOTS_MAX / 4 {
+        *queue = VecDeque::new();
     }
 }
 
@@ -175,6 +148,13 @@ impl State {
     fn pop(&mut self) -> Option<Op> {
         let op = self.slots.pop_front()?.op;
         self.front += 1;
+        for numbers in [&mut self.patient, &mut self.lazy] {
+            while numbers.front().is_some_and(|number| *number < self.front) {
+                numbers.pop_front();
+            }
+            give_back(numbers);
+        }
+        give_back(&mut self.slots);
         let op = op?;
         if let Op::Cursor { user, device, .. } = &op {
             let key = (user.clone(), device.clone());
@@ -231,6 +211,11 @@ impl State {
             || self.patient_bytes >= limits::STORE_BATCH_BYTES_MAX
     }
 
+    /// Whether there are so many slots, most of them empty where there are few ops, that the oldest ops must go.
+    fn is_crowded(&self) -> bool {
+        self.slots.len() >= limits::STORE_QUEUE_SLOTS_MAX
+    }
+
     /// When the oldest op that nobody waits for is due.
     fn due(&mut self) -> Option<Instant> {
         let State { slots, front, patient, lazy, .. } = self;
@@ -257,9 +242,12 @@ impl State {
         if self.is_ready() {
             return Some(self.take(None));
         }
+        if !self.is_crowded() && self.due().is_none_or(|due| due > now) {
+            return None;
+        }
         // Those that are due soon go with it; what came just now may yet be taken back.
-        let due = self.due().is_some_and(|due| due <= now);
-        due.then(|| self.take(now.checked_sub(limits::STORE_PATIENCE / 2)))
+        let oldest = self.slots.front().map(|slot| slot.since);
+        Some(self.take(oldest.max(now.checked_sub(limits::STORE_PATIENCE / 2))))
     }
 }
 
@@ -286,7 +274,9 @@ impl Queue {
         }
         let number = state.push(op);
         if let Some(sleeps) = state.sleeps
-            && (state.is_ready() || state.due().is_some_and(|due| sleeps.is_none_or(|until| due < until)))
+            && (state.is_ready()
+                || state.is_crowded()
+                || state.due().is_some_and(|due| sleeps.is_none_or(|until| due < until)))
         {
             self.wake(&mut state);
         }
@@ -424,112 +414,4 @@ impl Queue {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::{
-        store::{DeviceRow, Hold},
-        types::{Offset, UnixMillis},
-    };
-
-    fn user() -> UserId {
-        UserId::parse("ann").unwrap()
-    }
-
-    fn cursor(device: &str, to: u64) -> Op {
-        let row = DeviceRow { cursor: Offset::new(to), ..DeviceRow::default() };
-        Op::Cursor { user: user(), device: Device::parse(device).unwrap(), row, hold: Hold::default() }
-    }
-
-    fn remove(device: &str) -> Op {
-        Op::RemoveDevice {
-            user: user(),
-            device: Device::parse(device).unwrap(),
-            at: UnixMillis(0),
-            unremembered: Vec::new(),
-            hold: Hold::default(),
-            done: None,
-        }
-    }
-
-    fn taken(queue: &Queue) -> Vec<String> {
-        let show = |op: &Op| match op {
-            Op::Cursor { device, row, .. } => format!("{device}={}", row.cursor),
-            Op::RemoveDevice { device, .. } => format!("-{device}"),
-            other => format!("{other:?}"),
-        };
-        match queue.next(None) {
-            Next::Commit { ops, .. } => ops.iter().map(show).collect(),
-            Next::Alarm | Next::Stop => Vec::new(),
-        }
-    }
-
-    #[test]
-    fn the_latest_cursor_of_a_device_takes_the_place_of_the_one_that_waits() {
-        let queue = Queue::default();
-        for op in [cursor("a", 1), cursor("b", 1), cursor("a", 2), remove("c"), cursor("a", 3)] {
-            assert!(queue.push(0, op).is_none());
-        }
-        assert_eq!(taken(&queue), ["a=3", "b=1", "-c"]);
-        assert!(queue.push(0, cursor("a", 4)).is_none());
-        assert_eq!(taken(&queue), ["a=4"], "after the lazy delay, without an urgent op");
-    }
-
-    #[test]
-    fn a_cursor_does_not_move_in_front_of_its_devices_coming_and_going() {
-        let queue = Queue::default();
-        for op in [cursor("a", 1), remove("a"), cursor("a", 2), cursor("a", 3)] {
-            assert!(queue.push(0, op).is_none());
-        }
-        assert_eq!(taken(&queue), ["a=1", "-a", "a=3"]);
-    }
-
-    #[test]
-    fn an_op_larger_than_a_batch_is_a_batch_of_its_own() {
-        let queue = Queue::default();
-        let delete = || Op::Delete {
-            log: crate::types::LogId::User(user()),
-            places: vec![crate::store::Place { offset: Offset::new(1), chunks: u16::MAX }],
-            emptied: Vec::new(),
-            counters: Default::default(),
-            hold: Arc::default(),
-            done: None,
-        };
-        assert!(queue.push(0, cursor("a", 1)).is_none());
-        assert!(queue.push(0, delete()).is_none());
-        assert!(queue.push(0, remove("a")).is_none());
-        assert_eq!(taken(&queue), ["a=1"]);
-        assert_eq!(taken(&queue).len(), 1);
-        assert_eq!(taken(&queue), ["-a"]);
-    }
-
-    #[test]
-    fn a_closed_queue_takes_nothing_and_gives_what_it_has() {
-        let queue = Queue::default();
-        assert!(queue.push(0, cursor("a", 1)).is_none());
-        queue.close();
-        assert!(queue.push(0, cursor("a", 2)).is_some());
-        assert_eq!(taken(&queue), ["a=1"]);
-        assert!(matches!(queue.next(None), Next::Stop));
-    }
-
-    #[test]
-    fn what_was_staged_for_a_lost_engine_is_not_taken_however_late_it_comes() {
-        let queue = Queue::default();
-        for op in [cursor("a", 1), remove("b")] {
-            assert!(queue.push(0, op).is_none());
-        }
-        assert_eq!(queue.discard(1).len(), 2);
-        assert!(queue.push(0, remove("a")).is_some());
-        assert!(queue.push(1, remove("a")).is_some(), "the engine is not there yet");
-        queue.accept();
-        assert!(queue.push(0, remove("a")).is_some());
-        assert!(queue.push(1, cursor("a", 2)).is_none());
-        assert!(queue.push(1, remove("c")).is_none());
-        assert_eq!(taken(&queue), ["a=2", "-c"]);
-        assert!(!queue.is_closed_within(Duration::ZERO));
-        queue.close();
-        assert!(queue.is_closed_within(Duration::MAX));
-    }
-}
+mod tests;

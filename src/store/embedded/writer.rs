@@ -1,8 +1,8 @@
 //! The one thread that changes the store.
 //!
 //! It takes what is staged, folds it into one batch, commits it, and only then tells the logs and answers the callers:
-//! observers first, then permits, answers, and holds last. Nothing delays a write that stands alone; while one commit
-//! runs, the next batch gathers.
+//! observers first, then permits, answers, and holds last. Nothing delays a write that somebody waits for, while what nobody
+//! waits for stays in the queue for a while (`queue.rs`); while one commit runs, the next batch gathers.
 //!
 //! Rule: after a commit that failed the engine is not written to again, since nobody knows what of it is on disk. Where
 //! the disk was full it is opened again (`recovery.rs`); else the thread stays, to answer whatever is still staged with
