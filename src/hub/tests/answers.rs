@@ -6,6 +6,8 @@ use std::{
     task::{Wake, Waker},
 };
 
+use futures_util::FutureExt as _;
+
 use super::{
     super::*,
     support::{Bounds, World, device, notification, plain, until, user},
@@ -55,6 +57,43 @@ async fn a_repeated_call_waits_for_the_first_although_its_row_can_be_read() {
     drop(held);
     let (first, again) = (first.await.unwrap().unwrap(), again.await.unwrap().unwrap());
     assert_eq!(again, Sent { duplicate: true, ..first });
+}
+
+#[tokio::test]
+async fn a_repeated_call_that_looked_before_the_first_was_on_disk_looks_again() {
+    let world = World::new(Bounds::default());
+    let ann = user("ann");
+    world.known(&ann, &device(PHONE)).await;
+    let held = world.double.hold();
+    let begun = world.double.commits_begun();
+    let (sent, options) = own("order-1");
+    let call = || {
+        let (hub, ann, sent) = (world.hub.clone(), ann.clone(), sent.clone());
+        tokio::spawn(async move { hub.send(&ann, sent, options).await })
+    };
+    let first = call();
+    world.double.begun(begun + 1).await;
+    // All the room there is: the repeated call gets its own once the first one's is given back, so behind its commit.
+    let mut room = Vec::new();
+    for size in (0..27).rev() {
+        while let Some(permit) = world.hub.store().permit(1 << size).now_or_never() {
+            room.push(permit.unwrap());
+        }
+    }
+    let again = call();
+    // Time enough for its look-up, which finds nothing: these go through the same readers, behind it.
+    for _ in 0..8 {
+        let (log, id) = (LogId::User(ann.clone()), NotificationId::parse("order-1").unwrap());
+        let seen = world.hub.store().remembered(&log, &id, world.hub.clock().unix_millis()).await.unwrap();
+        assert!(seen.is_none(), "its row is not on disk");
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+    drop(held);
+    let (first, again) = (first.await.unwrap().unwrap(), again.await.unwrap().unwrap());
+    assert_eq!(again, Sent { duplicate: true, ..first });
+    assert_eq!(world.user(&ann).state().log.index.len(), 1);
 }
 
 /// Loses the engine when it is first woken.
