@@ -244,12 +244,8 @@ impl Handle {
     /// does not take what waits for it already.
     pub fn push(&self, outgoing: &Outgoing) -> bool {
         let mut core = self.core.lock();
-        let frame = outgoing.frame(core.session.binary).len();
-        self.admit(&mut core, frame) && {
-            let entry = outgoing.entry(core.session.binary, None);
-            core.outbox.push(entry);
-            true
-        }
+        let entry = outgoing.entry(core.session.binary, None);
+        self.append(&mut core, entry)
     }
 
     /// The same, written at once: without a detour where nothing else waits. Call it without holding any lock.
@@ -268,11 +264,7 @@ impl Handle {
     pub fn push_or_write(&self, outgoing: &Outgoing) -> bool {
         let mut core = self.core_with_room(|core| outgoing.frame(core.session.binary).len());
         let entry = outgoing.entry(core.session.binary, None);
-        let admitted = self.admit(&mut core, entry.frame.as_slice().len());
-        if admitted {
-            core.outbox.push(entry);
-        }
-        admitted
+        self.append(&mut core, entry)
     }
 
     /// The same of several that were put together in their text form, each ending at one of `ends`. `None`: there is no
@@ -304,10 +296,15 @@ impl Handle {
 
     /// Appends an answer or another message that is not stored; flush it afterwards.
     pub fn reply(&self, frame: Bytes) {
-        let mut core = self.core.lock();
-        if self.admit(&mut core, frame.len()) {
-            core.outbox.push(Entry::message(frame));
+        self.append(&mut self.core.lock(), Entry::message(frame));
+    }
+
+    fn append(&self, core: &mut Core, entry: Entry) -> bool {
+        let admitted = self.admit(core, entry.frame.as_slice().len());
+        if admitted {
+            core.outbox.push(entry);
         }
+        admitted
     }
 
     fn admit(&self, core: &mut Core, bytes: usize) -> bool {

@@ -112,7 +112,7 @@ impl Entry {
 /// Frames that one writer has taken out to write them.
 #[derive(Debug)]
 pub struct Batch {
-    /// The first of them, where it came when nothing else waited.
+    /// The only one, where it came when nothing else waited: then there are no others.
     one: Option<Entry>,
     entries: VecDeque<Entry>,
     /// Bytes of the first entry that were written before.
@@ -147,13 +147,13 @@ impl Batch {
     pub fn write(&mut self, wire: &dyn Wire, now: impl Fn() -> UnixMillis) {
         loop {
             self.leave_out_expired(&now);
-            let tried = match (&self.one, self.entries.len()) {
-                (None, 0) => return,
-                (Some(one), 0) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
-                (one, _) => {
+            let tried = match &self.one {
+                Some(one) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
+                None if self.entries.is_empty() => return,
+                None => {
                     let mut slices = [IoSlice::new(&[]); limits::WRITE_SLICES_MAX];
                     let mut count = 0;
-                    for (slot, entry) in slices.iter_mut().zip(one.iter().chain(&self.entries)) {
+                    for (slot, entry) in slices.iter_mut().zip(&self.entries) {
                         let skip = if count == 0 { self.head_written } else { 0 };
                         *slot = IoSlice::new(&entry.frame.as_slice()[skip..]);
                         count += 1;
@@ -184,10 +184,11 @@ impl Batch {
         if self.one.iter().chain(&self.entries).all(|entry| entry.expires_at.is_none()) {
             return;
         }
-        if let Some(one) = self.one.take() {
-            self.entries.push_front(one);
-        }
         let now = now();
+        if self.one.iter().chain(&self.entries).all(|entry| entry.expires_at.is_none_or(|end| end > now)) {
+            return;
+        }
+        self.entries.extend(self.one.take());
         let started = self.head_written > 0;
         let mut index = 0;
         let outcome = &mut self.outcome;

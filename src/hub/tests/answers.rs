@@ -24,6 +24,29 @@ fn own(id: &str) -> (Notification, SendOptions) {
     (notification, SendOptions { wait: Wait::Stored, own_id: true })
 }
 
+fn calling(
+    world: &World,
+    to: &UserId,
+    sent: &Notification,
+    options: SendOptions,
+) -> tokio::task::JoinHandle<Result<Sent, SendError>> {
+    let (hub, to, sent) = (world.hub.clone(), to.clone(), sent.clone());
+    tokio::spawn(async move { hub.send(&to, sent, options).await })
+}
+
+/// Whether the store knew an id each time that it was asked. Takes as long as look-ups that were asked for before.
+async fn looked_up(world: &World, user: &UserId, id: &NotificationId) -> [bool; 8] {
+    let (log, mut found) = (LogId::User(user.clone()), [false; 8]);
+    for found in &mut found {
+        let now = world.hub.clock().unix_millis();
+        *found = world.hub.store().remembered(&log, id, now).await.unwrap().is_some();
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+    found
+}
+
 #[tokio::test]
 async fn a_repeated_call_waits_for_the_first_although_its_row_can_be_read() {
     let world = World::new(Bounds::default());
@@ -34,10 +57,7 @@ async fn a_repeated_call_waits_for_the_first_although_its_row_can_be_read() {
     // Not one that began before it was held.
     let begun = world.double.commits_begun();
     let (sent, options) = own("order-1");
-    let call = || {
-        let (hub, ann, sent) = (world.hub.clone(), ann.clone(), sent.clone());
-        tokio::spawn(async move { hub.send(&ann, sent, options).await })
-    };
+    let call = || calling(&world, &ann, &sent, options);
     let first = call();
     world.double.begun(begun + 1).await;
     let again = call();
@@ -45,14 +65,8 @@ async fn a_repeated_call_waits_for_the_first_although_its_row_can_be_read() {
     let taken = world.hub.send(&ann, other, options).await;
     assert!(matches!(taken, Err(SendError::IdTaken)), "{taken:?}");
     // Time enough for the repeated call's look-up: these go through the same readers, behind it.
-    for _ in 0..8 {
-        let (log, id) = (LogId::User(ann.clone()), NotificationId::parse("order-1").unwrap());
-        let seen = world.hub.store().remembered(&log, &id, world.hub.clock().unix_millis()).await.unwrap();
-        assert!(seen.is_some(), "its row can be read");
-        for _ in 0..8 {
-            tokio::task::yield_now().await;
-        }
-    }
+    let found = looked_up(&world, &ann, &sent.id).await;
+    assert_eq!(found, [true; 8], "its row can be read");
     assert!(!first.is_finished() && !again.is_finished(), "the commit is not through");
     drop(held);
     let (first, again) = (first.await.unwrap().unwrap(), again.await.unwrap().unwrap());
@@ -67,10 +81,7 @@ async fn a_repeated_call_that_looked_before_the_first_was_on_disk_looks_again() 
     let held = world.double.hold();
     let begun = world.double.commits_begun();
     let (sent, options) = own("order-1");
-    let call = || {
-        let (hub, ann, sent) = (world.hub.clone(), ann.clone(), sent.clone());
-        tokio::spawn(async move { hub.send(&ann, sent, options).await })
-    };
+    let call = || calling(&world, &ann, &sent, options);
     let first = call();
     world.double.begun(begun + 1).await;
     // All the room there is: the repeated call gets its own once the first one's is given back, so behind its commit.
@@ -82,14 +93,8 @@ async fn a_repeated_call_that_looked_before_the_first_was_on_disk_looks_again() 
     }
     let again = call();
     // Time enough for its look-up, which finds nothing: these go through the same readers, behind it.
-    for _ in 0..8 {
-        let (log, id) = (LogId::User(ann.clone()), NotificationId::parse("order-1").unwrap());
-        let seen = world.hub.store().remembered(&log, &id, world.hub.clock().unix_millis()).await.unwrap();
-        assert!(seen.is_none(), "its row is not on disk");
-        for _ in 0..8 {
-            tokio::task::yield_now().await;
-        }
-    }
+    let found = looked_up(&world, &ann, &sent.id).await;
+    assert_eq!(found, [false; 8], "its row is not on disk");
     drop(held);
     let (first, again) = (first.await.unwrap().unwrap(), again.await.unwrap().unwrap());
     assert_eq!(again, Sent { duplicate: true, ..first });
