@@ -6,6 +6,7 @@ use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::types::Span;
@@ -29,6 +30,8 @@ impl Default for Shutdown {
 /// Starts tasks, tells them to stop, waits for them. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
+    /// Where tasks are started, whoever asks for it; on the runtime of who asks where there is none.
+    runtime: Option<Handle>,
     stop: CancellationToken,
     tracker: TaskTracker,
     failure: Arc<Mutex<Option<String>>>,
@@ -36,9 +39,14 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A life that has just begun.
+    /// A life that has just begun, with its tasks on the runtime that this is called on.
     pub fn new() -> Self {
-        Self::default()
+        Self { runtime: Handle::try_current().ok(), ..Self::default() }
+    }
+
+    /// The same life, with what is started from here on another runtime.
+    pub fn on(&self, runtime: Handle) -> Self {
+        Self { runtime: Some(runtime), ..self.clone() }
     }
 
     /// Cancelled when tasks are to end.
@@ -48,7 +56,10 @@ impl Lifecycle {
 
     /// Starts a task that may end whenever it likes. A panic in it is logged by the panic hook and ends it alone.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tracker.spawn(task);
+        match &self.runtime {
+            Some(runtime) => self.tracker.spawn_on(task, runtime),
+            None => self.tracker.spawn(task),
+        };
     }
 
     /// Starts a task without which the daemon is not whole: its end before the stop, its error or its panic is a
@@ -59,7 +70,7 @@ impl Lifecycle {
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         let life = self.clone();
-        self.tracker.spawn(async move {
+        self.spawn(async move {
             let failure = match AssertUnwindSafe(task).catch_unwind().await {
                 Ok(Ok(())) if life.stop.is_cancelled() => return,
                 Ok(Ok(())) => format!("{name} ended"),

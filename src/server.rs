@@ -4,6 +4,7 @@
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
+mod calls;
 pub mod pulse;
 
 use std::{sync::Arc, time::Duration};
@@ -11,6 +12,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use self::calls::Calls;
 use crate::{
     api::{Api, Listener},
     auth::Authenticator,
@@ -70,6 +72,7 @@ pub struct Server {
     api: Api,
     hub: Hub,
     life: Lifecycle,
+    calls: Calls,
     shutdown: Shutdown,
     ws: ws::Context,
     accepting: CancellationToken,
@@ -87,13 +90,14 @@ impl Server {
         let authenticator =
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
         let tokens = tokens(&config.grpc)?;
+        let calls = Calls::start()?;
         let mut bound = Vec::new();
         let mut access = Vec::new();
         for address in &config.http.listen {
             bound.push(("http", net::bind(address)?));
         }
         for address in &config.grpc.listen {
-            let listener = net::bind(address)?;
+            let listener = calls.within(|| net::bind(address))?;
             access.push(match (&listener, config.grpc.insecure) {
                 (Bound::Unix(..), _) => Access::open("unix-socket"),
                 (Bound::Tcp(..), true) => Access::open("insecure"),
@@ -134,14 +138,14 @@ impl Server {
                 idempotency_window: config.store.idempotency_window.0,
             },
         });
-        let api = Api::new(hub.clone(), life.clone());
+        let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
         let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
         let ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
         let shutdown = config.shutdown.clone();
-        Ok(Self { api, hub, life, shutdown, ws, accepting, bound, access, listeners, on_ready: None })
+        Ok(Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, listeners, on_ready: None })
     }
 
     /// Where it listens, as bound.
@@ -166,8 +170,9 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, shutdown, ws, accepting, bound, access, listeners, on_ready } = self;
+        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, listeners, on_ready } = self;
         let ws = Arc::new(ws);
+        let calls_life = life.on(calls.handle());
         let (reporter, health) = tonic_health::server::health_reporter();
         for name in grpc::HEALTH_NAMES {
             reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
@@ -179,7 +184,8 @@ impl Server {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
                     let services = grpc::Services { api: api.clone(), health: health.clone(), notification_bytes };
-                    life.spawn_essential("the gRPC listener", grpc::serve(bound, access, services, life.clone()));
+                    let serving = grpc::serve(bound, access, services, calls_life.clone());
+                    calls_life.spawn_essential("the gRPC listener", serving);
                 }
                 ("ops", Bound::Tcp(listener, _)) => {
                     life.spawn_essential("the ops listener", http::serve(listener, api.clone(), life.clone()));
@@ -192,7 +198,10 @@ impl Server {
             }
         }
         hub.start();
-        life.spawn_essential("the pulse", pulse::run(hub.metrics().clone(), life.stopping().clone()));
+        for (runtime, life) in [("sessions", &life), ("calls", &calls_life)] {
+            let pulse = pulse::run(runtime, hub.metrics().clone(), life.stopping().clone());
+            life.spawn_essential("the pulse", pulse);
+        }
         for listener in &listeners {
             tracing::info!(name = listener.name, address = %listener.address, "listening");
         }
@@ -237,6 +246,7 @@ impl Server {
         if tasks > 0 {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
+        drop(calls);
         let closed = close_store(hub.store().clone(), deadline).await;
         let ended = match (life.failure(), closed) {
             (Some(failure), _) | (None, Err(failure)) => Ended::Failed(failure),

@@ -1,4 +1,4 @@
-//! The pulse: how late the runtime's tasks get their turn. A task sleeps a short span over and over and looks how much
+//! The pulse: how late a runtime's tasks get their turn; each runtime has one. A task sleeps a short span over and over and looks how much
 //! later than that it runs; whatever keeps the workers from their queue (a long turn, too many turns before it, a system
 //! that gives the process no core) shows in it.
 //!
@@ -28,8 +28,8 @@ const BUSY: f64 = 0.05;
 const LINE_EVERY: Duration = Duration::from_millis(250);
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Runs until it is told to stop.
-pub async fn run(metrics: Metrics, stop: CancellationToken) -> Result<(), Infallible> {
+/// Runs on the runtime of that name until it is told to stop.
+pub async fn run(name: &'static str, metrics: Metrics, stop: CancellationToken) -> Result<(), Infallible> {
     let runtime = Handle::current().metrics();
     let mut busy = busy_time(&runtime);
     let (mut lately, mut bad) = (Late::default(), Late::default());
@@ -47,14 +47,14 @@ pub async fn run(metrics: Metrics, stop: CancellationToken) -> Result<(), Infall
         metrics.scheduler_delay.record(delay, 1);
         lately.note(delay);
         if now.duration_since(traced) >= LINE_EVERY {
-            tracing::trace!(longest_us = lately.micros(), "scheduler delay");
+            tracing::trace!(runtime = name, longest_us = lately.micros(), "scheduler delay");
             (lately, traced) = (Late::default(), now);
         }
         if delay >= limits::SCHEDULER_DELAY_WARN {
             bad.note(delay);
         }
         if bad.times > 0 && warned.is_none_or(|warned| now.duration_since(warned) >= WARN_EVERY) {
-            tracing::warn!(times = bad.times, longest_us = bad.micros(), "the runtime was held up");
+            tracing::warn!(runtime = name, times = bad.times, longest_us = bad.micros(), "the runtime was held up");
             (bad, warned) = (Late::default(), Some(now));
         }
         let before = std::mem::replace(&mut busy, busy_time(&runtime));
@@ -93,7 +93,7 @@ mod tests {
     #[tokio::test]
     async fn a_turn_that_takes_long_is_seen() {
         let (metrics, stop) = (Metrics::default(), CancellationToken::new());
-        let pulse = tokio::spawn(run(metrics.clone(), stop.clone()));
+        let pulse = tokio::spawn(run("sessions", metrics.clone(), stop.clone()));
         let beats = async |count| {
             let came = async {
                 while metrics.scheduler_delay.percentiles().count < count {

@@ -132,8 +132,12 @@ impl Connection {
         }
         drop(early);
         self.serve().await;
-        Box::pin(self.write_close()).await;
+        // Not through `self`, which is borrowed for writing below.
+        let context = Arc::clone(&self.context);
+        let mut turn = context.turns.next().await;
+        turn.take(Box::pin(self.write_close())).await;
         drop(attached);
+        drop(turn);
         Box::pin(socket::linger(&self.socket)).await;
     }
 

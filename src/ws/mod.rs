@@ -5,12 +5,14 @@
 //! * `connection.rs`: a session's connection, to its close.
 //! * `page.rs`: the page of `serve --dev`; no other run has one.
 //! * `socket.rs`: the socket as the outbox and the connection see it.
+//! * `turns.rs`: how many begin and end at a time.
 
 pub mod config;
 mod connection;
 mod opening;
 mod page;
 mod socket;
+mod turns;
 mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
@@ -19,11 +21,14 @@ pub use config::Config;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::page::Page;
-use self::{connection::Connection, upgrade::Accepted};
+use self::{connection::Connection, turns::Turns, upgrade::Accepted};
 use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
@@ -43,6 +48,8 @@ pub struct Context {
     pub accepting: CancellationToken,
     /// What stands at `/`.
     pub page: Option<Page>,
+    /// Who may begin or end a session just now.
+    turns: Turns,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
 }
@@ -50,7 +57,8 @@ pub struct Context {
 impl Context {
     /// A context with no connection yet.
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
-        Self { hub, life, path, auth_timeout, accepting, page: None, open: crate::metrics::Gauge::default() }
+        let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
+        Self { hub, life, path, auth_timeout, accepting, page: None, turns, open }
     }
 }
 
@@ -83,14 +91,39 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
         }
         // One task a connection, from its first byte to its last. What the handshake needs, and what a session's beginning
         // does, lie in boxes of their own, each given back before what may take longer.
-        let handshake = Box::pin(shake_hands(stream, remote, Arc::clone(&context), socket));
+        let beginning = Box::pin(begin(stream, remote, Arc::clone(&context), socket));
         context.life.spawn(async move {
-            let Some(opening) = handshake.await else { return };
-            if let Some(mut connection) = opening.await {
+            if let Some(mut connection) = beginning.await {
                 connection.run().await;
             }
         });
     }
+}
+
+/// From the first byte to a session, which is none where the peer is not let in. Whatever the peer keeps it waiting for, and
+/// its turn, it waits for with little in its hands.
+async fn begin(
+    stream: TcpStream,
+    remote: SocketAddr,
+    context: Arc<Context>,
+    socket: OpenSocket,
+) -> Option<Box<Connection>> {
+    let first_byte = Box::pin(tokio::time::timeout(limits::HANDSHAKE_HEAD_TIMEOUT, stream.readable()));
+    let asked = Instant::now();
+    let came = tokio::select! {
+        () = context.accepting.cancelled() => return None,
+        came = first_byte => came,
+    };
+    if came.is_err() {
+        context.hub.metrics().failure(Failure::BadHandshake);
+        tracing::debug!(%remote, "nothing came on a new connection");
+        return None;
+    }
+    let head_timeout = limits::HANDSHAKE_HEAD_TIMEOUT.saturating_sub(asked.elapsed());
+    let mut turn = context.turns.next().await;
+    let opening = Box::pin(shake_hands(stream, remote, head_timeout, Arc::clone(&context), socket));
+    let opening = turn.take(opening).await?;
+    turn.take(opening).await
 }
 
 /// From a finished handshake to a session, which is none where the peer is not let in.
@@ -100,6 +133,7 @@ type Opening = Pin<Box<dyn Future<Output = Option<Box<Connection>>> + Send>>;
 async fn shake_hands(
     stream: TcpStream,
     remote: SocketAddr,
+    head_timeout: Duration,
     context: Arc<Context>,
     socket: OpenSocket,
 ) -> Option<Opening> {
@@ -109,7 +143,7 @@ async fn shake_hands(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits::HANDSHAKE_HEAD_TIMEOUT)
+        .header_read_timeout(head_timeout)
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
