@@ -14,6 +14,8 @@ pub struct Config {
     pub user_claim: Vec<String>,
     /// The claims that other users see in presence.
     pub public_claims: Vec<String>,
+    /// Further claims that a session keeps: for the filters of broadcasts and for the services that its messages go to.
+    pub session_claims: Vec<String>,
     /// Whether a token without `exp` is refused.
     pub require_exp: bool,
     /// The issuers that are believed. Empty: not checked.
@@ -35,6 +37,7 @@ impl Default for Config {
         Self {
             user_claim: vec!["sub".to_owned(), "userId".to_owned()],
             public_claims: Vec::new(),
+            session_claims: Vec::new(),
             require_exp: true,
             issuer: Vec::new(),
             audience: Vec::new(),

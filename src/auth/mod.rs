@@ -21,7 +21,7 @@ pub use crate::protocol::auth_code::AuthCode;
 use crate::{
     clock::Clock,
     limits,
-    types::{Device, UnixMillis, UserId},
+    types::{Claims, Device, UnixMillis, UserId},
 };
 use cache::Cache;
 use keys::{KeySet, Refusal};
@@ -33,6 +33,7 @@ pub struct Identity {
     device: Option<Device>,
     expires_at: Option<UnixMillis>,
     valid_until: Option<UnixMillis>,
+    claims: Claims,
 }
 
 impl Identity {
@@ -54,6 +55,11 @@ impl Identity {
     /// When the token stops being accepted: `exp` and the leeway.
     pub fn valid_until(&self) -> Option<UnixMillis> {
         self.valid_until
+    }
+
+    /// The claims that its session keeps.
+    pub fn claims(&self) -> &Claims {
+        &self.claims
     }
 }
 
@@ -85,6 +91,8 @@ pub struct Authenticator {
     issuer: Vec<String>,
     audience: Vec<String>,
     leeway_millis: u64,
+    /// The names of the claims that a session keeps.
+    kept_claims: Vec<String>,
     clock: Clock,
     verified: Cache,
 }
@@ -111,9 +119,17 @@ impl Authenticator {
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
             leeway_millis: u64::try_from(config.leeway.0.as_millis()).unwrap_or(u64::MAX),
+            kept_claims: config.public_claims.iter().chain(&config.session_claims).cloned().collect(),
             clock,
             verified: Cache::default(),
         })
+    }
+
+    /// Has sessions keep these claims, too.
+    #[must_use]
+    pub fn keeping(mut self, claims: impl IntoIterator<Item = String>) -> Self {
+        self.kept_claims.extend(claims);
+        self
     }
 
     /// How many keys there are.
@@ -203,6 +219,7 @@ impl Authenticator {
             device: device(claims)?,
             expires_at: expires_at.map(UnixMillis),
             valid_until: valid_until.map(UnixMillis),
+            claims: Claims::of(claims, &self.kept_claims),
         })
     }
 

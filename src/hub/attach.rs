@@ -132,7 +132,16 @@ impl Hub {
         let waiting = self.waiting(state, device);
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
-        let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
+        let handle = Arc::new(Handle::new(
+            id,
+            Arc::clone(user),
+            device.clone(),
+            peer.clone(),
+            session,
+            identity.claims().clone(),
+            wire,
+            shared,
+        ));
         let hello = self.auth_success(&handle, waiting, reply_to);
         {
             let mut core = handle.core();
@@ -213,7 +222,11 @@ impl Hub {
                     self.expire(&handle.user, &mut state);
                     self.waiting(&state, &handle.device)
                 };
-                handle.core().session.set_token_expiry(token_end(&identity, unix), now, unix);
+                {
+                    let mut core = handle.core();
+                    core.session.set_token_expiry(token_end(&identity, unix), now, unix);
+                    core.claims = identity.claims().clone();
+                }
                 // The new end may be nearer than the next look.
                 self.schedule_look(handle);
                 self.auth_success(handle, waiting, reply_to)

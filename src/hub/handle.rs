@@ -29,7 +29,7 @@ use crate::{
     metrics::{Failure, Metrics},
     protocol::frame::ControlFrame,
     session::{Flow, Log, Offer, PingPayload, Session, Settings, Verdict},
-    types::{Device, Notification, Offset, SessionId, UnixMillis},
+    types::{Claims, Device, Notification, Offset, SessionId, UnixMillis},
 };
 
 /// What every session of a node shares.
@@ -78,6 +78,8 @@ pub struct Core {
     pub closing: Option<Box<Closing>>,
     /// What it received and was sent.
     pub counts: Counts,
+    /// What its token says of it, as far as it is kept.
+    pub claims: Claims,
 }
 
 /// A session. The hub and its connection's task share it.
@@ -121,10 +123,11 @@ impl Handle {
         device: Device,
         peer: Peer,
         session: Session,
+        claims: Claims,
         wire: Arc<dyn Wire>,
         shared: Arc<Shared>,
     ) -> Self {
-        let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default() };
+        let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default(), claims };
         Self {
             id,
             user,

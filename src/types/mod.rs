@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or knows a transport.
 
 mod address;
+mod claims;
 mod event;
 mod ids;
 mod notification;
@@ -11,6 +12,7 @@ mod tls;
 mod units;
 
 pub use address::{InvalidAddress, ListenAddress};
+pub use claims::Claims;
 pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason};
 pub use ids::{CollapseKey, Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
 pub use notification::{Digest, Notification, Payload, Rfc3339, UnixMillis};

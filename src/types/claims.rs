@@ -1,0 +1,73 @@
+//! The claims of a token that its session keeps: those that the configuration names, as the token has them.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+/// Claims, by name. Nothing is held where there are none; cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims(Option<Arc<Map<String, Value>>>);
+
+impl Claims {
+    /// Of these claims those whose names are wanted.
+    pub fn of(all: &Map<String, Value>, wanted: &[String]) -> Self {
+        let kept = wanted.iter().filter_map(|name| all.get_key_value(name));
+        let kept: Map<_, _> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self((!kept.is_empty()).then(|| Arc::new(kept)))
+    }
+
+    /// One claim.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.as_ref()?.get(name)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Whether a claim is that text, that number or boolean as text, or a list that holds it.
+    pub fn has(&self, name: &str, text: &str) -> bool {
+        self.get(name).is_some_and(|value| match value {
+            Value::Array(many) => many.iter().any(|one| is_text(one, text)),
+            one => is_text(one, text),
+        })
+    }
+
+    /// Those of these names, for others to see.
+    pub fn only(&self, names: &[String]) -> Claims {
+        self.0.as_ref().map_or_else(Claims::default, |all| Claims::of(all, names))
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.0.iter().flat_map(|all| all.iter().map(|(name, value)| (name.as_str(), value)))
+    }
+}
+
+fn is_text(value: &Value, text: &str) -> bool {
+    match value {
+        Value::String(string) => string == text,
+        Value::Number(number) => number.to_string() == text,
+        Value::Bool(flag) => text == if *flag { "true" } else { "false" },
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_wanted_is_kept() {
+        let Value::Object(all) = json!({"role": ["admin", "dev"], "team": 7, "vip": true, "secret": "s"}) else { panic!() };
+        let claims = Claims::of(&all, &["role".to_owned(), "team".to_owned(), "vip".to_owned(), "none".to_owned()]);
+        assert!(claims.has("role", "dev") && claims.has("team", "7") && claims.has("vip", "true"));
+        assert!(!claims.has("role", "de") && !claims.has("vip", "1") && !claims.has("none", "") && !claims.has("secret", "s"));
+        assert_eq!(claims.get("secret"), None);
+        assert_eq!(claims.only(&["team".to_owned()]).iter().collect::<Vec<_>>(), [("team", &json!(7))]);
+        assert!(Claims::of(&all, &[]).is_empty() && claims.only(&[]).is_empty());
+    }
+}
