@@ -132,20 +132,12 @@ impl Hub {
         let waiting = self.waiting(state, device);
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
-        let handle = Arc::new(Handle::new(
-            id,
-            Arc::clone(user),
-            device.clone(),
-            peer.clone(),
-            session,
-            identity.claims().clone(),
-            wire,
-            shared,
-        ));
+        let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
         let hello = self.auth_success(&handle, waiting, reply_to);
         {
             let mut core = handle.core();
             core.outbox.push(Entry::message(hello));
+            core.set_claims(identity.claims());
             handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
         }
         state.maybe_pulling |= !live;
@@ -225,7 +217,7 @@ impl Hub {
                 {
                     let mut core = handle.core();
                     core.session.set_token_expiry(token_end(&identity, unix), now, unix);
-                    core.claims = identity.claims().clone();
+                    core.set_claims(identity.claims());
                 }
                 // The new end may be nearer than the next look.
                 self.schedule_look(handle);

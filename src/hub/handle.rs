@@ -78,6 +78,13 @@ pub struct Core {
     pub closing: Option<Box<Closing>>,
     /// What it received and was sent.
     pub counts: Counts,
+    /// What not every session has.
+    aside: Option<Box<Aside>>,
+}
+
+/// What not every session has, and is in a box of its own therefore.
+#[derive(Debug, Default)]
+pub struct Aside {
     /// What its token says of it, as far as it is kept.
     pub claims: Claims,
 }
@@ -123,11 +130,10 @@ impl Handle {
         device: Device,
         peer: Peer,
         session: Session,
-        claims: Claims,
         wire: Arc<dyn Wire>,
         shared: Arc<Shared>,
     ) -> Self {
-        let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default(), claims };
+        let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default(), aside: None };
         Self {
             id,
             user,
@@ -370,6 +376,23 @@ impl Handle {
 }
 
 impl Core {
+    /// What its token says of it, as far as it is kept.
+    pub fn claims(&self) -> Claims {
+        self.aside.as_ref().map(|aside| aside.claims.clone()).unwrap_or_default()
+    }
+
+    /// Keeps what its token says of it.
+    pub fn set_claims(&mut self, claims: &Claims) {
+        if !claims.is_empty() || self.aside.is_some() {
+            self.aside().claims = claims.clone();
+        }
+    }
+
+    /// What not every session has; made where there is none yet.
+    pub fn aside(&mut self) -> &mut Aside {
+        self.aside.get_or_insert_default()
+    }
+
     /// Appends the ping that will confirm what was just handed over, unless one is under way.
     fn ping_behind_data(&mut self, now: Instant) {
         if let Some(payload) = self.session.confirmation_ping(now) {

@@ -32,6 +32,8 @@ use crate::{
 const TOKEN_WARNING: Duration = Duration::from_secs(60);
 /// No token ends then.
 const NEVER: UnixMillis = UnixMillis(u64::MAX);
+/// No time from a ping to its pong was measured yet.
+const NO_RTT: u32 = u32::MAX;
 /// New `auth` messages a minute.
 const REAUTHS_PER_MINUTE: u32 = 10;
 
@@ -144,7 +146,7 @@ pub struct Session {
     /// What it was handed and has yet to confirm.
     pub delivery: Delivery,
     /// The last time from a ping to its pong, in µs.
-    rtt_micros: Option<u32>,
+    rtt_micros: u32,
     /// When its token runs out; at the end of time where it does not.
     token_expires_at: UnixMillis,
     nonce: u64,
@@ -172,7 +174,7 @@ impl Session {
             ack_mode: options.ack_mode.unwrap_or(default_mode),
             binary: options.binary,
             delivery: Delivery::default(),
-            rtt_micros: None,
+            rtt_micros: NO_RTT,
             token_expires_at: NEVER,
             nonce,
             pings: 0,
@@ -212,7 +214,7 @@ impl Session {
 
     /// The last time from a ping to its pong.
     pub fn rtt(&self) -> Option<Duration> {
-        self.rtt_micros.map(|micros| Duration::from_micros(micros.into()))
+        Some(self.rtt_micros).filter(|micros| *micros != NO_RTT).map(|micros| Duration::from_micros(micros.into()))
     }
 
     fn rates(&mut self) -> &mut Rates {
@@ -245,7 +247,7 @@ impl Session {
         }
         let covers = outstanding.covers;
         let rtt = now.duration_since(outstanding.sent);
-        self.rtt_micros = Some(u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX));
+        self.rtt_micros = u32::try_from(rtt.as_micros()).unwrap_or(NO_RTT).min(NO_RTT - 1);
         self.outstanding = None;
         match self.ack_mode {
             AckMode::Transport => self.delivery.confirm_below(covers),

@@ -62,10 +62,17 @@ mod tests {
 
     #[test]
     fn only_what_is_wanted_is_kept() {
-        let Value::Object(all) = json!({"role": ["admin", "dev"], "team": 7, "vip": true, "secret": "s"}) else { panic!() };
+        let Value::Object(all) = json!({"role": ["admin", "dev"], "team": 7, "vip": true, "secret": "s"}) else {
+            panic!()
+        };
         let claims = Claims::of(&all, &["role".to_owned(), "team".to_owned(), "vip".to_owned(), "none".to_owned()]);
         assert!(claims.has("role", "dev") && claims.has("team", "7") && claims.has("vip", "true"));
-        assert!(!claims.has("role", "de") && !claims.has("vip", "1") && !claims.has("none", "") && !claims.has("secret", "s"));
+        assert!(
+            !claims.has("role", "de")
+                && !claims.has("vip", "1")
+                && !claims.has("none", "")
+                && !claims.has("secret", "s")
+        );
         assert_eq!(claims.get("secret"), None);
         assert_eq!(claims.only(&["team".to_owned()]).iter().collect::<Vec<_>>(), [("team", &json!(7))]);
         assert!(Claims::of(&all, &[]).is_empty() && claims.only(&[]).is_empty());
