@@ -33,6 +33,10 @@ pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
 /// Tokens that are known to be good until they run out, at most, and half as many at least; some 200 bytes each. As many
 /// as `limits.connections` has by default, so that a node's clients may come back all at once.
 pub const VERIFIED_TOKENS_MAX: usize = 256 * 1024;
+/// The most bytes of a token's claims that a session keeps, as JSON; a token with more is refused.
+pub const KEPT_CLAIMS_BYTES_MAX: usize = 4096;
+/// The most of them with which a token that was found good is remembered.
+pub const REMEMBERED_CLAIMS_BYTES_MAX: usize = 512;
 /// The largest message before authentication.
 pub const UNAUTHENTICATED_MESSAGE_BYTES_MAX: usize = 8 * 1024;
 /// How deep a client's JSON may nest.

@@ -234,8 +234,10 @@ pub struct Inner {
     pub event_streams: Gauge,
     /// Events that consumers were told they lost.
     pub events_lost: Counter,
-    /// How late the runtime's tasks get their turn.
+    /// How late the tasks of the sessions' runtime get their turn.
     pub scheduler_delay: Spans,
+    /// The same of the runtime that calls run on.
+    pub calls_scheduler_delay: Spans,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -251,6 +253,7 @@ impl Default for Inner {
             event_streams: Gauge::default(),
             events_lost: Counter::default(),
             scheduler_delay: Spans::default(),
+            calls_scheduler_delay: Spans::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

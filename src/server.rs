@@ -4,7 +4,7 @@
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
-mod calls;
+pub mod calls;
 pub mod pulse;
 
 use std::{sync::Arc, time::Duration};
@@ -87,10 +87,14 @@ type OnReady = Box<dyn FnOnce() + Send>;
 impl Server {
     /// Reads keys, binds listeners, opens the store.
     pub async fn bind(config: &Config, clock: Clock) -> Result<Server, StartError> {
+        Self::bind_with(config, clock, Calls::apart()?).await
+    }
+
+    /// The same, with calls where the caller wants them.
+    pub async fn bind_with(config: &Config, clock: Clock, calls: Calls) -> Result<Server, StartError> {
         let authenticator =
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
         let tokens = tokens(&config.grpc)?;
-        let calls = Calls::start()?;
         let mut bound = Vec::new();
         let mut access = Vec::new();
         for address in &config.http.listen {
@@ -198,10 +202,11 @@ impl Server {
             }
         }
         hub.start();
-        for (runtime, life) in [("sessions", &life), ("calls", &calls_life)] {
-            let pulse = pulse::run(runtime, hub.metrics().clone(), life.stopping().clone());
-            life.spawn_essential("the pulse", pulse);
-        }
+        let stopping = life.stopping();
+        let pulse = pulse::run(pulse::Of::Sessions, hub.metrics().clone(), stopping.clone());
+        life.spawn_essential("the sessions' pulse", pulse);
+        let pulse = pulse::run(pulse::Of::Calls, hub.metrics().clone(), stopping.clone());
+        calls_life.spawn_essential("the calls' pulse", pulse);
         for listener in &listeners {
             tracing::info!(name = listener.name, address = %listener.address, "listening");
         }

@@ -205,7 +205,7 @@ pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
     }
 
     let (watched, stop) = (Metrics::default(), CancellationToken::new());
-    let pulse = tokio::spawn(pulse::run("sessions", watched.clone(), stop.clone()));
+    let pulse = tokio::spawn(pulse::run(pulse::Of::Sessions, watched.clone(), stop.clone()));
     let count = (DELIVERIES / size).clamp(3, 400);
     let sent = hub.metrics().sent.messages.get();
     let (broadcast, took) = timed(broadcasts(&hub, count)).await?;

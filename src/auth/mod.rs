@@ -151,7 +151,10 @@ impl Authenticator {
             return Ok(identity);
         }
         let identity = self.verify_anew(token)?;
-        self.verified.put(hash, identity.clone());
+        // What would weigh much is verified each time.
+        if identity.claims.bytes() <= limits::REMEMBERED_CLAIMS_BYTES_MAX {
+            self.verified.put(hash, identity.clone());
+        }
         Ok(identity)
     }
 
@@ -214,12 +217,19 @@ impl Authenticator {
         if !self.audience.is_empty() && !claims.get("aud").is_some_and(|aud| self.is_audience(aud)) {
             return Err(AuthError::new(AuthCode::AudienceMismatch, "the token is meant for another audience"));
         }
+        let kept = Claims::of(claims, &self.kept_claims);
+        if kept.bytes() > limits::KEPT_CLAIMS_BYTES_MAX {
+            let max = limits::KEPT_CLAIMS_BYTES_MAX;
+            return Err(invalid(format!(
+                "those of the token's claims that a session keeps have more than {max} bytes"
+            )));
+        }
         Ok(Identity {
             user: user?,
             device: device(claims)?,
             expires_at: expires_at.map(UnixMillis),
             valid_until: valid_until.map(UnixMillis),
-            claims: Claims::of(claims, &self.kept_claims),
+            claims: kept,
         })
     }
 

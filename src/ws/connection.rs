@@ -134,10 +134,11 @@ impl Connection {
         self.serve().await;
         // Not through `self`, which is borrowed for writing below.
         let context = Arc::clone(&self.context);
-        let mut turn = context.turns.next().await;
-        turn.take(Box::pin(self.write_close())).await;
-        drop(attached);
-        drop(turn);
+        let end = async {
+            self.write_close().await;
+            drop(attached);
+        };
+        Box::pin(context.turns.take(end)).await;
         Box::pin(socket::linger(&self.socket)).await;
     }
 

@@ -34,6 +34,9 @@ use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
 const REFUSALS_MAX: u64 = 1024;
 
+/// What is left at least for a request's head, however late its first byte came.
+const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
 /// What every connection needs.
 pub struct Context {
     /// The hub.
@@ -119,11 +122,13 @@ async fn begin(
         tracing::debug!(%remote, "nothing came on a new connection");
         return None;
     }
-    let head_timeout = limits::HANDSHAKE_HEAD_TIMEOUT.saturating_sub(asked.elapsed());
-    let mut turn = context.turns.next().await;
-    let opening = Box::pin(shake_hands(stream, remote, head_timeout, Arc::clone(&context), socket));
-    let opening = turn.take(opening).await?;
-    turn.take(opening).await
+    let head_timeout = limits::HANDSHAKE_HEAD_TIMEOUT.saturating_sub(asked.elapsed()).max(HEAD_TIMEOUT_MIN);
+    let handshake = Box::pin(shake_hands(stream, remote, head_timeout, Arc::clone(&context), socket));
+    let beginning = async {
+        let opening = handshake.await?;
+        opening.await
+    };
+    context.turns.take(beginning).await
 }
 
 /// From a finished handshake to a session, which is none where the peer is not let in.

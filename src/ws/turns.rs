@@ -2,50 +2,51 @@
 //!
 //! The kernel reports a thousand sockets in one go, and a task for each is put into the runtime's queue. A message that is
 //! read costs a few microseconds; a handshake or an end costs tens, and whoever comes behind a thousand of those waits for
-//! longer than any promise of latency allows. So a few of them are in the queue at a time, and the others wait outside, where
-//! they hold no more than their socket.
+//! longer than any promise of latency allows. So each goes to the end of the queue once it has its turn, and a few of them
+//! are there at a time; the others wait outside, where they hold no more than their socket.
 
-use std::{future::Future, pin::pin};
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
+};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
-/// Those in the queue at a time. Enough for every core to have one at hand; so many are half a millisecond on one core.
+/// Those in the queue at a time: so many are half a millisecond on one core.
 const AT_ONCE: usize = 16;
+/// The same for each core, where there are many.
+const AT_ONCE_PER_CORE: usize = 4;
 
 /// Who may go on.
 #[derive(Debug)]
 pub struct Turns(Semaphore);
 
-/// A place in the queue.
-pub struct Turn<'a>(Option<SemaphorePermit<'a>>);
-
 impl Default for Turns {
     fn default() -> Self {
-        Self(Semaphore::new(AT_ONCE))
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self(Semaphore::new(AT_ONCE.max(cores * AT_ONCE_PER_CORE)))
     }
 }
 
 impl Turns {
-    /// Waits for a turn, in the order of asking.
-    pub async fn next(&self) -> Turn<'_> {
-        // The semaphore is never closed.
-        Turn(self.0.acquire().await.ok())
-    }
-}
-
-impl Turn<'_> {
-    /// Does something that may have to wait for others. As soon as it does, the turn is over: a slow peer or the store must
-    /// not hold up who could go on.
-    pub async fn take<F: Future>(&mut self, does: F) -> F::Output {
+    /// Does something in turns, in the order of asking. Where it has to wait its turn is over, and another one is needed to
+    /// go on: a slow peer or the store holds nobody up who could.
+    pub async fn take<F: Future>(&self, does: F) -> F::Output {
         let mut does = pin!(does);
-        std::future::poll_fn(|cx| {
-            let poll = does.as_mut().poll(cx);
-            if poll.is_pending() {
-                self.0 = None;
+        loop {
+            // The semaphore is never closed. Its place is held in the queue, too: a turn that begins where it is asked for
+            // would never find another one taken.
+            let turn = self.0.acquire().await;
+            tokio::task::yield_now().await;
+            if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(does.as_mut().poll(cx))).await {
+                return done;
             }
-            poll
-        })
-        .await
+            drop(turn);
+            // What it waits for wakes this task.
+            let mut woken = false;
+            poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+        }
     }
 }
 
@@ -56,45 +57,63 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
+    use tokio::sync::watch;
+
     use super::*;
 
     #[tokio::test]
-    async fn a_thousand_at_once_let_others_between_them() {
-        const ALL: usize = 1000;
+    async fn who_comes_behind_thousands_does_not_wait_for_all_of_them() {
+        const ALL: usize = 4000;
         let (turns, done) = (Arc::new(Turns::default()), Arc::new(AtomicUsize::new(0)));
-        for _ in 0..ALL {
-            let (turns, done) = (Arc::clone(&turns), Arc::clone(&done));
-            tokio::spawn(async move {
-                // The kernel's report comes to all of them first, as with sockets.
-                tokio::task::yield_now().await;
-                let mut turn = turns.next().await;
-                turn.take(async {
-                    done.fetch_add(1, Ordering::Relaxed);
-                })
-                .await;
-            });
-        }
-        // The runtime has one thread, and this task takes turns with the others.
-        let mut seen = 0;
-        while seen < ALL {
+        let (report, reported) = watch::channel(false);
+        let each = || {
+            let (turns, done, mut reported) = (Arc::clone(&turns), Arc::clone(&done), reported.clone());
+            async move {
+                reported.wait_for(|is| *is).await.unwrap();
+                turns.take(async { done.fetch_add(1, Ordering::Relaxed) }).await;
+            }
+        };
+        let all: Vec<_> = (0..ALL).map(|_| tokio::spawn(each())).collect();
+        // All of them wait for the report before it comes.
+        for _ in 0..4 {
             tokio::task::yield_now().await;
-            let now = done.load(Ordering::Relaxed);
-            assert!(now - seen <= 4 * AT_ONCE, "{} between two looks", now - seen);
-            seen = now;
         }
+        let behind = {
+            let done = Arc::clone(&done);
+            async move {
+                tokio::task::yield_now().await;
+                done.load(Ordering::Relaxed)
+            }
+        };
+        report.send_replace(true);
+        let before = tokio::spawn(behind).await.unwrap();
+        assert!(before <= ALL / 8, "{before} before one that came behind them");
+        for one in all {
+            one.await.unwrap();
+        }
+        assert_eq!(done.load(Ordering::Relaxed), ALL);
     }
 
     #[tokio::test]
     async fn who_waits_for_something_holds_nobody_up() {
         let turns = Arc::new(Turns::default());
-        for _ in 0..2 * AT_ONCE {
-            let turns = Arc::clone(&turns);
-            tokio::spawn(async move { turns.next().await.take(std::future::pending::<()>()).await });
+        let (open, opened) = watch::channel(false);
+        let places = turns.0.available_permits();
+        let waiting: Vec<_> = (0..2 * places)
+            .map(|_| {
+                let (turns, mut opened) = (Arc::clone(&turns), opened.clone());
+                tokio::spawn(async move { turns.take(async { opened.wait_for(|is| *is).await.is_ok() }).await })
+            })
+            .collect();
+        for _ in 0..4 * places {
+            tokio::task::yield_now().await;
         }
-        let mine = async {
-            let mut turn = turns.next().await;
-            turn.take(async {}).await;
-        };
+        let mine = turns.take(async {});
         tokio::time::timeout(std::time::Duration::from_secs(20), mine).await.expect("a turn");
+        open.send_replace(true);
+        for one in waiting {
+            assert!(one.await.unwrap());
+        }
+        assert_eq!(turns.0.available_permits(), places);
     }
 }

@@ -1,5 +1,8 @@
 //! What no good client sends: each thing has its answer and its counter, and the gateway goes on.
 
+use std::time::{Duration, Instant};
+
+use pushgate::server::Ended;
 use serde_json::json;
 
 use crate::support::{
@@ -170,6 +173,24 @@ async fn malformed_handshakes_are_refused() {
     }
     until("bad handshakes", count, async || gateway.errors("bad_handshake").await).await;
     gateway.client("alice").await.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_says_nothing_is_cut_off_after_ten_seconds() {
+    let gateway = Gateway::start().await;
+    let began = Instant::now();
+    let mut silent = Raw::connect(gateway.http).await;
+    let mut late = Raw::connect(gateway.http).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    late.write(b"G").await;
+    assert_eq!(silent.drained().await, 0);
+    assert!((10..15).contains(&began.elapsed().as_secs()), "after {:?}", began.elapsed());
+    late.drained().await;
+    assert!((10..15).contains(&began.elapsed().as_secs()), "the late one after {:?}", began.elapsed());
+    until("bad handshakes", 2, async || gateway.errors("bad_handshake").await).await;
+    // A stop does not wait for it.
+    let _another = Raw::connect(gateway.http).await;
+    assert_eq!(gateway.stop().await, Ended::InOrder);
 }
 
 #[tokio::test(flavor = "multi_thread")]

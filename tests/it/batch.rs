@@ -408,7 +408,7 @@ async fn a_request_larger_than_the_bound_on_bytes_is_under_way_alone() {
 async fn a_burst_to_many_sessions_lets_others_have_their_turn() {
     const SESSIONS: usize = 32;
     const REQUESTS: usize = 64;
-    let gateway = Gateway::start().await;
+    let gateway = Gateway::with_calls_beside().await;
     let mut clients = Vec::new();
     for _ in 0..SESSIONS {
         clients.push(gateway.client("alice").await);

@@ -8,10 +8,14 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
+    time::Duration,
 };
 
+use futures_util::stream;
 use pushgate::{
+    api::proto::{self, SendBatchRequest},
     hub::{Hub, Peer, SendOptions, Wait, Wire},
     limits::FANOUT_SLICE_SESSIONS,
     session::{Granted, Options},
@@ -19,7 +23,11 @@ use pushgate::{
 };
 use tokio::task::yield_now;
 
-use crate::support::{Gateway, Token};
+use crate::support::{
+    Gateway, Rpc, Token,
+    gateway::ADMIN,
+    rpc::{self, request, ttl},
+};
 
 /// Several slices, and a part of one.
 const SESSIONS: usize = FANOUT_SLICE_SESSIONS * 7 + 3;
@@ -128,4 +136,33 @@ async fn a_broadcast_is_written_in_slices() {
     // There are as many shards as can run at once, each with a slice; and the runtime turns the order of those who
     // yielded round, so that each may be the last of one round and the first of the next.
     assert!(in_a_row <= 2 * FANOUT_SLICE_SESSIONS * shards, "{in_a_row} in a row");
+}
+
+/// The sessions' runtime has one thread here, and it does nothing else meanwhile.
+#[tokio::test]
+async fn calls_are_answered_while_the_sessions_workers_are_held_up() {
+    let gateway = Gateway::start().await;
+    let _client = gateway.client("alice").await;
+    gateway.live("alice").await;
+    let (answer, answered) = mpsc::channel();
+    let address = gateway.grpc;
+    let caller = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut caller = Rpc::over_tcp(address, Some(ADMIN)).await;
+            let unary = caller.send_to("alice", never_stored()).await;
+            let request = request("alice", never_stored());
+            let batch = [SendBatchRequest { request_id: "1".to_owned(), send: Some(request) }];
+            let mut answers = caller.client.send_batch(stream::iter(batch)).await.unwrap().into_inner();
+            let batched = answers.message().await.unwrap().unwrap();
+            answer.send((unary.sessions, batched.request_id)).unwrap();
+        });
+    });
+    let (sessions, batched) = answered.recv_timeout(Duration::from_secs(30)).expect("calls of threads of their own");
+    assert_eq!((sessions, batched.as_str()), (1, "1"));
+    caller.join().unwrap();
+}
+
+fn never_stored() -> proto::Notification {
+    proto::Notification { ttl: ttl(0, 0), ..rpc::notification(1) }
 }

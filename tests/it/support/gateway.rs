@@ -7,7 +7,7 @@ use pushgate::{
     clock::Clock,
     config::{Config, Sources},
     hub::Hub,
-    server::{Ended, Server},
+    server::{Ended, Server, calls::Calls},
     types::UserId,
 };
 use tempfile::TempDir;
@@ -49,13 +49,19 @@ impl Gateway {
     /// With some keys set, by the environment's rules: `("delivery.window", "4")`.
     pub async fn with(changes: &[(&str, &str)]) -> Self {
         let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Self::over(Arc::new(tempfile::tempdir().unwrap()), changes).await
+        Self::over(Arc::new(tempfile::tempdir().unwrap()), changes, Calls::apart().unwrap()).await
     }
 
-    async fn over(folder: Arc<TempDir>, changes: Vec<(String, String)>) -> Self {
+    /// With calls on the test's own runtime: on one thread, what happens between two turns of a task can be seen.
+    pub async fn with_calls_beside() -> Self {
+        Self::over(Arc::new(tempfile::tempdir().unwrap()), Vec::new(), Calls::beside()).await
+    }
+
+    async fn over(folder: Arc<TempDir>, changes: Vec<(String, String)>, calls: Calls) -> Self {
         let config = load(&folder, &changes);
         let clock = Clock::system();
-        let server = Server::bind(&config, clock.clone()).await.unwrap_or_else(|error| panic!("{error}"));
+        let bound = Server::bind_with(&config, clock.clone(), calls).await;
+        let server = bound.unwrap_or_else(|error| panic!("{error}"));
         let address = |name: &str, unix: bool| {
             let listener = server
                 .listeners()
@@ -93,7 +99,7 @@ impl Gateway {
     pub async fn restart(self) -> Self {
         let (folder, changes) = (Arc::clone(&self.folder), self.changes.clone());
         assert_eq!(self.stop().await, Ended::InOrder);
-        Self::over(folder, changes).await
+        Self::over(folder, changes, Calls::apart().unwrap()).await
     }
 
     /// The WebSocket endpoint with a query.
