@@ -13,10 +13,24 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-/// Those in the queue at a time: so many are half a millisecond on one core.
-const AT_ONCE: usize = 16;
+/// Those in the queue at a time: so many are a millisecond on one core.
+const AT_ONCE: usize = 32;
 /// The same for each core, where there are many.
 const AT_ONCE_PER_CORE: usize = 4;
+
+/// Lets all who are in the runtime's queue go first. tokio's own `yield_now` has the worker ask the kernel for news before,
+/// which for a turn of tens of microseconds is dear.
+async fn to_the_end_of_the_queue() {
+    let mut woken = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut woken, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
 
 /// Who may go on.
 #[derive(Debug)]
@@ -38,7 +52,7 @@ impl Turns {
             // The semaphore is never closed. Its place is held in the queue, too: a turn that begins where it is asked for
             // would never find another one taken.
             let turn = self.0.acquire().await;
-            tokio::task::yield_now().await;
+            to_the_end_of_the_queue().await;
             if let Poll::Ready(done) = poll_fn(|cx| Poll::Ready(does.as_mut().poll(cx))).await {
                 return done;
             }
