@@ -16,6 +16,8 @@ pub const NOTIFICATION_ID_BYTES_MAX: usize = 128;
 pub const COLLAPSE_KEY_BYTES_MAX: usize = 128;
 /// The users whom one broadcast may leave out.
 pub const EXCLUDED_USERS_MAX: usize = 1000;
+/// The sessions that one broadcast may leave out.
+pub const EXCLUDED_SESSIONS_MAX: usize = 1000;
 /// Durable broadcasts that wait at once; each is kept until its TTL runs out.
 pub const BROADCASTS_MAX: usize = 65_536;
 /// The names of forgotten devices that are kept for a user, so that one that returns is told of its gap.
@@ -45,6 +47,14 @@ pub const CLIENT_JSON_DEPTH_MAX: usize = 32;
 pub const NOTIFICATION_JSON_DEPTH_MAX: usize = 128;
 /// How much of a `User-Agent` is kept.
 pub const USER_AGENT_BYTES_MAX: usize = 256;
+/// The longest pattern over a `User-Agent`: no shorter than what is kept of one.
+pub const PATTERN_BYTES_MAX: usize = 256;
+/// The devices that the filter of a broadcast may name.
+pub const FILTER_DEVICES_MAX: usize = 100;
+/// The claims that the filter of a broadcast may ask for.
+pub const FILTER_CLAIMS_MAX: usize = 16;
+/// The longest text that the filter of a broadcast may ask of a claim.
+pub const FILTER_CLAIM_BYTES_MAX: usize = 1024;
 /// The longest reason of a close frame (RFC 6455 section 5.5: 125 bytes less the code).
 pub const CLOSE_REASON_BYTES_MAX: usize = 123;
 /// The bytes of notifications in flight on a session, unconfirmed; an empty window takes one of any size.
@@ -140,6 +150,7 @@ pub const FANOUT_SLICE_SESSIONS: usize = 32;
 
 const _: () =
     assert!(STORE_PATIENCE.as_millis() < STORE_LAZY_DELAY.as_millis(), "what is stored comes before what is not");
+const _: () = assert!(USER_AGENT_BYTES_MAX <= PATTERN_BYTES_MAX, "what is shown of a session can be asked for");
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
 const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");

@@ -31,6 +31,8 @@ token = "only-sends"
 scopes = ["send"]
 [ops]
 listen = ["127.0.0.1:0"]
+[auth]
+session_claims = ["sub"]
 [[auth.keys]]
 algorithm = "HS256"
 secret = "a secret that only tests know"
@@ -175,6 +177,15 @@ every_rpc() {
     call $OK Broadcast '{"notification":{"type":"system_message","data":"to all"}}'
     is '.outcome == "OUTCOME_ACCEPTED" and .sessions == 1'
     within 10 grep -qaF '"data":"to all"' "$WORK/$user.frames" || fail "the broadcast does not arrive"
+    call $OK Broadcast '{"notification":{"data":"to some"},"filter":{"user_agent":"CURL/*","devices":["", "phone"],"claims":{"sub":"'"$user"'"},"connected_after":"2026-01-01T00:00:00Z"}}'
+    is '.sessions == 1'
+    within 10 grep -qaF '"data":"to some"' "$WORK/$user.frames" || fail "the filtered broadcast does not arrive"
+    call $OK Broadcast '{"notification":{"data":"to none"},"filter":{"connected_before":"2026-01-01T00:00:00Z"}}'
+    is '.outcome == "OUTCOME_DROPPED"'
+    call $OK ListSessions '{"address":"127.0.0.0/8"}'
+    is '(.sessions | length) == 1'
+    call $OK ListSessions '{"address":"2001:db8::/32"}'
+    is '(.sessions // []) == []'
     call $OK Broadcast '{"notification":{"id":"for-'"$user"'","data":"for long","ttl":"60s"},"durable":true,"filter":{"exclude_user_ids":["nobody"]}}'
     is '.outcome == "OUTCOME_STORED" and (.offset | tonumber) > 0 and .sessions == 1'
     within 10 grep -qaF '"data":"for long"' "$WORK/$user.frames" || fail "the durable broadcast does not arrive"
@@ -234,6 +245,13 @@ refusals() {
     call $INVALID_ARGUMENT CloseUserSessions '{"user_id":"'"$user"'","code":1001}'
     call $INVALID_ARGUMENT StreamEvents '{"types":["no_such_event"]}'
     call $INVALID_ARGUMENT ListSessions '{"page_token":"made up"}'
+    call $INVALID_ARGUMENT ListSessions '{"address":"10.0.0.0/33"}'
+    has '"field": "address"'
+    call $INVALID_ARGUMENT Broadcast '{"notification":{},"filter":{"devices":["a b"],"claims":{"email":"a@b"}}}'
+    has '"field": "filter.devices"'
+    has '"field": "filter.claims"'
+    has 'auth.session_claims'
+    call $INVALID_ARGUMENT Broadcast '{"notification":{},"durable":true,"filter":{"user_agent":"*"}}'
     call $INVALID_ARGUMENT Backup '{"path":"not/absolute"}'
     has '"field": "path"'
     call $INVALID_ARGUMENT ListPending '{"user_id":"'"$user"'","page_token":"made up"}'

@@ -45,6 +45,7 @@ all_present!(A);
 all_present!(A, B);
 all_present!(A, B, C);
 all_present!(A, B, C, D);
+all_present!(A, B, C, D, E);
 
 impl Checks {
     /// Notes what is wrong with a field.

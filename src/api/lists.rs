@@ -11,7 +11,7 @@ use super::{
 use crate::{
     hub::{Handle, Hub},
     protocol::ack_mode::AckMode,
-    types::{SessionId, UserId},
+    types::{Network, SessionId, UserId},
 };
 
 /// `ListSessions`.
@@ -20,21 +20,24 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
     let user = checks.optional("user_id", &request.user_id, UserId::parse);
     let session = checks.optional("session_id", &request.session_id, SessionId::parse);
     let device = checks.device(request.device.as_deref());
-    let fields = [Some(request.user_id.as_str()), Some(&request.session_id), request.device.as_deref()];
+    let address = checks.address(&request.address);
+    let fields =
+        [Some(request.user_id.as_str()), Some(&request.session_id), request.device.as_deref(), Some(&request.address)];
     let filter = Filter::new("sessions", &fields);
     let after = checks.page_token(&request.page_token, filter, |after| SessionId::parse(after).ok());
-    let (user, session, device, after) = checks.finish((user, session, device, after))?;
+    let (user, session, device, address, after) = checks.finish((user, session, device, address, after))?;
     let rows = pages::rows(request.page_size);
     let matches = |handle: &Arc<Handle>| {
         after.is_none_or(|after| handle.id > after)
             && user.as_ref().is_none_or(|user| *user == handle.user.id)
             && device.as_ref().is_none_or(|device| *device == handle.device)
+            && address.is_none_or(|network| network.contains(handle.peer.remote.ip()))
     };
     // One more than asked for tells whether there is a next page.
     let mut page: Vec<Arc<Handle>> = match (&user, session) {
         (_, Some(id)) => hub.session(id).into_iter().filter(matches).collect(),
         (Some(user), None) => hub.user_sessions(user).into_iter().filter(matches).take(rows + 1).collect(),
-        (None, None) if device.is_none() => hub.session_page(after, rows + 1),
+        (None, None) if device.is_none() && address.is_none() => hub.session_page(after, rows + 1),
         (None, None) => hub.session_page(after, usize::MAX).into_iter().filter(matches).take(rows + 1).collect(),
     };
     let more = page.len() > rows;
@@ -45,6 +48,15 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
         sessions: page.iter().map(|handle| session_row(hub, handle)).collect(),
         next_page_token,
     })
+}
+
+impl Checks {
+    fn address(&mut self, address: &str) -> Option<Option<Network>> {
+        if address.is_empty() {
+            return Some(None);
+        }
+        address.parse().map(Some).map_err(|error| self.violation("address", ToString::to_string(&error))).ok()
+    }
 }
 
 fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {

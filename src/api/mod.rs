@@ -9,6 +9,7 @@ mod codec;
 mod convert;
 mod error;
 mod events;
+mod filter;
 mod lists;
 mod mailbox;
 mod pages;

@@ -1,6 +1,6 @@
 //! `SendToUser` and `Broadcast`: what is checked, and what the answers say.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use super::{
     Api, Caller,
@@ -94,15 +94,20 @@ impl Api {
         let mut checks = Checks::default();
         let own_id = is_own(&request.notification);
         let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), durable);
-        let not_for = checks.excluded(&request.filter.unwrap_or_default().exclude_user_ids);
+        let filter = request.filter.unwrap_or_default();
+        let not_for = checks.excluded_users(&filter.exclude_user_ids);
+        let filter = match durable {
+            true => checks.no_filter(&filter),
+            false => checks.filter(filter, hub.authenticator().kept_claims()),
+        };
         let never = durable && notification.as_ref().is_some_and(Notification::is_now_or_never);
         checks.check("notification.ttl", !never, || "must not be zero for a durable broadcast".to_owned());
-        let (notification, not_for) = checks.finish((notification, not_for))?;
+        let (notification, not_for, filter) = checks.finish((notification, not_for, filter))?;
         let notification = Notification { not_for, ..notification };
         let id = notification.id.clone();
         let sent = match durable {
             true => hub.broadcast_durably(notification, own_id).await?,
-            false => hub.broadcast(notification).await?,
+            false => hub.broadcast_to(filter, notification).await?,
         };
         Ok(proto::BroadcastResponse {
             id: id.as_str().to_owned(),
@@ -156,21 +161,6 @@ impl Checks {
                 None
             }
         }
-    }
-
-    /// Whom a broadcast leaves out: sorted, so that the same users are the same content.
-    fn excluded(&mut self, users: &[String]) -> Option<Arc<[UserId]>> {
-        const FIELD: &str = "filter.exclude_user_ids";
-        let max = limits::EXCLUDED_USERS_MAX;
-        if users.len() > max {
-            self.violation(FIELD, format!("has {} entries, and at most {max} are allowed", users.len()));
-            return None;
-        }
-        let parsed: Result<Vec<_>, _> = users.iter().map(|user| UserId::parse(user)).collect();
-        let mut users = self.field(FIELD, parsed)?;
-        users.sort_unstable();
-        users.dedup();
-        Some(users.into())
     }
 }
 

@@ -132,6 +132,11 @@ impl Authenticator {
         self
     }
 
+    /// The names of the claims that a session keeps.
+    pub fn kept_claims(&self) -> &[String] {
+        &self.kept_claims
+    }
+
     /// How many keys there are.
     pub fn key_count(&self) -> usize {
         self.keys.len()

@@ -43,8 +43,10 @@ pub enum Operator {
     #[command(after_help = "Examples:
   pushgate broadcast '{\"maintenance\":\"22:00\"}' --type system_message
   pushgate broadcast '{\"version\":7}' --durable --id release-7 --exclude-user bob
+  pushgate broadcast '\"please update\"' --user-agent 'MyApp/1.*' --device phone --device tablet
+  pushgate broadcast '\"standup\"' --claim team=ops --connected-before 2026-01-31T09:00:00Z
   pushgate broadcast --data-file news.json --json")]
-    Broadcast(Broadcast),
+    Broadcast(Box<Broadcast>),
     /// Close sessions of a user
     #[command(after_help = "Examples:
   pushgate close alice
@@ -88,6 +90,7 @@ pub enum Operator {
     #[command(after_help = "Examples:
   pushgate sessions
   pushgate sessions --user alice --device phone
+  pushgate sessions --address 10.0.0.0/8
   pushgate sessions --json | jq -r '.sessions[].userId'")]
     Sessions(Sessions),
     /// Follow what happens, a line an event
@@ -157,7 +160,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
         match operator {
             Operator::Init(args) => init::init(&args),
             Operator::Send(args) => send::send(args).await,
-            Operator::Broadcast(args) => send::broadcast(args).await,
+            Operator::Broadcast(args) => send::broadcast(*args).await,
             Operator::Close(args) => send::close(args).await,
             Operator::Pending(args) => mailbox::pending(args).await,
             Operator::Purge(args) => mailbox::purge(args).await,

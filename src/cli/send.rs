@@ -1,6 +1,7 @@
 //! `pushgate send`, `pushgate broadcast`, `pushgate close`: what changes something for users.
 
 use std::{
+    collections::HashMap,
     fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -47,13 +48,70 @@ pub struct Broadcast {
     /// Store it, so that devices that are known and away get it on their next connection
     #[arg(long)]
     durable: bool,
-    /// Not to this user; may be given several times
-    #[arg(long = "exclude-user", value_name = "USER")]
-    exclude_users: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
     target: Target,
+}
+
+/// Whom a broadcast is for; all that is given must hold.
+#[derive(Args, Debug)]
+struct Filter {
+    /// Only to sessions of this device, '' being the unnamed one; may be given several times
+    #[arg(long = "device", value_name = "NAME")]
+    devices: Vec<String>,
+    /// Only to sessions with such a User-Agent: * is any run of characters, ? any one, case does not matter
+    #[arg(long, value_name = "PATTERN", default_value = "", hide_default_value = true)]
+    user_agent: String,
+    /// Only to sessions that connected at that moment or later, such as 2026-01-31T09:35:00Z
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    connected_after: Option<prost_types::Timestamp>,
+    /// Only to sessions that connected before that moment
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    connected_before: Option<prost_types::Timestamp>,
+    /// Only to sessions whose token has that claim, or a list that holds it; may be given several times. Sessions keep
+    /// those of auth.session_claims and auth.public_claims
+    #[arg(long = "claim", value_name = "NAME=TEXT", value_parser = claim)]
+    claims: Vec<(String, String)>,
+    /// Not to this user; may be given several times
+    #[arg(long = "exclude-user", value_name = "USER")]
+    exclude_users: Vec<String>,
+    /// Not to this session; may be given several times
+    #[arg(long = "exclude-session", value_name = "ID")]
+    exclude_sessions: Vec<String>,
+}
+
+impl Filter {
+    fn into_proto(self) -> Outcome<proto::BroadcastFilter> {
+        let mut claims = HashMap::new();
+        for (name, text) in self.claims {
+            if let Some(other) = claims.insert(name.clone(), text) {
+                return Err(Failure::usage(format!("--claim {name}: is given twice, once as `{other}`")));
+            }
+        }
+        Ok(proto::BroadcastFilter {
+            devices: self.devices,
+            user_agent: self.user_agent,
+            connected_after: self.connected_after,
+            connected_before: self.connected_before,
+            claims,
+            exclude_user_ids: self.exclude_users,
+            exclude_session_ids: self.exclude_sessions,
+        })
+    }
+}
+
+/// A moment of the command line (RFC 3339).
+fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
+    text.parse().map_err(|_| "write a time such as 2026-01-31T09:35:00Z".to_owned())
+}
+
+/// A claim of the command line.
+fn claim(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    parts.map(|(name, text)| (name.to_owned(), text.to_owned())).ok_or_else(|| "write NAME=TEXT".to_owned())
 }
 
 /// `pushgate close`.
@@ -234,7 +292,7 @@ pub async fn broadcast(args: Broadcast) -> Outcome {
     if notification.payload.is_none() {
         return Err(Failure::usage("a broadcast needs its data: JSON, --data-file FILE or --binary-file FILE"));
     }
-    let filter = proto::BroadcastFilter { exclude_user_ids: args.exclude_users };
+    let filter = args.filter.into_proto()?;
     let request =
         proto::BroadcastRequest { notification: Some(notification), filter: Some(filter), durable: args.durable };
     let gateway = args.target.connect().await?;

@@ -13,6 +13,7 @@ use super::{
     Hub,
     admit::entry,
     ends::Why,
+    filter::Filter,
     handle::Handle,
     log::{Known, LogState},
     outgoing::Outgoing,
@@ -95,7 +96,12 @@ impl Hub {
     }
 
     /// Hands a notification to every session that is connected now, those of `not_for` left out.
-    pub async fn broadcast(&self, mut notification: Notification) -> Result<Sent, SendError> {
+    pub async fn broadcast(&self, notification: Notification) -> Result<Sent, SendError> {
+        self.broadcast_to(Filter::default(), notification).await
+    }
+
+    /// The same, to those sessions alone that pass the filter.
+    pub async fn broadcast_to(&self, filter: Filter, mut notification: Notification) -> Result<Sent, SendError> {
         if self.is_draining() {
             return Err(SendError::Draining);
         }
@@ -105,7 +111,8 @@ impl Hub {
         let draft = self.draft(&notification, false)?;
         let outgoing = Outgoing::new(draft, &notification, None, false, true);
         let room = self.0.sessions.room(&outgoing).await;
-        let (job, handed) = self.0.sessions.job(outgoing, Arc::new(notification), None, room);
+        let filter = (!filter.is_empty()).then_some(filter);
+        let (job, handed) = self.0.sessions.job(outgoing, Arc::new(notification), filter, None, room);
         self.0.sessions.enqueue(job, &self.0.life);
         let sessions = handed.await.unwrap_or_default();
         let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
@@ -183,7 +190,7 @@ impl Hub {
                         self.append(&mut state.log, op).map_err(SendError::Unknown)?;
                         let outgoing = Outgoing::new(draft, &notification, Some(offset), false, true);
                         let (job, handed) =
-                            self.0.sessions.job(outgoing, Arc::clone(&notification), Some(offset), room);
+                            self.0.sessions.job(outgoing, Arc::clone(&notification), None, Some(offset), room);
                         self.0.sessions.enqueue(job, &self.0.life);
                         break (handed, stored, offset);
                     }

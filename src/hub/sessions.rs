@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{handle::Handle, outgoing::Outgoing};
+use super::{filter::Filter, handle::Handle, outgoing::Outgoing};
 use crate::{
     clock::Instant,
     lifecycle::Lifecycle,
@@ -57,6 +57,8 @@ pub struct Job {
     offset: Option<Offset>,
     /// Whom it leaves out.
     not_for: HashSet<UserId>,
+    /// Which sessions it is for, where it is not for all of them.
+    filter: Option<Filter>,
     sessions: AtomicU32,
     shards_left: AtomicUsize,
     done: Mutex<Option<oneshot::Sender<u32>>>,
@@ -66,12 +68,13 @@ pub struct Job {
 
 impl Job {
     fn leaves_out(&self, handle: &Handle) -> bool {
-        !self.not_for.is_empty() && self.not_for.contains(&handle.user.id)
+        (!self.not_for.is_empty() && self.not_for.contains(&handle.user.id))
+            || self.filter.as_ref().is_some_and(|filter| !filter.admits(handle))
     }
 
     /// Whether it is the same bytes for everybody, whatever becomes of other messages.
     fn is_plain(&self) -> bool {
-        self.offset.is_none() && self.not_for.is_empty() && self.outgoing.is_plain()
+        self.offset.is_none() && self.not_for.is_empty() && self.filter.is_none() && self.outgoing.is_plain()
     }
 
     fn shard_done(&self) {
@@ -144,13 +147,15 @@ impl<'a> Parcel<'a> {
         }
     }
 
-    /// Writes the only one there is at once. False: it is one that is appended and flushed.
+    /// Writes the only one there is at once, where it is for that session. False: it is one that is appended and flushed.
     fn send_to(&mut self, handle: &Handle) -> bool {
         let [job] = self.jobs else { return false };
-        if job.offset.is_some() || job.leaves_out(handle) {
+        if job.offset.is_some() {
             return false;
         }
-        self.taken[0] += u32::from(handle.send(&job.outgoing));
+        if !job.leaves_out(handle) {
+            self.taken[0] += u32::from(handle.send(&job.outgoing));
+        }
         true
     }
 
@@ -228,6 +233,7 @@ impl Sessions {
         &self,
         outgoing: Outgoing,
         notification: Arc<Notification>,
+        filter: Option<Filter>,
         offset: Option<Offset>,
         room: Option<OwnedSemaphorePermit>,
     ) -> (Arc<Job>, oneshot::Receiver<u32>) {
@@ -235,6 +241,7 @@ impl Sessions {
         let job = Job {
             outgoing,
             not_for: notification.not_for.iter().cloned().collect(),
+            filter,
             notification,
             offset,
             sessions: AtomicU32::new(0),

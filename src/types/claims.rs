@@ -1,6 +1,6 @@
 //! The claims of a token that its session keeps: those that the configuration names, as the token has them.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -53,9 +53,22 @@ impl Claims {
 fn is_text(value: &Value, text: &str) -> bool {
     match value {
         Value::String(string) => string == text,
-        Value::Number(number) => number.to_string() == text,
+        Value::Number(number) => {
+            let mut rest = Rest(text);
+            write!(rest, "{number}").is_ok() && rest.0.is_empty()
+        }
         Value::Bool(flag) => text == if *flag { "true" } else { "false" },
         Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+/// What is left of a text that is compared with what is written, without a copy of either.
+struct Rest<'a>(&'a str);
+
+impl std::fmt::Write for Rest<'_> {
+    fn write_str(&mut self, written: &str) -> std::fmt::Result {
+        self.0 = self.0.strip_prefix(written).ok_or(std::fmt::Error)?;
+        Ok(())
     }
 }
 
@@ -78,6 +91,7 @@ mod tests {
                 && !claims.has("none", "")
                 && !claims.has("secret", "s")
         );
+        assert!(!claims.has("team", "70") && !claims.has("team", "") && !claims.has("team", "7.0"));
         assert_eq!(claims.get("secret"), None);
         assert_eq!(claims.only(&["team".to_owned()]).iter().collect::<Vec<_>>(), [("team", &json!(7))]);
         assert!(Claims::of(&all, &[]).is_empty() && claims.only(&[]).is_empty());

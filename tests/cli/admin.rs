@@ -84,6 +84,39 @@ fn broadcast_reaches_who_is_connected() {
 }
 
 #[test]
+fn broadcast_reaches_whom_its_flags_say() {
+    let gateway = Gateway::with("[auth]\nsession_claims = [\"team\"]");
+    let mut phone = gateway.client("alice", &["--device", "phone"]);
+    let _tablet = gateway.client("bob", &["--device", "tablet"]);
+    let session = gateway.command(&["sessions", "--user", "bob", "--json"]).json();
+    let (bob, since) = (&session["sessions"][0]["sessionId"], &session["sessions"][0]["connectedAt"]);
+    let reached = |flags: &[&str]| {
+        let said = gateway.command(&[&["broadcast", "{}", "--json"], flags].concat()).json();
+        said["sessions"].as_u64().unwrap()
+    };
+    assert_eq!(reached(&["--device", "phone", "--device", ""]), 1);
+    assert!(phone.line().contains("  notification  {}"));
+    assert_eq!(reached(&["--exclude-session", bob.as_str().unwrap()]), 1);
+    assert_eq!(reached(&["--exclude-user", "alice", "--connected-after", since.as_str().unwrap()]), 1);
+    assert_eq!(reached(&["--connected-before", "2026-01-01T00:00:00Z"]), 0);
+    assert_eq!(reached(&["--user-agent", "no-such-browser/*"]), 0);
+    assert_eq!(reached(&["--user-agent", "*"]), 2);
+    assert_eq!(reached(&["--claim", "team=ops"]), 0);
+
+    let refused = gateway.command(&["broadcast", "{}", "--claim", "role=admin", "--device", "a b"]);
+    refused.fails(1, "filter.devices: a device may only hold");
+    refused.fails(1, "filter.claims: `role` is no claim that sessions keep; add its name to auth.session_claims");
+    gateway.command(&["broadcast", "{}", "--durable", "--device", "x"]).fails(1, "filter.devices: is not for durable");
+    for (flag, value, told) in [
+        ("--claim", "team", "write NAME=TEXT"),
+        ("--connected-after", "yesterday", "write a time such as 2026-01-31T09:35:00Z"),
+    ] {
+        pushgate(&["broadcast", "{}", flag, value]).fails(2, told);
+    }
+    pushgate(&["broadcast", "{}", "--claim", "a=1", "--claim", "a=2"]).fails(2, "--claim a: is given twice");
+}
+
+#[test]
 fn sessions_are_listed_filtered_and_closed() {
     let gateway = Gateway::new();
     assert_eq!(gateway.command(&["sessions"]).ok(), "no sessions\n");
@@ -103,6 +136,10 @@ fn sessions_are_listed_filtered_and_closed() {
     assert_eq!((&session["userId"], &session["device"]), (&json!("alice"), &json!("")));
     assert!(session["bytesSent"].is_string() && session["state"] == "SESSION_STATE_LIVE", "{session}");
     let id = session["sessionId"].as_str().unwrap();
+    let here = gateway.command(&["sessions", "--address", "127.0.0.0/8", "--json"]).json();
+    assert_eq!(here["sessions"].as_array().unwrap().len(), 3);
+    assert_eq!(gateway.command(&["sessions", "--address", "10.0.0.0/8"]).ok(), "no sessions\n");
+    gateway.command(&["sessions", "--address", "home"]).fails(1, "address: must be an IP address, such as 10.1.2.3");
     let same = gateway.command(&["sessions", "--session", id, "--json"]).json();
     assert_eq!(same["sessions"][0]["sessionId"], session["sessionId"]);
 

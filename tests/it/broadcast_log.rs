@@ -122,7 +122,7 @@ async fn a_passing_broadcast_can_leave_out_users_too() {
     let gateway = Gateway::start().await;
     let mut rpc = gateway.rpc().await;
     let (mut alice, mut bob) = (gateway.client("alice").await, gateway.client("bob").await);
-    let filter = Some(BroadcastFilter { exclude_user_ids: vec!["bob".into()] });
+    let filter = Some(BroadcastFilter { exclude_user_ids: vec!["bob".into()], ..Default::default() });
     let request = BroadcastRequest { notification: Some(notification(1)), filter, durable: false };
     let sent = rpc.try_broadcast(request).await.unwrap();
     assert_eq!((sent.outcome(), sent.sessions, sent.offset), (Outcome::Accepted, 1, 0));

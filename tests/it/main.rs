@@ -15,6 +15,7 @@ mod clocks;
 mod delivery;
 mod ends;
 mod events;
+mod filters;
 mod grpc;
 mod idempotency;
 mod isolation;

@@ -4,9 +4,10 @@ use futures_util::future::join_all;
 
 use super::support::{Bounds, World, device, notification, user};
 use crate::{
+    hub::Filter,
     metrics::Failure,
     protocol::close::CloseCode,
-    types::{ClosedBy, Notification},
+    types::{ClosedBy, Notification, UnixMillis},
 };
 
 /// One that is the same for everybody and never expires: such are put together.
@@ -76,6 +77,35 @@ async fn what_is_not_the_same_for_all_keeps_its_place_among_what_is_put_together
             assert_eq!(seen.map(|(_, id)| id.clone()).collect::<Vec<_>>(), of(durable, name), "{name} {durable}");
         }
     }
+}
+
+#[tokio::test]
+async fn each_of_those_that_are_pending_at_once_reaches_whom_it_is_for() {
+    let world = World::new(Bounds::default());
+    let mut ann = world.attach(&user("ann"), &device("phone")).await;
+    let mut bob = world.attach(&user("bob"), &device("tablet")).await;
+    let all: Vec<_> = (0..40).map(|_| plain(50)).collect();
+    let id = ann.handle.id;
+    let filter = |n: usize| match n % 5 {
+        0 => Filter::default().devices([device("phone")]),
+        1 => Filter::default().not_to([id]),
+        2 => Filter::default().connected(None, Some(UnixMillis(0))),
+        _ => Filter::default(),
+    };
+    let calls = all.iter().cloned().enumerate().map(|(n, one)| world.hub.broadcast_to(filter(n), one));
+    let calls: Vec<_> = calls.collect();
+    let reached: Vec<_> = join_all(calls).await.into_iter().map(|sent| sent.unwrap().sessions).collect();
+    assert_eq!(reached, (0..40).map(|n| [1, 1, 0, 2, 2][n % 5]).collect::<Vec<_>>());
+    for (client, not) in [(&mut ann, [1, 2]), (&mut bob, [0, 2])] {
+        client.read();
+        let wanted = all.iter().enumerate().filter(|(n, _)| !not.contains(&(n % 5)));
+        assert_eq!(client.ids, wanted.map(|(_, one)| one.id.as_str().to_owned()).collect::<Vec<_>>());
+    }
+    // One alone takes another way.
+    assert_eq!(world.hub.broadcast_to(filter(2), plain(50)).await.unwrap().sessions, 0);
+    assert_eq!(world.hub.broadcast_to(filter(0), plain(50)).await.unwrap().sessions, 1);
+    bob.read();
+    assert_eq!(bob.ids.len(), 24);
 }
 
 #[tokio::test]

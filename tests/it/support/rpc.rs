@@ -185,7 +185,7 @@ pub fn confirmed(user: &str, notification: Notification, timeout_ms: i32) -> Sen
 /// A durable broadcast that leaves out some users.
 pub fn durable(notification: Notification, exclude: &[&str]) -> BroadcastRequest {
     let exclude_user_ids = exclude.iter().map(|user| (*user).to_owned()).collect();
-    let filter = Some(BroadcastFilter { exclude_user_ids });
+    let filter = Some(BroadcastFilter { exclude_user_ids, ..Default::default() });
     BroadcastRequest { notification: Some(notification), filter, durable: true }
 }
 
