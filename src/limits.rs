@@ -89,6 +89,8 @@ pub const STORE_READERS: usize = 2;
 pub const STORE_READ_QUEUE_JOBS_MAX: usize = 1024;
 /// How often the size of the store on disk is taken at most.
 pub const STORE_DISK_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+/// The same while nothing is written: others use the disk, too.
+pub const STORE_DISK_REST: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long opening the store waits for another process to let go of it.
 pub const STORE_LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(2);
 /// A store whose damage is to be refused is tried out on a copy up to this size (sled only).
@@ -142,6 +144,13 @@ pub const FANOUT_PASS_BYTES_MAX: usize = 64 * 1024;
 pub const TOGETHER_BYTES_MAX: usize = 16 * 1024;
 /// The iovecs of one write (the kernel's IOV_MAX is 1024; more than this brings nothing).
 pub const WRITE_SLICES_MAX: usize = 64;
+/// How often it is measured whether an alert fires or clears.
+pub const ALERT_TICK: std::time::Duration = std::time::Duration::from_secs(1);
+/// What alerts on rates and percentiles are taken over: `alerts.fire_after`, within these bounds.
+pub const ALERT_WINDOW: (std::time::Duration, std::time::Duration) =
+    (std::time::Duration::from_secs(1), std::time::Duration::from_secs(60));
+/// The fewest measurements in a window that an alert on a percentile believes.
+pub const ALERT_MEASUREMENTS_MIN: u64 = 20;
 /// A turn of the runtime that comes this late is worth a warning.
 pub const SCHEDULER_DELAY_WARN: std::time::Duration = std::time::Duration::from_millis(100);
 /// The sessions that a fan-out serves before it yields: a quarter of a millisecond of writes to idle sockets, which is
@@ -163,6 +172,7 @@ const _: () = assert!(NOTIFICATION_ID_BYTES_MAX <= u8::MAX as usize, "rows hold 
 const _: () = assert!(COLLAPSE_KEY_BYTES_MAX <= u8::MAX as usize, "rows hold the length of a collapse key in one byte");
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
 const _: () = assert!(BATCH_STOP_GRACE.as_millis() < GRPC_STOP_GRACE.as_millis(), "its answers must still get out");
+const _: () = assert!(ALERT_TICK.as_millis() <= ALERT_WINDOW.0.as_millis(), "no window is missed between two looks");
 const _: () = assert!(WAIT_TIMEOUT_DEFAULT.as_millis() <= WAIT_TIMEOUT_MAX.as_millis());
 
 /// The section `[limits]`.

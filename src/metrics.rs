@@ -2,6 +2,8 @@
 //!
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
+mod alerts;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -13,6 +15,8 @@ use std::{
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+
+pub use self::alerts::Since;
 
 /// A number that only rises.
 #[derive(Debug, Default)]
@@ -238,6 +242,9 @@ pub struct Inner {
     pub scheduler_delay: Spans,
     /// The same of the runtime that calls run on.
     pub calls_scheduler_delay: Spans,
+    /// From a client's request to the reply of a service.
+    pub reply_latency: Spans,
+    alerts: alerts::Alerts,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -254,6 +261,8 @@ impl Default for Inner {
             events_lost: Counter::default(),
             scheduler_delay: Spans::default(),
             calls_scheduler_delay: Spans::default(),
+            reply_latency: Spans::default(),
+            alerts: alerts::Alerts::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),
@@ -283,15 +292,11 @@ impl Spans {
 
     /// What was recorded so far.
     pub fn percentiles(&self) -> Percentiles {
-        let histogram = self.0.lock();
-        let at = |quantile| Duration::from_micros(histogram.value_at_quantile(quantile));
-        Percentiles {
-            count: histogram.len(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            max: Duration::from_micros(histogram.max()),
-        }
+        Percentiles::of(&self.0.lock())
+    }
+
+    fn histogram(&self) -> Histogram<u64> {
+        self.0.lock().clone()
     }
 }
 
@@ -308,6 +313,19 @@ pub struct Percentiles {
     pub p99: Duration,
     /// The longest.
     pub max: Duration,
+}
+
+impl Percentiles {
+    fn of(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| Duration::from_micros(histogram.value_at_quantile(quantile));
+        Self {
+            count: histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: Duration::from_micros(histogram.max()),
+        }
+    }
 }
 
 /// Counters at one moment, for rates.
@@ -359,6 +377,11 @@ impl Metrics {
         self.confirm_latency.record(latency, count);
     }
 
+    /// The times from hand-over to confirmation.
+    pub fn confirm_spans(&self) -> &Spans {
+        &self.confirm_latency
+    }
+
     /// Percentiles of the time from hand-over to confirmation.
     pub fn confirm_latency(&self) -> Percentiles {
         self.confirm_latency.percentiles()
@@ -393,7 +416,7 @@ impl Metrics {
     }
 
     fn current(&self, at: crate::clock::Instant) -> Sample {
-        let failures = self.failures.iter().map(Counter::get).sum();
+        let failures = self.failures_total();
         let values = [
             self.received.messages.get(),
             self.received.bytes.get(),

@@ -253,8 +253,9 @@ json_block() {
 }
 
 toml_block() {
-    cp "$1" "$WORK/block.toml"
-    "$BIN" config check --config "$WORK/block.toml" >"$WORK/said" 2>&1 || fail "$(cat "$WORK/said")"
+    "$BIN" config check --config "$1" >"$WORK/said" 2>&1 || fail "$(cat "$WORK/said")"
+    # The keys are compared with those of the first, which has tokens: an empty list of tables is shown as a key.
+    [[ -e $WORK/block.toml ]] || cp "$1" "$WORK/block.toml"
 }
 
 say "its blocks"

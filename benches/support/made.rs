@@ -73,6 +73,7 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         settings: Settings { delivery: DeliveryConfig::default(), heartbeat, bad_messages: Count(20) },
         presence: Presence::default(),
         events: hub::EventsConfig::default(),
+        alerts: hub::AlertsConfig::default(),
         quotas: Quotas {
             ttl: kept.ttl.0,
             max_ttl: kept.max_ttl.0,

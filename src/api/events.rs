@@ -14,7 +14,7 @@ use crate::{
     hub::{Hub, Read, Reader},
     lifecycle::Lifecycle,
     metrics::Metrics,
-    types::{ClosedBy, DropReason, Event, EventBody, ForgetReason, UserId},
+    types::{Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, UserId},
 };
 
 /// What `StreamEvents` answers with.
@@ -210,7 +210,21 @@ fn encode_body(body: &EventBody) -> Body {
             remote_address: remote.to_string(),
             user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
         }),
+        EventBody::Alert(alert) => Body::Alert(self::alert(alert)),
         EventBody::Draining { deadline } => Body::Draining(proto::Draining { deadline: Some(timestamp(*deadline)) }),
+    }
+}
+
+/// An alert as the proto has it.
+pub fn alert(alert: &Alert) -> proto::Alert {
+    let state = if alert.firing { proto::AlertState::Firing } else { proto::AlertState::Cleared };
+    proto::Alert {
+        name: alert.name.as_str().to_owned(),
+        state: state.into(),
+        value: alert.value,
+        threshold: alert.threshold,
+        text: alert.text.to_string(),
+        since: Some(timestamp(alert.since)),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Inner,
     convert::{duration, timestamp},
-    process, proto,
+    events, process, proto,
 };
 use crate::{
     hub::Hub,
@@ -88,6 +88,7 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
             max_store_bytes: quotas.max_bytes,
             window: hub.settings().delivery.window,
         }),
+        alerts: hub.alerts().iter().map(events::alert).collect(),
         draining: inner.stopping.load(std::sync::atomic::Ordering::Acquire),
     }
 }

@@ -114,6 +114,14 @@ fn body(body: &Body) -> (&'static str, String) {
             let user = if e.user_id.is_empty() { String::new() } else { format!(", {}", who(&e.user_id, "")) };
             ("auth_failed", format!("{}: {}, from {}{user}", e.code, e.message, e.remote_address))
         }
+        Body::Alert(e) => {
+            let state = match e.state() {
+                proto::AlertState::Unspecified => "",
+                proto::AlertState::Firing => " fires",
+                proto::AlertState::Cleared => " cleared",
+            };
+            ("alert", format!("{}{state}: {}", e.name, e.text))
+        }
         Body::Draining(e) => {
             ("draining", format!("until {} at the latest", e.deadline.map(|at| at.to_string()).unwrap_or_default()))
         }

@@ -97,6 +97,7 @@ pub enum Operator {
     #[command(after_help = "Examples:
   pushgate events
   pushgate events --type session_opened --type session_closed --user alice
+  pushgate events --type alert
   pushgate events --json | jq -c .sessionClosed")]
     Events(Events),
     /// Ask whether the gateway serves; exit code 0 where it does, else 69

@@ -144,6 +144,12 @@ fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
             format!("{} lost", events.lost),
         ],
     );
+    let mut alerts: Vec<_> =
+        page.alerts.iter().map(|one| format!("{}: {}", clean(&one.name), clean(&one.text))).collect();
+    if alerts.is_empty() {
+        alerts.push("none".to_owned());
+    }
+    row("alerts", alerts);
     let process = page.process.unwrap_or_default();
     row(
         "process",

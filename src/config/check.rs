@@ -1,6 +1,8 @@
 //! What a configuration may not say: first unknown keys and wrong types, then values and combinations that no daemon
 //! could run with. Each problem names its key, the value, what is allowed and what to do.
 
+mod alerts;
+
 use std::time::Duration;
 
 use figment::value::{Dict, Value};
@@ -12,7 +14,7 @@ use crate::{
     grpc::config::{TokenConfig, TokenError},
     limits,
     store::OnCorruption,
-    types::{ByteSize, ListenAddress, Span, TlsFiles},
+    types::{ByteSize, Level, ListenAddress, Span, TlsFiles},
 };
 
 const NOT_YET: &str = "is not available in this version";
@@ -71,6 +73,9 @@ fn compare(value: &Value, template: &Value, path: &mut Vec<String>, problems: &m
         (Value::String(_, sample), Value::Num(..)) if ByteSize::parse(sample).is_ok() => {
             wrong("a size in quotes with a unit, such as \"64KiB\"");
         }
+        (Value::String(_, sample), Value::Num(..)) if Level::parse(sample).is_ok() => {
+            wrong("a share, a number or a size in quotes, such as \"80%\"");
+        }
         (Value::String(..), Value::String(..) | Value::Char(..) | Value::Empty(..)) => {}
         (Value::String(..), _) => wrong("a text in quotes"),
         (Value::Bool(..), Value::Bool(..)) => {}
@@ -119,6 +124,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     sizes_and_counts(config, &mut found);
     shutdown(config, &mut found);
     store(config, &mut found);
+    alerts::check(config, &mut found);
     not_yet(config, &mut found);
     if let Err(error) = config.log.check() {
         // The error begins with the key.
@@ -299,9 +305,12 @@ fn auth(config: &Config, found: &mut Found) {
         "is empty, so no token would name a user; write the claims to look for, such as [\"sub\", \"userId\"]"
             .to_owned()
     });
-    for (key, list) in
-        [("auth.user_claim", &auth.user_claim), ("auth.issuer", &auth.issuer), ("auth.audience", &auth.audience)]
-    {
+    for (key, list) in [
+        ("auth.user_claim", &auth.user_claim),
+        ("auth.issuer", &auth.issuer),
+        ("auth.audience", &auth.audience),
+        ("auth.session_claims", &auth.session_claims),
+    ] {
         if let Some(index) = list.iter().position(String::is_empty) {
             found.add(format!("{key}[{index}]"), "is empty; write a name or leave it out");
         }
@@ -399,6 +408,7 @@ pub fn without_effect(config: &Config) -> Vec<&'static str> {
         ("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh),
         ("presence.max_listed", config.presence.max_listed != default.presence.max_listed),
         ("clients.reply_timeout", config.clients.reply_timeout != default.clients.reply_timeout),
+        ("alerts.reply_p99", config.alerts.reply_p99 != default.alerts.reply_p99),
     ]
     .into_iter()
     .filter_map(|(key, changed)| changed.then_some(key))

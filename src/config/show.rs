@@ -9,7 +9,7 @@ use figment::value::{Dict, Num, Value};
 use super::{Config, Origins, layers};
 
 /// The sections in the order in which they are documented.
-const SECTIONS: [&str; 13] = [
+const SECTIONS: [&str; 14] = [
     "http",
     "grpc",
     "ops",
@@ -21,6 +21,7 @@ const SECTIONS: [&str; 13] = [
     "limits",
     "events",
     "clients",
+    "alerts",
     "shutdown",
     "log",
 ];

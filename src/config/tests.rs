@@ -84,6 +84,7 @@ client_ca_file = ""
 [auth]
 user_claim = ["sub", "userId"]
 public_claims = []
+session_claims = []
 require_exp = true
 issuer = []
 audience = []
@@ -135,6 +136,19 @@ buffer = 65536
 [clients]
 forward = []
 reply_timeout = "30s"
+[alerts]
+fire_after = "1m"
+clear_after = "5m"
+clear_below = "80%"
+error_rate = 100
+connections = "90%"
+pending_count = 0
+pending_bytes = "80%"
+disk = "85%"
+disk_free = "256MiB"
+event_lag = "50%"
+confirm_p99 = "10s"
+reply_p99 = "10s"
 [shutdown]
 deadline = "25s"
 lb_delay = "0s"
@@ -297,7 +311,7 @@ fn unknown_keys_are_refused_with_what_is_allowed() {
     refused("[http]\nlistne = []", "pushgate.toml: unknown key `http.listne`; allowed here: listen, path, tls");
     refused(
         "[htpt]\nlisten = []",
-        "pushgate.toml: unknown key `htpt`; allowed here: auth, clients, delivery, events, grpc, heartbeat, http, \
+        "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, events, grpc, heartbeat, http, \
          limits, log, ops, presence, shutdown, store",
     );
     refused(
@@ -578,6 +592,10 @@ fn keys_are_there_whole_and_told_apart() {
         "pushgate.toml: auth.user_claim: is empty, so no token would name a user; write the claims to look for, such \
          as [\"sub\", \"userId\"]",
     );
+    refused(
+        "[auth]\nsession_claims = [\"\"]",
+        "pushgate.toml: auth.session_claims[0]: is empty; write a name or leave it out",
+    );
     refused("[auth]\nissuer = [\"a\", \"\"]", "pushgate.toml: auth.issuer[1]: is empty; write a name or leave it out");
 }
 
@@ -593,6 +611,39 @@ fn quantities_have_bounds() {
         ("delivery", "ack_timeout", "\"31d\"", "`31d` is not allowed; allowed: 1ms to 30d"),
         ("store", "ttl", "\"0s\"", "`0s` is not allowed; allowed: 1s to 3650d"),
         ("store", "device_ttl", "\"36500d\"", "`36500d` is not allowed; allowed: 1s to 3650d"),
+        ("alerts", "fire_after", "\"2d\"", "`2d` is not allowed; allowed: 0s to 1d"),
+        ("alerts", "confirm_p99", "\"2h\"", "`2h` is not allowed; allowed: 0s to 1h"),
+        (
+            "alerts",
+            "clear_below",
+            "\"0%\"",
+            "`0%` is not allowed; write a share of the threshold, from \"1%\" to \"100%\"",
+        ),
+        (
+            "alerts",
+            "connections",
+            "\"4GiB\"",
+            "`4GiB` is a size; write a share, such as \"80%\", or a number, such as \"500\"",
+        ),
+        (
+            "alerts",
+            "disk",
+            "\"4000\"",
+            "`4000` has no unit; write a share, such as \"80%\", or a size, such as \"4GiB\"",
+        ),
+        (
+            "alerts",
+            "event_lag",
+            "\"101%\"",
+            "`101%` is not a level; write a share, such as \"80%\", a number, such as \"500\", or a size, such as \
+             \"4GiB\"",
+        ),
+        (
+            "alerts",
+            "connections",
+            "500",
+            "found a number, expected a share, a number or a size in quotes, such as \"80%\"",
+        ),
         ("clients", "reply_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1h"),
         ("limits", "message_bytes", "\"1023B\"", "`1023B` is not allowed; allowed: 1KiB to 16MiB"),
         ("limits", "notification_bytes", "\"65MiB\"", "`65MiB` is not allowed; allowed: 1KiB to 64MiB"),

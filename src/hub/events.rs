@@ -1,7 +1,13 @@
 //! The ring behind StreamEvents: every event in one total order, bounded, read by any number of consumers at their
 //! own pace. A consumer that falls behind is told how many it lost; nobody waits for it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -23,6 +29,8 @@ pub struct Events {
     clock: Clock,
     ring: Mutex<Ring>,
     arrived: Notify,
+    /// The sequence that each consumer reads next.
+    places: Mutex<Vec<Weak<AtomicU64>>>,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +45,8 @@ struct Ring {
 pub struct Reader {
     events: Arc<Events>,
     next: u64,
+    /// `next`, for who asks how far it is behind.
+    place: Arc<AtomicU64>,
 }
 
 /// What a consumer reads.
@@ -57,7 +67,8 @@ impl Events {
     /// An empty ring of a new epoch.
     pub fn new(capacity: usize, clock: Clock) -> Arc<Self> {
         let ring = Ring { next: 1, events: VecDeque::new() };
-        Arc::new(Self { epoch: Uuid::now_v7(), capacity, clock, ring: Mutex::new(ring), arrived: Notify::new() })
+        let (ring, arrived, places) = (Mutex::new(ring), Notify::new(), Mutex::default());
+        Arc::new(Self { epoch: Uuid::now_v7(), capacity, clock, ring, arrived, places })
     }
 
     /// New at every start of the daemon.
@@ -68,6 +79,20 @@ impl Events {
     /// How many events there have been.
     pub fn count(&self) -> u64 {
         self.ring.lock().next - 1
+    }
+
+    /// How many are kept.
+    pub fn capacity(&self) -> u64 {
+        self.capacity as u64
+    }
+
+    /// The events by which the slowest consumer is behind. Beyond the capacity it has lost some, told or not.
+    pub fn lag(&self) -> u64 {
+        let next = self.ring.lock().next;
+        let mut places = self.places.lock();
+        places.retain(|place| place.strong_count() > 0);
+        let slowest = places.iter().filter_map(Weak::upgrade).map(|place| place.load(Ordering::Relaxed)).min();
+        slowest.map_or(0, |slowest| next.saturating_sub(slowest))
     }
 
     /// Records what happened. Callers that need an order between two events hold the lock that orders them.
@@ -86,7 +111,12 @@ impl Events {
 
     /// A consumer that starts with what comes next.
     pub fn reader(self: &Arc<Self>) -> Reader {
-        Reader { events: Arc::clone(self), next: self.ring.lock().next }
+        let next = self.ring.lock().next;
+        let place = Arc::new(AtomicU64::new(next));
+        let mut places = self.places.lock();
+        places.retain(|place| place.strong_count() > 0);
+        places.push(Arc::downgrade(&place));
+        Reader { events: Arc::clone(self), next, place }
     }
 }
 
@@ -110,11 +140,13 @@ impl Reader {
         if self.next < oldest {
             let count = oldest - self.next;
             self.next = oldest;
+            self.place.store(self.next, Ordering::Relaxed);
             return Some(Read::Lost { count, last: oldest - 1 });
         }
         let skip = usize::try_from(self.next - oldest).unwrap_or(usize::MAX);
         let events: Vec<_> = ring.events.iter().skip(skip).take(READ_MAX).cloned().collect();
         self.next += events.len() as u64;
+        self.place.store(self.next, Ordering::Relaxed);
         (!events.is_empty()).then_some(Read::Events(events))
     }
 }
@@ -161,5 +193,25 @@ mod tests {
         assert_eq!((count, last), (6, 6));
         let Read::Events(read) = reader.read().await else { panic!() };
         assert_eq!(read.iter().map(|e| e.sequence).collect::<Vec<_>>(), [7, 8, 9, 10]);
+    }
+
+    #[tokio::test]
+    async fn the_lag_is_that_of_the_slowest_who_still_reads() {
+        let events = Events::new(4, Clock::system());
+        online(&events, "before");
+        assert_eq!(events.lag(), 0, "nobody reads");
+        let (mut slow, mut fast) = (events.reader(), events.reader());
+        (0..3).for_each(|_| online(&events, "a"));
+        fast.try_read();
+        assert_eq!(events.lag(), 3);
+        (0..7).for_each(|_| online(&events, "a"));
+        assert_eq!(events.lag(), 10, "more than there is: some are lost");
+        assert!(matches!(slow.try_read(), Some(Read::Lost { count: 6, .. })));
+        assert_eq!(events.lag(), 7, "now of the other one");
+        fast.try_read();
+        slow.try_read();
+        assert_eq!(events.lag(), 4);
+        drop(fast);
+        assert_eq!(events.lag(), 0);
     }
 }

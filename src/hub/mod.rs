@@ -8,6 +8,7 @@
 //! Delivery state changes only under its log's lock (a user's state, see `user.rs`).
 
 mod admit;
+mod alerts;
 mod attach;
 mod broadcast;
 pub mod config;
@@ -40,8 +41,10 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+pub use alerts::AlertsConfig;
 pub use attach::{AttachError, Ended};
 pub use config::{Clients, Events as EventsConfig, Presence};
 pub use events::{Events, Read, Reader};
@@ -69,7 +72,7 @@ use crate::{
     protocol::{close::CloseCode, server},
     session::Settings,
     store::{Overflow, Store, StoreError},
-    types::{ClosedBy, EventBody, SessionId, UserId},
+    types::{Alert, ClosedBy, EventBody, SessionId, UserId},
 };
 
 /// The least time that a drained client is told to stay away.
@@ -97,6 +100,8 @@ pub struct Parts {
     pub presence: Presence,
     /// `[events]`.
     pub events: EventsConfig,
+    /// `[alerts]`.
+    pub alerts: AlertsConfig,
     /// `[store]`, for its quotas and TTLs.
     pub quotas: Quotas,
 }
@@ -141,6 +146,8 @@ struct Inner {
     events: Arc<Events>,
     wheel: Wheel,
     leavers: Leavers,
+    alerts: AlertsConfig,
+    alerts_firing: Mutex<Vec<Alert>>,
     draining: AtomicBool,
     /// Told when a session has left and its events are out.
     left: Notify,
@@ -169,7 +176,8 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, quotas } = parts;
+        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, alerts, quotas } =
+            parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -188,6 +196,8 @@ impl Hub {
             events: Events::new(events.buffer as usize, clock.clone()),
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),
+            alerts,
+            alerts_firing: Mutex::default(),
             draining: AtomicBool::new(false),
             left: Notify::new(),
             shared: Arc::new(Shared { limits, settings, clock, metrics }),
@@ -218,6 +228,8 @@ impl Hub {
         life.spawn_essential("the device sweep", until_stop(Box::pin(async move { hub.run_device_sweep().await })));
         let hub = self.clone();
         life.spawn_essential("the rate sampler", until_stop(Box::pin(async move { hub.run_sampler().await })));
+        let hub = self.clone();
+        life.spawn_essential("the alerts", until_stop(Box::pin(async move { hub.run_alerts().await })));
         let hub = self.clone();
         life.spawn_essential("the store's return", until_stop(Box::pin(async move { hub.run_recovery().await })));
     }

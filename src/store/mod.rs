@@ -35,8 +35,8 @@ pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflo
 pub use embedded::{Permit, record::chunks_of, tools};
 pub use error::{BackupError, OpenError, StoreError};
 pub use model::{
-    Backup, Counters, DeviceRow, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit, Place,
-    Remembered, Totals,
+    Backup, Counters, DeviceRow, Disk, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit,
+    Place, Remembered, Totals,
 };
 pub use staging::Recallable;
 
@@ -255,6 +255,11 @@ impl Store {
     /// The bytes that the store's files take, at most about a second old. Files set aside as damaged do not count.
     pub fn disk_bytes(&self) -> u64 {
         self.0.shared.disk_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How full its disk is, at most about a second old.
+    pub fn disk(&self) -> Disk {
+        self.0.shared.disk(self.0.config.max_disk.0)
     }
 
     /// Admits one record of `record_bytes` accounted bytes: waits for room in the writer's queue, in the order of the

@@ -39,6 +39,17 @@ pub struct Totals {
     pub bytes: u64,
 }
 
+/// How full the store's disk is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// What counts against `store.max_disk`: the bytes of the files, less what of them is used again.
+    pub used_bytes: u64,
+    /// `store.max_disk`; 0: no bound.
+    pub max_bytes: u64,
+    /// What senders may still fill of the file system, room to delete what is stored kept back; `None`: not known.
+    pub free_bytes: Option<u64>,
+}
+
 /// One pending notification of a log, without its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexEntry {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Device, NotificationId, Offset, SessionId, UnixMillis, UserId};
+use super::{Alert, Device, NotificationId, Offset, SessionId, UnixMillis, UserId};
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +132,7 @@ pub enum EventBody {
         remote: SocketAddr,
         user: Option<UserId>,
     },
+    Alert(Alert),
     Draining {
         deadline: UnixMillis,
     },
@@ -139,7 +140,7 @@ pub enum EventBody {
 
 impl EventBody {
     /// The names by which a consumer may filter, in the order of the proto.
-    pub const NAMES: [&'static str; 10] = [
+    pub const NAMES: [&'static str; 11] = [
         "session_opened",
         "session_closed",
         "user_online",
@@ -149,6 +150,7 @@ impl EventBody {
         "notification_dropped",
         "device_forgotten",
         "auth_failed",
+        "alert",
         "draining",
     ];
 
@@ -169,7 +171,8 @@ impl EventBody {
             EventBody::NotificationDropped { .. } => 6,
             EventBody::DeviceForgotten { .. } => 7,
             EventBody::AuthFailed { .. } => 8,
-            EventBody::Draining { .. } => 9,
+            EventBody::Alert(_) => 9,
+            EventBody::Draining { .. } => 10,
         }
     }
 
@@ -186,7 +189,7 @@ impl EventBody {
                 user.as_ref().or(device.as_ref().map(|(owner, _)| owner))
             }
             EventBody::NotificationExpired { user, .. } | EventBody::AuthFailed { user, .. } => user.as_ref(),
-            EventBody::Draining { .. } => None,
+            EventBody::Alert(_) | EventBody::Draining { .. } => None,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or knows a transport.
 
 mod address;
+mod alert;
 mod claims;
 mod event;
 mod glob;
@@ -14,6 +15,7 @@ mod tls;
 mod units;
 
 pub use address::{InvalidAddress, ListenAddress};
+pub use alert::{Alert, AlertName};
 pub use claims::Claims;
 pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason};
 pub use glob::Glob;
@@ -22,4 +24,4 @@ pub use network::{InvalidNetwork, Network};
 pub use notification::{Digest, Notification, Payload, Rfc3339, UnixMillis};
 pub use secret::Secret;
 pub use tls::TlsFiles;
-pub use units::{ByteSize, Count, InvalidUnit, Span};
+pub use units::{ByteSize, Count, InvalidUnit, Level, Span};

@@ -17,6 +17,11 @@ pub enum InvalidUnit {
         "`{0}` is not a size; write a number and a unit: B, KB, KiB, MB, MiB, GB, GiB, TB or TiB, such as \"64KiB\""
     )]
     Size(String),
+    /// Not a level.
+    #[error(
+        "`{0}` is not a level; write a share, such as \"80%\", a number, such as \"500\", or a size, such as \"4GiB\""
+    )]
+    Level(String),
 }
 
 /// A span of time, written with a unit.
@@ -160,6 +165,71 @@ impl Count {
     }
 }
 
+/// A level that is watched: a share of what bounds it, or an amount of its own. Zero of any kind is none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// In hundredths of a bound: 0 to 100.
+    Share(u8),
+    /// A number.
+    Count(u64),
+    /// A number of bytes.
+    Size(ByteSize),
+}
+
+impl Level {
+    /// Reads a level: `80%`, `500` or `4GiB`.
+    pub fn parse(text: &str) -> Result<Self, InvalidUnit> {
+        let bad = || InvalidUnit::Level(text.to_owned());
+        let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok())?;
+        let trimmed = text.trim();
+        match trimmed.strip_suffix('%') {
+            Some(share) => number(share).and_then(|n| u8::try_from(n).ok()).filter(|n| *n <= 100).map(Self::Share),
+            None => number(trimmed).map(Self::Count).or_else(|| ByteSize::parse(trimmed).ok().map(Self::Size)),
+        }
+        .ok_or_else(bad)
+    }
+
+    /// The level as an amount, where `bound` is all there can be; `None`: there is none, or it is a share of what has no
+    /// bound (0).
+    pub fn of(self, bound: u64) -> Option<f64> {
+        let amount = match self {
+            Self::Share(share) => bound as f64 * f64::from(share) / 100.0,
+            Self::Count(amount) | Self::Size(ByteSize(amount)) => amount as f64,
+        };
+        (amount > 0.0).then_some(amount)
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Share(share) => write!(f, "{share}%"),
+            Self::Count(count) => count.fmt(f),
+            Self::Size(size) => size.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer
+            .deserialize_str(TextVisitor("a share, a number or a size in quotes, such as \"80%\""))
+            .and_then(|text| Self::parse(&text).map_err(D::Error::custom))
+    }
+}
+
+impl Serialize for Level {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// Takes text only: a bare number where a unit belongs is a mistake worth a message of its own.
 struct TextVisitor(&'static str);
 
@@ -200,6 +270,28 @@ mod tests {
         assert_eq!(ByteSize::parse("10 mb"), Ok(ByteSize(10_000_000)));
         for bad in ["", "64", "KiB", "-1KiB", "1.5GiB", "99999999999999TiB", "1XB"] {
             assert!(ByteSize::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn levels_are_shares_numbers_or_sizes() {
+        let gib = Level::Size(ByteSize::gib(4));
+        for (text, level, of_1000) in [
+            ("80%", Level::Share(80), Some(800.0)),
+            ("100%", Level::Share(100), Some(1000.0)),
+            ("0%", Level::Share(0), None),
+            ("500", Level::Count(500), Some(500.0)),
+            ("0", Level::Count(0), None),
+            ("4GiB", gib, Some(4_294_967_296.0)),
+            ("0B", Level::Size(ByteSize(0)), None),
+        ] {
+            assert_eq!((Level::parse(text), level.to_string().as_str()), (Ok(level), text));
+            assert_eq!(level.of(1000), of_1000, "{text}");
+        }
+        assert_eq!(Level::Share(80).of(0), None, "a share of what has no bound");
+        assert_eq!(Level::Count(5).of(0), Some(5.0));
+        for bad in ["", "%", "101%", "-1%", "1.5%", "+5", "5 %", "many", "1XB", "18446744073709551616"] {
+            assert!(Level::parse(bad).is_err(), "{bad}");
         }
     }
 }

@@ -159,8 +159,13 @@ fn status_is_a_page_or_a_document() {
     let _alice = gateway.client("alice", &[]);
     let page = gateway.command(&["status"]).ok();
     assert!(page.starts_with(concat!("pushgate ", env!("CARGO_PKG_VERSION"), " on ")), "{page}");
-    for part in ["1 now of 100000", "1 user, 1 session", "sled, healthy", &format!("http {}", gateway.address("http"))]
-    {
+    for part in [
+        "1 now of 100000",
+        "1 user, 1 session",
+        "sled, healthy",
+        "alerts       none",
+        &format!("http {}", gateway.address("http")),
+    ] {
         assert!(page.contains(part), "{part}: {page}");
     }
     let document = gateway.command(&["status", "--json"]).json();

@@ -44,6 +44,23 @@ fn events_are_a_line_each() {
 }
 
 #[test]
+fn an_alert_is_a_line_and_stands_on_the_page_until_it_clears() {
+    let gateway = Gateway::with("[alerts]\nfire_after = \"0s\"\nclear_after = \"0s\"\nconnections = \"1\"");
+    let mut alerts = events(&gateway, &["--type", "alert"]);
+    let (alice, bob) = (gateway.client("alice", &[]), gateway.client("bob", &[]));
+    assert!(alerts.line().ends_with("  alert                   connections fires: 2 connections, above 1"));
+    let page = gateway.command(&["status"]).ok();
+    assert!(page.contains("  alerts       connections: 2 connections, above 1\n"), "{page}");
+    let document = gateway.command(&["status", "--json"]).json();
+    assert_eq!((&document["alerts"][0]["name"], &document["alerts"][0]["value"]), (&json!("connections"), &json!(2.0)));
+    gateway.command(&["close", "alice"]).ok();
+    gateway.command(&["close", "bob"]).ok();
+    assert!(alerts.line().contains("  connections cleared: "));
+    assert!(gateway.command(&["status"]).ok().contains("  alerts       none\n"));
+    drop((alice, bob));
+}
+
+#[test]
 fn an_interrupt_and_a_reader_that_goes_away_are_good_ends() {
     let gateway = Gateway::new();
     let interrupted = events(&gateway, &[]);

@@ -6,6 +6,7 @@
 mod layering;
 mod support;
 
+mod alerts;
 mod bad_input;
 mod batch;
 mod broadcast_log;

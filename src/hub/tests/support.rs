@@ -129,6 +129,7 @@ impl World {
             },
             presence: Presence::default(),
             events: EventsConfig { buffer: 4096 },
+            alerts: AlertsConfig::default(),
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{changes::Changes, progress::Progress, queue::Queue, room, sequencer::Sequencer};
 use crate::{
     limits,
-    store::{Config, Op, StoreError, Totals},
+    store::{Config, Disk, Op, StoreError, Totals},
     types::Offset,
 };
 
@@ -197,6 +197,17 @@ impl Shared {
         let spend = |spare: u64| (spare != u64::MAX).then(|| spare.saturating_sub(cost));
         let spare = self.spare_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
         disk >= self.disk_max || spare.is_ok_and(|before| before <= cost)
+    }
+
+    /// How full the disk is, where `store.max_disk` is `max_bytes`.
+    pub fn disk(&self, max_bytes: u64) -> Disk {
+        let (disk, stored) = (self.disk_bytes.load(Ordering::Relaxed), self.totals.lock().bytes);
+        let free = self.spare_bytes.load(Ordering::Relaxed);
+        Disk {
+            used_bytes: disk.saturating_sub(room::reusable(disk, stored)),
+            max_bytes,
+            free_bytes: (free != u64::MAX).then_some(free),
+        }
     }
 
     /// Waits for room in the queue, or the end.

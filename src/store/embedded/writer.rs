@@ -269,8 +269,8 @@ impl Writer {
 
     fn work(&mut self) {
         loop {
-            let alarm = self.disk_stale.then(|| self.disk_read + limits::STORE_DISK_INTERVAL);
-            match self.shared.queue.next(alarm) {
+            let until = if self.disk_stale { limits::STORE_DISK_INTERVAL } else { limits::STORE_DISK_REST };
+            match self.shared.queue.next(Some(self.disk_read + until)) {
                 Next::Stop => return,
                 Next::Alarm => self.take_stock(),
                 Next::Commit { ops, raise } => {
