@@ -154,6 +154,10 @@ failures! {
     Forbidden = "forbidden",
     /// A client's message over a rate.
     RateLimited = "rate_limited",
+    /// A client's message for the services that none of them listened for.
+    NoService = "no_service",
+    /// A client's request that no service answered within `clients.reply_timeout`.
+    ReplyTimeout = "reply_timeout",
     /// A session closed for too many bad messages (4400).
     TooManyBadMessages = "too_many_bad_messages",
     /// A session closed because nothing was received from it (4408).
@@ -236,6 +240,8 @@ pub struct Inner {
     pub events_lost: Counter,
     /// How late the runtime's tasks get their turn.
     pub scheduler_delay: Spans,
+    /// From a client's request to the first reply of a service.
+    pub reply_latency: Spans,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -251,6 +257,7 @@ impl Default for Inner {
             event_streams: Gauge::default(),
             events_lost: Counter::default(),
             scheduler_delay: Spans::default(),
+            reply_latency: Spans::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

@@ -47,7 +47,8 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
     })
 }
 
-fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
+/// A session as lists and snapshots show it.
+pub fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
     let core = handle.core();
     let state = match (&core.closing, core.session.delivery.is_live()) {
         (Some(_), _) => proto::SessionState::Closing,

@@ -16,6 +16,7 @@ mod process;
 pub mod scope;
 mod send;
 mod status;
+mod values;
 
 use std::{
     sync::{

@@ -14,6 +14,7 @@ pub mod config;
 mod devices;
 mod ends;
 mod events;
+mod forward;
 mod handle;
 mod log;
 mod mailbox;
@@ -43,7 +44,7 @@ use tokio::sync::Notify;
 
 pub use attach::{AttachError, Ended};
 pub use config::{Clients, Events as EventsConfig, Presence};
-pub use events::{Events, Read, Reader};
+pub use events::{Events, Interest, Read, Reader, Start};
 pub use handle::{Closing, Counts, Handle, Peer};
 pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
@@ -95,6 +96,8 @@ pub struct Parts {
     pub presence: Presence,
     /// `[events]`.
     pub events: EventsConfig,
+    /// `[clients]`.
+    pub clients: Clients,
     /// `[store]`, for its quotas and TTLs.
     pub quotas: Quotas,
 }
@@ -129,6 +132,7 @@ struct Inner {
     authenticator: Arc<Authenticator>,
     life: Lifecycle,
     presence: Presence,
+    clients: Clients,
     quotas: Quotas,
     shared: Arc<Shared>,
     store_epoch: String,
@@ -167,7 +171,8 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, quotas } = parts;
+        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, clients, quotas } =
+            parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -178,6 +183,7 @@ impl Hub {
             authenticator,
             life,
             presence,
+            clients,
             quotas,
             users: Users::new(),
             users_online: AtomicU64::new(0),
@@ -285,6 +291,11 @@ impl Hub {
     /// One session, by id.
     pub fn session(&self, id: SessionId) -> Option<Arc<Handle>> {
         self.0.sessions.get(id)
+    }
+
+    /// Whether a session is one of its user's yet: nobody was told of its end.
+    pub fn is_open(&self, handle: &Handle) -> bool {
+        handle.user.state().sessions.iter().any(|session| session.id == handle.id)
     }
 
     /// Whether the node is stopping.

@@ -33,6 +33,13 @@ impl Outgoing {
         Self { text: draft.seal(offset), binary, expires_at: notification.expires_at }
     }
 
+    /// A reply to a client's request with that id, in its text form as `draft`.
+    pub fn reply(draft: Draft, notification: &Notification, reply_to: &str) -> Self {
+        let binary = matches!(notification.payload, Payload::Binary(_))
+            .then(|| Draft::binary_reply(notification, reply_to).seal(Offset::ZERO));
+        Self { text: draft.seal(Offset::ZERO), binary, expires_at: notification.expires_at }
+    }
+
     /// Its bytes, in all its forms.
     pub fn bytes(&self) -> usize {
         self.text.len() + self.binary.as_ref().map_or(0, Bytes::len)

@@ -123,6 +123,9 @@ pub enum SendError {
     /// The store failed with the notification under way; live sessions may have received it.
     #[error("{0}; the notification may have been delivered")]
     Unknown(StoreError),
+    /// There is no such session.
+    #[error("no session has this id, or it is being closed")]
+    SessionGone,
     /// The node stops.
     #[error("the node is stopping")]
     Draining,
@@ -427,8 +430,12 @@ impl Hub {
 
     /// Encodes but for the offset, and refuses what is too large.
     pub(super) fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
-        let draft = Draft::text(notification, stored, false);
         // A replay says so, which makes the message a little longer; the limit holds for the first sending.
+        self.fitting(Draft::text(notification, stored, false))
+    }
+
+    /// Refuses what is too large for a client.
+    pub(super) fn fitting(&self, draft: Draft) -> Result<Draft, SendError> {
         let (bytes, limit) = (draft.message_bytes(), self.limits().notification_bytes.as_usize());
         if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok(draft) }
     }

@@ -13,7 +13,7 @@ mod units;
 
 pub use address::{InvalidAddress, ListenAddress};
 pub use claims::Claims;
-pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason};
+pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded};
 pub use ids::{CollapseKey, Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
 pub use notification::{Digest, Notification, Payload, Rfc3339, UnixMillis};
 pub use secret::Secret;
