@@ -59,7 +59,7 @@ impl Hub {
                 let text = format!("{} requests wait for a reply already", limits::OPEN_REQUESTS_MAX);
                 return Err((ErrorCode::RateLimited, Failure::RateLimited, text));
             }
-            core.claims.clone()
+            core.claims()
         };
         let taken = events.offer(Forwarded {
             session: handle.id,
