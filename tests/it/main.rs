@@ -24,5 +24,6 @@ mod mailbox;
 mod messages;
 mod opening;
 mod outcomes;
+mod services;
 mod slow;
 mod stop;
