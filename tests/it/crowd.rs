@@ -16,9 +16,12 @@ use pushgate::{
 
 use crate::support::{Gateway, Token, rpc::Events, soon, until};
 
+/// Each of a user of his own, so that each end is the end of his being online, too.
 const SESSIONS: usize = 50_000;
-/// Each user has one of these many sessions in a wave, so that each end is the end of his being online, too.
-const WAVES: usize = 2;
+/// Those that leave while nobody is stalled, for comparison.
+const FEW: usize = SESSIONS / 10;
+/// `events.buffer` by default.
+const RING: u64 = 65_536;
 
 /// A transport that takes everything.
 struct Nowhere;
@@ -37,12 +40,12 @@ async fn attach(gateway: &Gateway, user: usize) -> Arc<Handle> {
     gateway.hub.attach(granted, peer, Arc::new(Nowhere)).await.unwrap()
 }
 
-async fn crowd(gateway: &Arc<Gateway>) -> Vec<Arc<Handle>> {
+async fn crowd(gateway: &Arc<Gateway>, sessions: usize) -> Vec<Arc<Handle>> {
     let workers = (0..64).map(|worker| {
         let gateway = Arc::clone(gateway);
         tokio::spawn(async move {
             let mut handles = Vec::new();
-            for user in (worker..SESSIONS / WAVES).step_by(64) {
+            for user in (worker..sessions).step_by(64) {
                 handles.push(attach(&gateway, user).await);
             }
             handles
@@ -104,53 +107,59 @@ impl Account {
 async fn fifty_thousand_ends_at_once_are_each_told_or_counted_as_lost() {
     let gateway = Arc::new(Gateway::with(&[("presence.linger", "0s")]).await);
     let mut rpc = gateway.rpc().await;
-    let first = crowd(&gateway).await;
-    let ids: HashSet<_> = first.iter().map(|handle| handle.id.to_string()).collect();
+
+    // A few leave while one consumer reads what comes, and nobody else listens.
+    let few = crowd(&gateway, FEW).await;
+    let ids: HashSet<_> = few.iter().map(|handle| handle.id.to_string()).collect();
     let before = gateway.hub.events().count();
+    let told = before + 2 * FEW as u64;
     let mut live = rpc.events(&[], "").await;
     let mut account = Account { last: before, ..Account::default() };
-    let all = (SESSIONS / WAVES * 2) as u64;
-
-    // The first half leaves while a consumer reads what comes, and nobody else listens.
     let reading = tokio::spawn(async move {
-        account.read(&mut live, before + all).await;
+        account.read(&mut live, told).await;
         (account, live)
     });
     let leaving = Arc::clone(&gateway);
-    let alone = soon("all to leave", tokio::task::spawn_blocking(move || leave(&leaving, first))).await.unwrap();
+    let alone = soon("all to leave", tokio::task::spawn_blocking(move || leave(&leaving, few))).await.unwrap();
     let (mut account, mut live) = soon("all to be told", reading).await.unwrap();
-    assert_eq!(account.seen + account.lost, all);
-    assert!(account.closed.is_subset(&ids));
-    if account.lost == 0 {
-        assert_eq!(account.closed.len(), ids.len());
-    }
+    assert_eq!((account.seen, account.lost), (2 * FEW as u64, 0), "the ring has room for all of it");
+    assert_eq!(account.closed, ids);
 
-    // The second half leaves while others listen, too, and do not read: one alone, and two of a group.
-    let second = crowd(&gateway).await;
+    // The crowd leaves while others listen, too, and do not read: one alone, and two of a group.
+    let all = crowd(&gateway, SESSIONS).await;
+    let ids: HashSet<_> = all.iter().map(|handle| handle.id.to_string()).collect();
+    let opened = gateway.hub.events().count();
+    // Of what came while it did not read, too.
+    account.read(&mut live, opened).await;
+    let mut lost = account.lost;
+    let told = opened + 2 * SESSIONS as u64;
     let mut stalled = Vec::new();
     for group in ["", "a", "a"] {
         let request = StreamEventsRequest { group: group.to_owned(), ..Default::default() };
         stalled.push(gateway.rpc().await.stream(request).await.unwrap());
     }
-    let opened = gateway.hub.events().count();
-    account.read(&mut live, opened).await;
+    let mut account = Account { last: opened, ..Account::default() };
     let reading = tokio::spawn(async move {
-        account.read(&mut live, opened + all).await;
+        account.read(&mut live, told).await;
         account
     });
     let leaving = Arc::clone(&gateway);
-    let watched = soon("all to leave", tokio::task::spawn_blocking(move || leave(&leaving, second))).await.unwrap();
+    let watched = soon("all to leave", tokio::task::spawn_blocking(move || leave(&leaving, all))).await.unwrap();
     let account = soon("all to be told", reading).await.unwrap();
-    assert_eq!(account.seen + account.lost, account.last - before);
-    assert!(watched < 5 * alone + Duration::from_secs(2), "{watched:?} with stalled consumers, {alone:?} without");
+    assert_eq!(account.seen + account.lost, 2 * SESSIONS as u64);
+    assert!(account.seen >= RING && account.closed.is_subset(&ids));
+    let bound = alone * (5 * SESSIONS / FEW) as u32 + Duration::from_secs(1);
+    assert!(watched < bound, "{SESSIONS} in {watched:?} with stalled consumers, {FEW} in {alone:?} without");
     until("users", 0, async || gateway.hub.users_online()).await;
+
     // They read on at last, and are told how much has passed them by.
+    lost += account.lost;
     for mut events in stalled {
         let mut account = Account { last: opened, ..Account::default() };
-        soon("the rest", account.read(&mut events, opened + all)).await;
-        assert_eq!(account.seen + account.lost, all);
-        assert!(account.seen >= 32_768, "what is in the ring is still to be had: {}", account.seen);
+        soon("the rest", account.read(&mut events, told)).await;
+        assert_eq!(account.seen + account.lost, 2 * SESSIONS as u64);
+        assert!(account.seen >= RING && account.lost > 0, "what is in the ring is still to be had");
+        lost += account.lost;
     }
-    let streams = rpc.status().await.event_streams.unwrap();
-    assert!(streams.lost >= account.lost);
+    assert_eq!(rpc.status().await.event_streams.unwrap().lost, lost);
 }
