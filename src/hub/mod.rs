@@ -293,9 +293,14 @@ impl Hub {
         self.0.sessions.get(id)
     }
 
-    /// Whether a session is one of its user's yet: nobody was told of its end.
-    pub fn is_open(&self, handle: &Handle) -> bool {
-        handle.user.state().sessions.iter().any(|session| session.id == handle.id)
+    /// The next sessions behind `after`, in order, and where to go on, at most `max` looked at; `None` behind the last. A
+    /// session of whose beginning the events have told is there, and one of whose end they have told is not.
+    pub fn open_sessions(&self, after: Option<SessionId>, max: usize) -> Option<(Vec<Arc<Handle>>, SessionId)> {
+        let mut page = self.session_page(after, max);
+        let last = page.last()?.id;
+        // The list of all still has one for a moment after its end was told.
+        page.retain(|handle| handle.user.state().sessions.iter().any(|session| session.id == handle.id));
+        Some((page, last))
     }
 
     /// Whether the node is stopping.

@@ -150,26 +150,26 @@ impl Consumer {
     /// The next sessions of a snapshot, or its end.
     fn tell_sessions(&mut self, mut snapshot: Snapshot) {
         let page = match &self.user {
-            Some(user) if snapshot.after.is_none() => self.hub.user_sessions(user),
-            Some(_) => Vec::new(),
-            None => self.hub.session_page(snapshot.after, limits::SNAPSHOT_PAGE_SESSIONS),
+            Some(user) if snapshot.after.is_none() => {
+                let sessions = self.hub.user_sessions(user);
+                sessions.last().map(|last| last.id).map(|last| (sessions, last))
+            }
+            Some(_) => None,
+            None => self.hub.open_sessions(snapshot.after, limits::SNAPSHOT_PAGE_SESSIONS),
         };
         let sequence = snapshot.sequence;
-        let Some(last) = page.last() else {
+        let Some((page, last)) = page else {
             let end = proto::SnapshotEnd { sessions: snapshot.sessions };
             let end = self.beside(sequence, Body::SnapshotEnd(end));
             self.ready.push_back(end);
             return;
         };
-        snapshot.after = Some(last.id);
+        snapshot.after = Some(last);
+        snapshot.sessions = snapshot.sessions.saturating_add(u32::try_from(page.len()).unwrap_or(u32::MAX));
         for handle in page {
-            // One whose end has been told already would stay with the consumer for good.
-            if self.hub.is_open(&handle) {
-                let session = Some(lists::session_row(&self.hub, &handle));
-                let session = self.beside(sequence, Body::SnapshotSession(proto::SnapshotSession { session }));
-                self.ready.push_back(session);
-                snapshot.sessions += 1;
-            }
+            let session = Some(lists::session_row(&self.hub, &handle));
+            let session = self.beside(sequence, Body::SnapshotSession(proto::SnapshotSession { session }));
+            self.ready.push_back(session);
         }
         self.snapshot = Some(snapshot);
     }
