@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::outbox::Entry;
+use super::{Hub, outbox::Entry, send::SendError};
 use crate::{
     protocol::server::Draft,
     types::{Notification, Offset, Payload, UnixMillis},
@@ -58,5 +58,19 @@ impl Outgoing {
     /// The same, as an outbox takes it.
     pub fn entry(&self, binary: bool, sequence: Option<u64>) -> Entry {
         Entry { expires_at: self.expires_at, sequence, ..Entry::message(self.frame(binary).clone()) }
+    }
+}
+
+impl Hub {
+    /// Encodes but for the offset, and refuses what is too large.
+    pub(super) fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
+        // A replay says so, which makes the message a little longer; the limit holds for the first sending.
+        self.fitting(Draft::text(notification, stored, false))
+    }
+
+    /// Refuses what is too large for a client.
+    pub(super) fn fitting(&self, draft: Draft) -> Result<Draft, SendError> {
+        let (bytes, limit) = (draft.message_bytes(), self.limits().notification_bytes.as_usize());
+        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok(draft) }
     }
 }

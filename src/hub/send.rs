@@ -428,18 +428,6 @@ impl Hub {
         Sent { offset: None, outcome, sessions, duplicate: false }
     }
 
-    /// Encodes but for the offset, and refuses what is too large.
-    pub(super) fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
-        // A replay says so, which makes the message a little longer; the limit holds for the first sending.
-        self.fitting(Draft::text(notification, stored, false))
-    }
-
-    /// Refuses what is too large for a client.
-    pub(super) fn fitting(&self, draft: Draft) -> Result<Draft, SendError> {
-        let (bytes, limit) = (draft.message_bytes(), self.limits().notification_bytes.as_usize());
-        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok(draft) }
-    }
-
     /// Begins to close sessions of a user. Returns how many.
     pub fn close_sessions(&self, user: &UserId, filter: &CloseFilter, code: CloseCode, reason: &str) -> u32 {
         let matches = |handle: &&Arc<Handle>| {

@@ -56,7 +56,9 @@ async fn a_snapshot_is_what_there_is_and_goes_on_from_there() {
     assert_eq!(session.state(), SessionState::Live);
     assert!(session.connected_at.is_some() && session.remote_address.starts_with("127.0.0.1:"));
     let second = events.next().await;
-    assert!(matches!(second.event, Some(Event::SnapshotSession(one)) if one.session.as_ref().unwrap().user_id == "bob"));
+    assert!(
+        matches!(second.event, Some(Event::SnapshotSession(one)) if one.session.as_ref().unwrap().user_id == "bob")
+    );
     let end = events.next().await;
     assert!(matches!(end.event, Some(Event::SnapshotEnd(end)) if end.sessions == 2));
     // Two sessions opened, two users came online.
@@ -101,7 +103,8 @@ async fn sessions_that_come_and_go_during_a_snapshot_are_there_in_the_end_or_not
     let stop = tokio_util::sync::CancellationToken::new();
     let movers: Vec<_> = (0..6)
         .map(|n| {
-            let (stop, url) = (stop.clone(), gateway.url(&format!("token={}", crate::support::Token::of("alice").sign())));
+            let (stop, url) =
+                (stop.clone(), gateway.url(&format!("token={}", crate::support::Token::of("alice").sign())));
             tokio::spawn(async move {
                 let mut held = Vec::new();
                 while !stop.is_cancelled() {

@@ -325,8 +325,10 @@ async fn a_service_speaks_to_one_session_and_nothing_of_it_is_stored() {
     let mut rpc = gateway.rpc().await;
     let mut client = gateway.client_with("alice", "device=phone").await;
     let mut other = gateway.client_with("alice", "device=desk").await;
-    let bytes = |bytes: &'static [u8]| Notification { payload: Some(Payload::Binary(bytes.into())), ..Default::default() };
-    let named = Notification { r#type: "poke".into(), id: "mine".into(), from_user_id: "bob".into(), ..notification(7) };
+    let bytes =
+        |bytes: &'static [u8]| Notification { payload: Some(Payload::Binary(bytes.into())), ..Default::default() };
+    let named =
+        Notification { r#type: "poke".into(), id: "mine".into(), from_user_id: "bob".into(), ..notification(7) };
     let answer = rpc.send_to_session(to_session(&client.session(), named)).await.unwrap();
     assert_eq!((&*answer.id, answer.outcome()), ("mine", Outcome::Accepted));
     let poke = client.next().await;
@@ -340,7 +342,10 @@ async fn a_service_speaks_to_one_session_and_nothing_of_it_is_stored() {
     let answer = SendToSessionRequest { reply_to: "q".into(), ..to_session(&client.session(), bytes(b"ab")) };
     rpc.send_to_session(answer.clone()).await.unwrap();
     let reply = client.next().await;
-    assert_eq!((&reply["type"], &reply["replyTo"], &reply["dataBase64"]), (&json!("reply"), &json!("q"), &json!("YWI=")));
+    assert_eq!(
+        (&reply["type"], &reply["replyTo"], &reply["dataBase64"]),
+        (&json!("reply"), &json!("q"), &json!("YWI="))
+    );
     let mut binary = gateway.client_with("alice", "device=tablet&binary=1").await;
     rpc.send_to_session(SendToSessionRequest { session_id: binary.session(), ..answer }).await.unwrap();
     let Message::Binary(message) = binary.next_message().await else { panic!() };
@@ -398,6 +403,31 @@ async fn a_session_that_is_not_there_and_bad_input_are_refused() {
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert_eq!(refused.get_error_details().bad_request().unwrap().field_violations[0].field, field);
     }
+}
+
+/// `examples/service.rs` runs as its first lines say.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_answers_what_it_is_asked() {
+    let gateway = Gateway::with(&[("clients.forward", r#"["order.status"]"#)]).await;
+    // As in the client's example: whatever is built has the files' usual mode.
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", "umask 022; exec \"$@\"", "sh", env!("CARGO"), "run", "--quiet", "--locked"]);
+    command
+        .args(["--example", "service", "--"])
+        .arg(gateway.grpc.to_string())
+        .env("PUSHGATE_ADMIN_TOKEN", "admin-token");
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut service = command.spawn().unwrap();
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(service.stdout.take().unwrap()));
+    // It may have to be built first.
+    let line = tokio::time::timeout(std::time::Duration::from_secs(600), lines.next_line()).await.unwrap().unwrap();
+    assert_eq!(line.as_deref(), Some("listening"));
+    let mut client = gateway.client("alice").await;
+    client.say(&json!({ "type": "order.status", "data": { "order": 6 } })).await;
+    let answer = client.ask(&json!({ "type": "order.status", "id": "q", "data": { "order": 7 } })).await;
+    assert_eq!((&answer["type"], &answer["replyTo"]), (&json!("reply"), &json!("q")), "{answer}");
+    assert_eq!(answer["data"], json!({ "order": 7, "of": "alice", "state": "shipped" }));
+    service.kill().await.unwrap();
 }
 
 /// The client library against a service, many requests at once.
