@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(out.join("gateway.binpb"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".pushgate.v1.Notification.binary")
+        .bytes(".pushgate.v1.MessageReceived.binary")
         .extern_path(".google.rpc", "::tonic_types::pb")
         .codec_path("crate::api::codec::Codec")
         .compile_fds(descriptors)?;

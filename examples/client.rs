@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The address and the token may also be in `PUSHGATE_URL` and `PUSHGATE_TOKEN`. A third argument is the number of messages
-//! after which it ends; without it Ctrl-C does.
+//! after which it ends; without it Ctrl-C does. It asks for an echo, or for what `PUSHGATE_REQUEST` names: see `service.rs`.
 
 use std::{env, time::Duration};
 
@@ -46,7 +46,10 @@ async fn main() -> Result<(), BoxError> {
         .connect()
         .await?;
 
-    let answer = client.request("echo", &json!({ "are you": "there" }), Duration::from_secs(5)).await?;
+    let answer = match env::var("PUSHGATE_REQUEST") {
+        Ok(request) => client.request(&request, &json!({ "order": 7 }), Duration::from_secs(5)).await?,
+        Err(_) => client.request("echo", &json!({ "are you": "there" }), Duration::from_secs(5)).await?,
+    };
     println!("{}: {}", answer.type_name(), answer.data().unwrap_or_default());
 
     let mut states = client.states();

@@ -135,6 +135,20 @@ pub const WAIT_TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_
 pub const WAIT_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs(300);
 /// How long calls under way may take to end once the daemon stops.
 pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
+/// Requests of one session that wait for a service's reply; further ones are refused.
+pub const OPEN_REQUESTS_MAX: usize = 256;
+/// What clients' messages that are kept among the events may take; the oldest make room.
+pub const EVENT_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Messages that wait for one consumer of a group; where all of the group have so many, it takes no more.
+pub const GROUP_QUEUE_MESSAGES_MAX: usize = 1024;
+/// The bytes of those messages; an empty queue takes one of any size.
+pub const GROUP_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The longest name of a group of consumers.
+pub const GROUP_BYTES_MAX: usize = 128;
+/// The message types that one consumer may name.
+pub const MESSAGE_TYPES_MAX: usize = 1000;
+/// The sessions of a snapshot that are looked at in one go.
+pub const SNAPSHOT_PAGE_SESSIONS: usize = 256;
 /// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
 pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
 /// What a pass over the sessions hands to each of them: of the broadcasts that are pending, the first up to so many bytes,

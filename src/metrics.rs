@@ -158,6 +158,10 @@ failures! {
     Forbidden = "forbidden",
     /// A client's message over a rate.
     RateLimited = "rate_limited",
+    /// A client's message for the services that none of them listened for.
+    NoService = "no_service",
+    /// A client's request that no service answered within `clients.reply_timeout`.
+    ReplyTimeout = "reply_timeout",
     /// A session closed for too many bad messages (4400).
     TooManyBadMessages = "too_many_bad_messages",
     /// A session closed because nothing was received from it (4408).
@@ -242,7 +246,7 @@ pub struct Inner {
     pub scheduler_delay: Spans,
     /// The same of the runtime that calls run on.
     pub calls_scheduler_delay: Spans,
-    /// From a client's request to the reply of a service.
+    /// From a client's request to the first reply of a service.
     pub reply_latency: Spans,
     alerts: alerts::Alerts,
     failures: [Counter; Failure::ALL.len()],

@@ -132,6 +132,7 @@ impl Server {
             presence: config.presence.clone(),
             events: config.events.clone(),
             alerts: config.alerts.clone(),
+            clients: config.clients.clone(),
             quotas: Quotas {
                 ttl: config.store.ttl.0,
                 max_ttl: config.store.max_ttl.0,

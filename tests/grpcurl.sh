@@ -189,6 +189,16 @@ every_rpc() {
     call $OK Broadcast '{"notification":{"id":"for-'"$user"'","data":"for long","ttl":"60s"},"durable":true,"filter":{"exclude_user_ids":["nobody"]}}'
     is '.outcome == "OUTCOME_STORED" and (.offset | tonumber) > 0 and .sessions == 1'
     within 10 grep -qaF '"data":"for long"' "$WORK/$user.frames" || fail "the durable broadcast does not arrive"
+    # To one session, as the answer to what it never asked.
+    call $OK ListSessions '{"user_id":"'"$user"'"}'
+    local session
+    session=$(jq -r '.sessions[0].sessionId' "$WORK/answer")
+    call $OK SendToSession '{"session_id":"'"$session"'","reply_to":"r-1","notification":{"data":"for one"}}'
+    is '.outcome == "OUTCOME_ACCEPTED" and (.id | length) == 36'
+    within 10 grep -qaF '"replyTo":"r-1","data":"for one"' "$WORK/$user.frames" || fail "the reply does not arrive"
+    grpcurl "${FLAGS[@]}" -max-time 1 -d '{"snapshot":true}' "$ADDRESS" pushgate.v1.Gateway/StreamEvents >"$WORK/snapshot" 2>&1 || true
+    jq -se '.[0].snapshotSession.session.sessionId == "'"$session"'" and .[1].snapshotEnd.sessions == 1' \
+        <(sed '/^ERROR/,$d' "$WORK/snapshot") >/dev/null || fail "the snapshot is otherwise: $(cat "$WORK/snapshot")"
     call $OK ListDevices '{"user_id":"'"$user"'"}'
     is '(.devices | length) == 1 and (.devices[0].device // "") == ""'
     is '.devices[0].sessions == 1 and .devices[0].pending == 2 and .devices[0].pendingBroadcasts == 1'
@@ -244,6 +254,11 @@ refusals() {
     call $INVALID_ARGUMENT SendToUser '{"user_id":"'"$user"'","notification":{"type":"auth_success"}}'
     call $INVALID_ARGUMENT CloseUserSessions '{"user_id":"'"$user"'","code":1001}'
     call $INVALID_ARGUMENT StreamEvents '{"types":["no_such_event"]}'
+    call $INVALID_ARGUMENT StreamEvents '{"resume_after":{"sequence":1}}'
+    has '"field": "resume_after.epoch"'
+    call $INVALID_ARGUMENT SendToSession '{"session_id":"'"$user"'","notification":{}}'
+    call $NOT_FOUND SendToSession '{"session_id":"0197f3a1-0000-7000-8000-000000000000","notification":{}}'
+    has SESSION_UNKNOWN
     call $INVALID_ARGUMENT ListSessions '{"page_token":"made up"}'
     call $INVALID_ARGUMENT ListSessions '{"address":"10.0.0.0/33"}'
     has '"field": "address"'

@@ -72,6 +72,7 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         limits,
         settings: Settings { delivery: DeliveryConfig::default(), heartbeat, bad_messages: Count(20) },
         presence: Presence::default(),
+        clients: hub::Clients::default(),
         events: hub::EventsConfig::default(),
         alerts: hub::AlertsConfig::default(),
         quotas: Quotas {

@@ -59,7 +59,8 @@ impl Checks {
     }
 }
 
-fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
+/// A session as lists and snapshots show it.
+pub fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
     let core = handle.core();
     let state = match (&core.closing, core.session.delivery.is_live()) {
         (Some(_), _) => proto::SessionState::Closing,

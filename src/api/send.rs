@@ -13,7 +13,7 @@ use crate::{
     clock::Instant,
     hub::{Hub, Outcome, SendError, SendOptions, Sent, Wait},
     limits,
-    types::{Notification, NotificationId, UserId},
+    types::{Notification, NotificationId, SessionId, UserId},
 };
 
 /// A wait for confirmation ends so long before the call's deadline, at most, so that its answer is still an answer.
@@ -119,6 +119,27 @@ impl Api {
     }
 }
 
+impl Api {
+    /// `SendToSession`.
+    pub fn send_to_session(
+        &self,
+        caller: &Caller,
+        request: proto::SendToSessionRequest,
+    ) -> Result<proto::SendToSessionResponse, ApiError> {
+        let hub = self.authorise(caller, Scope::Send)?;
+        let mut checks = Checks::default();
+        let session = checks.field("session_id", SessionId::parse(&request.session_id));
+        let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), false);
+        let max = limits::CLIENT_ID_BYTES_MAX;
+        checks.check("reply_to", request.reply_to.len() <= max, || format!("must have at most {max} bytes"));
+        let (session, notification) = checks.finish((session, notification))?;
+        let id = notification.id.as_str().to_owned();
+        let reply_to = Some(request.reply_to.as_str()).filter(|id| !id.is_empty());
+        let sent = hub.send_to_session(session, notification, reply_to)?;
+        Ok(proto::SendToSessionResponse { id, outcome: outcome(sent.outcome).into() })
+    }
+}
+
 impl From<SendError> for ApiError {
     fn from(error: SendError) -> Self {
         match error {
@@ -129,6 +150,7 @@ impl From<SendError> for ApiError {
             }
             SendError::IdTaken => ApiError::AlreadyExists { reason: "ID_TAKEN", message: error.to_string() },
             SendError::StoreFull => ApiError::Quota { reason: "STORE_FULL", message: error.to_string() },
+            SendError::SessionGone => ApiError::NotFound { reason: "SESSION_UNKNOWN", message: error.to_string() },
             SendError::Draining => ApiError::Unavailable { reason: "DRAINING", message: error.to_string() },
             SendError::Store(_) => ApiError::Unavailable { reason: "STORE_FAILED", message: error.to_string() },
             SendError::Unknown(_) => {

@@ -13,6 +13,9 @@ use crate::{
     types::EventBody,
 };
 
+/// How much of a client's message a line shows.
+const SHOWN_BYTES: usize = 200;
+
 /// `pushgate events`.
 #[derive(Args, Debug)]
 pub struct Events {
@@ -22,6 +25,18 @@ pub struct Events {
     /// Only events of this user
     #[arg(long)]
     user: Option<String>,
+    /// Begin with the sessions that there are, then go on with the events from there
+    #[arg(long, conflicts_with = "resume_after")]
+    snapshot: bool,
+    /// Begin behind this event: the `epoch` and `sequence` of one that --json showed
+    #[arg(long, value_name = "EPOCH:SEQUENCE", value_parser = position)]
+    resume_after: Option<proto::EventPosition>,
+    /// Share clients' messages with all that name the same group: each goes to one of them. Asks for message_received
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Only clients' messages of this type; may be given several times. Asks for message_received
+    #[arg(long = "message-type", value_name = "TYPE")]
+    message_types: Vec<String>,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -31,7 +46,15 @@ pub struct Events {
 /// Runs `pushgate events`.
 pub async fn events(args: Events) -> Outcome {
     let gateway = args.target.connect().await?;
-    let request = proto::StreamEventsRequest { types: args.types, user_id: args.user.unwrap_or_default() };
+    let request = proto::StreamEventsRequest {
+        types: types(&args),
+        user_id: args.user.unwrap_or_default(),
+        snapshot: args.snapshot,
+        resume_after: args.resume_after,
+        group: args.group.unwrap_or_default(),
+        message_types: args.message_types,
+        raw_json: !args.format.json,
+    };
     let following = async {
         let answered = gateway.calls().stream_events(gateway.endless(request)).await;
         let mut stream = answered.map_err(|status| gateway.refused(&status))?.into_inner();
@@ -45,6 +68,28 @@ pub async fn events(args: Events) -> Outcome {
         Err(Failure::new(EXIT_UNAVAILABLE, format!("{} ended the stream", gateway.address())))
     };
     super::operator::until_stopped(following).await
+}
+
+/// What is asked for. Whoever listens for clients' messages is a service to them, which they then wait for: so they are
+/// left out where nothing asks for them.
+fn types(args: &Events) -> Vec<String> {
+    let name = EventBody::NAMES[EventBody::MESSAGE_RECEIVED];
+    let messages = args.group.is_some() || !args.message_types.is_empty();
+    let mut types = args.types.clone();
+    match types.is_empty() {
+        true if messages => {}
+        true => types.extend(EventBody::NAMES.iter().filter(|one| **one != name).map(|one| (*one).to_owned())),
+        false if messages && !types.iter().any(|one| one == name) => types.push(name.to_owned()),
+        false => {}
+    }
+    types
+}
+
+/// A place in the events, as `--resume-after` has it.
+fn position(text: &str) -> Result<proto::EventPosition, String> {
+    let (epoch, sequence) = text.rsplit_once(':').ok_or("is not EPOCH:SEQUENCE")?;
+    let sequence = sequence.parse().map_err(|_| "the sequence behind `:` is not a number")?;
+    Ok(proto::EventPosition { epoch: epoch.to_owned(), sequence })
 }
 
 /// An event for people: when, what, whose, and the rest.
@@ -125,7 +170,38 @@ fn body(body: &Body) -> (&'static str, String) {
         Body::Draining(e) => {
             ("draining", format!("until {} at the latest", e.deadline.map(|at| at.to_string()).unwrap_or_default()))
         }
+        Body::MessageReceived(e) => {
+            let id = if e.id.is_empty() { String::new() } else { format!(", id {}", e.id) };
+            let who = who(&e.user_id, &e.device);
+            ("message_received", format!("{who}, session {}, {}{id}: {}", e.session_id, e.r#type, payload(e)))
+        }
+        Body::EventsLost(e) if e.epoch_changed => {
+            let text = format!("{}, and what came in the other epoch", count(e.count, "event"));
+            ("events_lost", text)
+        }
         Body::EventsLost(e) => ("events_lost", format!("{}; this reader was too slow", count(e.count, "event"))),
+        Body::SnapshotSession(e) => {
+            let session = e.session.clone().unwrap_or_default();
+            let since = session.connected_at.map(|at| at.to_string()).unwrap_or_default();
+            let who = who(&session.user_id, &session.device);
+            let text = format!("{who}, session {}, from {} since {since}", session.session_id, session.remote_address);
+            ("snapshot_session", text)
+        }
+        Body::SnapshotEnd(e) => ("snapshot_end", count(u64::from(e.sessions), "session")),
+    }
+}
+
+/// What a client sent, as far as a line takes it.
+fn payload(message: &proto::MessageReceived) -> String {
+    use proto::message_received::Payload;
+    match &message.payload {
+        Some(Payload::Json(text)) if text.len() <= SHOWN_BYTES => text.clone(),
+        Some(Payload::Json(text)) => {
+            let end = (0..=SHOWN_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+            format!("{}… ({})", &text[..end], bytes(text.len() as f64))
+        }
+        Some(Payload::Binary(data)) => bytes(data.len() as f64),
+        Some(Payload::Data(_)) | None => String::new(),
     }
 }
 

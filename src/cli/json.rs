@@ -2,7 +2,7 @@
 //! that a new field or RPC needs no code here.
 //!
 //! The format is ProtoJSON (protobuf.dev/programming-guides/json): lowerCamelCase names, 64-bit integers as strings,
-//! enum values by name, Timestamp and Duration as text, bytes as base64. Fields without presence are always there, also
+//! enum values by name, Timestamp and Duration as text, Value and Struct as the JSON they stand for, bytes as base64. Fields without presence are always there, also
 //! at their default, so that scripts need not ask; unset messages, `optional` fields and members of a oneof are left
 //! out.
 
@@ -13,6 +13,7 @@ use prost::Message;
 use prost_types::{
     DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet,
     field_descriptor_proto::{Label, Type},
+    value::Kind,
 };
 use serde::{
     Serialize, Serializer,
@@ -20,6 +21,9 @@ use serde::{
 };
 
 use crate::api::proto::DESCRIPTORS;
+
+/// Below it every whole double is exact.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// A message that serialises as proto JSON.
 #[derive(Clone, Debug)]
@@ -225,6 +229,8 @@ impl Serialize for Item<'_> {
             Type::Message => match field.type_name() {
                 ".google.protobuf.Timestamp" => text::<prost_types::Timestamp, S>(wire.bytes(), serializer),
                 ".google.protobuf.Duration" => text::<prost_types::Duration, S>(wire.bytes(), serializer),
+                ".google.protobuf.Value" => Free::decoded(wire.bytes(), Free::Value).serialize(serializer),
+                ".google.protobuf.Struct" => Free::decoded(wire.bytes(), Free::Struct).serialize(serializer),
                 name => {
                     let unknown = || S::Error::custom(format!("{name} has no descriptor"));
                     let descriptor = schema().messages.get(name).ok_or_else(unknown)?;
@@ -243,6 +249,49 @@ impl Item<'_> {
         match values.iter().find(|value| value.number() == number) {
             Some(value) => serializer.serialize_str(value.name()),
             None => serializer.serialize_i32(number),
+        }
+    }
+}
+
+/// JSON that the proto carries as such.
+enum Free {
+    Value(prost_types::Value),
+    Struct(prost_types::Struct),
+}
+
+impl Free {
+    /// What is encoded here always decodes.
+    fn decoded<M: Message + Default>(bytes: &[u8], of: impl FnOnce(M) -> Free) -> Free {
+        of(M::decode(bytes).unwrap_or_default())
+    }
+}
+
+impl Serialize for Free {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Free::Value(value) => Json(value).serialize(serializer),
+            Free::Struct(object) => serializer.collect_map(object.fields.iter().map(|(name, one)| (name, Json(one)))),
+        }
+    }
+}
+
+struct Json<'a>(&'a prost_types::Value);
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0.kind {
+            None | Some(Kind::NullValue(_)) => serializer.serialize_unit(),
+            Some(Kind::BoolValue(flag)) => serializer.serialize_bool(*flag),
+            // A whole number is written without a fraction, as far as doubles are exact.
+            Some(Kind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < WHOLE_MAX => {
+                serializer.serialize_i64(*number as i64)
+            }
+            Some(Kind::NumberValue(number)) => serializer.serialize_f64(*number),
+            Some(Kind::StringValue(text)) => serializer.serialize_str(text),
+            Some(Kind::ListValue(list)) => serializer.collect_seq(list.values.iter().map(Json)),
+            Some(Kind::StructValue(object)) => {
+                serializer.collect_map(object.fields.iter().map(|(name, one)| (name, Json(one))))
+            }
         }
     }
 }
@@ -300,11 +349,29 @@ mod tests {
         assert!(text.contains(r#""listeners":[{"name":"http","address":"a:1"}]"#), "{text}");
         assert!(!text.contains("uptime") && text.ends_with("\"draining\":false,\"alerts\":[]}"), "{text}");
 
-        let lost = proto::event::Event::EventsLost(proto::EventsLost { count: 3 });
+        let lost = proto::event::Event::EventsLost(proto::EventsLost { count: 3, epoch_changed: false });
         let event = proto::Event { sequence: 1, epoch: "e".to_owned(), time: None, event: Some(lost) };
-        assert_eq!(json("Event", &event), r#"{"sequence":"1","epoch":"e","eventsLost":{"count":"3"}}"#);
+        assert_eq!(
+            json("Event", &event),
+            r#"{"sequence":"1","epoch":"e","eventsLost":{"count":"3","epochChanged":false}}"#
+        );
         let unknown = proto::SendToUserResponse { outcome: 99, ..Default::default() };
         assert!(json("SendToUserResponse", &unknown).contains(r#""outcome":99"#));
+    }
+
+    #[test]
+    fn free_json_is_written_as_what_it_stands_for() {
+        let value = |kind| prost_types::Value { kind: Some(kind) };
+        let list = [Kind::NumberValue(1.0), Kind::NumberValue(-0.5), Kind::BoolValue(true), Kind::NullValue(0)];
+        let list = Kind::ListValue(prost_types::ListValue { values: list.map(value).into() });
+        let object = |name: &str, kind| prost_types::Struct { fields: [(name.to_owned(), value(kind))].into() };
+        let message = proto::MessageReceived {
+            payload: Some(proto::message_received::Payload::Data(value(Kind::StructValue(object("a", list))))),
+            claims: Some(object("role", Kind::StringValue("admin".to_owned()))),
+            ..Default::default()
+        };
+        let text = json("MessageReceived", &message);
+        assert!(text.contains(r#""data":{"a":[1,-0.5,true,null]},"claims":{"role":"admin"}"#), "{text}");
     }
 
     /// Everything that an answer can hold is of a type that is written here.

@@ -98,7 +98,9 @@ pub enum Operator {
   pushgate events
   pushgate events --type session_opened --type session_closed --user alice
   pushgate events --type alert
-  pushgate events --json | jq -c .sessionClosed")]
+  pushgate events --json | jq -c .sessionClosed
+  pushgate events --snapshot --type session_opened --type session_closed
+  pushgate events --message-type order.status --group orders")]
     Events(Events),
     /// Ask whether the gateway serves; exit code 0 where it does, else 69
     #[command(after_help = "Examples:

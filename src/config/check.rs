@@ -12,7 +12,7 @@ use crate::{
     api::scope::Scope,
     auth::{Algorithm, KeyConfig},
     grpc::config::{TokenConfig, TokenError},
-    limits,
+    limits, protocol,
     store::OnCorruption,
     types::{ByteSize, Level, ListenAddress, Span, TlsFiles},
 };
@@ -125,6 +125,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     shutdown(config, &mut found);
     store(config, &mut found);
     alerts::check(config, &mut found);
+    clients(config, &mut found);
     not_yet(config, &mut found);
     if let Err(error) = config.log.check() {
         // The error begins with the key.
@@ -401,14 +402,29 @@ fn store(config: &Config, found: &mut Found) {
     }
 }
 
+/// What clients may send to services must be what the gateway does not answer itself.
+fn clients(config: &Config, found: &mut Found) {
+    for (index, name) in config.clients.forward.iter().enumerate() {
+        let key = format!("clients.forward[{index}]");
+        let own = protocol::client::is_answered(name) || protocol::is_reserved_type(name);
+        let unusable = name.is_empty() || name.len() > limits::TYPE_BYTES_MAX || name.chars().any(char::is_control);
+        if unusable {
+            found.add(key, "is no message type; write 1 to 128 bytes without control characters, or \"*\" for all");
+        } else if own {
+            found.add(
+                key,
+                format!("`{name}` is the gateway's own; write a type of your application's, or \"*\" for all"),
+            );
+        }
+    }
+}
+
 /// Keys that were changed and on which nothing depends in this version.
 pub fn without_effect(config: &Config) -> Vec<&'static str> {
     let default = Config::default();
     [
         ("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh),
         ("presence.max_listed", config.presence.max_listed != default.presence.max_listed),
-        ("clients.reply_timeout", config.clients.reply_timeout != default.clients.reply_timeout),
-        ("alerts.reply_p99", config.alerts.reply_p99 != default.alerts.reply_p99),
     ]
     .into_iter()
     .filter_map(|(key, changed)| changed.then_some(key))
@@ -431,7 +447,6 @@ fn not_yet(config: &Config, found: &mut Found) {
             "a key set {}; leave it empty and use [[auth.keys]]",
         ),
         (!auth.public_claims.is_empty(), "auth.public_claims", "showing claims {}; leave it empty"),
-        (!config.clients.forward.is_empty(), "clients.forward", "forwarding {}; leave it empty"),
     ] {
         if on {
             found.add(key, text.replace("{}", NOT_YET));

@@ -661,6 +661,28 @@ fn quantities_have_bounds() {
 }
 
 #[test]
+fn the_gateways_own_types_cannot_be_forwarded() {
+    let own = "is the gateway's own; write a type of your application's, or \"*\" for all";
+    for name in ["ping", "auth", "subscribe", "message", "typing", "reply", "error"] {
+        refused(
+            &format!("[clients]\nforward = [\"order\", \"{name}\"]"),
+            &format!("pushgate.toml: clients.forward[1]: `{name}` {own}"),
+        );
+    }
+    for name in [String::new(), "t".repeat(129), "a\\n".to_owned()] {
+        refused(
+            &format!("[clients]\nforward = [\"{name}\"]"),
+            "pushgate.toml: clients.forward[0]: is no message type; write 1 to 128 bytes without control characters, or \
+             \"*\" for all",
+        );
+    }
+    let clients = |lines: &str| Input::toml(&format!("[clients]\n{lines}")).load().config.clients;
+    let some = clients("forward = [\"order\", \"notification\"]\nreply_timeout = \"1s\"");
+    assert!(some.forwards("order") && some.forwards("notification") && !some.forwards("orders"));
+    assert!(clients("forward = [\"*\"]").forwards("anything") && !clients("forward = []").forwards("order"));
+}
+
+#[test]
 fn a_bad_log_filter_names_key_and_value() {
     let lines = Input::toml("[log]\nfilter = \"info,pushgate=loud\"").refusal();
     let line = "pushgate.toml: log.filter: `info,pushgate=loud` is not a log filter (";
@@ -680,7 +702,6 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
             "auth.public_claims",
             format!("showing claims {not_yet}; leave it empty"),
         ),
-        ("clients", "forward = [\"*\"]", "clients.forward", format!("forwarding {not_yet}; leave it empty")),
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }

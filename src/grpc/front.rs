@@ -32,7 +32,8 @@ use crate::{
 const GATEWAY: &str = "/pushgate.v1.Gateway/";
 /// Those that are frequent and soon done, or go on in a task of their own. They run in the connection's task, where nobody
 /// has to be woken for them; the gateway's others might hold it up. Health and reflection, which never take long, do not.
-const AT_ONCE: [&str; 2] = ["/pushgate.v1.Gateway/SendToUser", "/pushgate.v1.Gateway/SendBatch"];
+const AT_ONCE: [&str; 3] =
+    ["/pushgate.v1.Gateway/SendToUser", "/pushgate.v1.Gateway/SendToSession", "/pushgate.v1.Gateway/SendBatch"];
 
 /// The services of one listener. Cheap to clone.
 #[derive(Clone)]

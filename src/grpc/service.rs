@@ -17,8 +17,8 @@ use crate::api::{
         CloseUserSessionsResponse, Event, ForgetDeviceRequest, ForgetDeviceResponse, ForgetUserRequest,
         ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListDevicesResponse,
         ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, PurgePendingRequest,
-        PurgePendingResponse, SendBatchRequest, SendBatchResponse, SendToUserRequest, SendToUserResponse,
-        StreamEventsRequest, gateway_server::Gateway,
+        PurgePendingResponse, SendBatchRequest, SendBatchResponse, SendToSessionRequest, SendToSessionResponse,
+        SendToUserRequest, SendToUserResponse, StreamEventsRequest, gateway_server::Gateway,
     },
 };
 use crate::clock::Instant;
@@ -59,6 +59,13 @@ impl Gateway for Service {
     async fn send_to_user(&self, request: Request<SendToUserRequest>) -> Result<Response<SendToUserResponse>, Status> {
         self.answer(request, async |caller, deadline, request| self.0.send_to_user(&caller, request, deadline).await)
             .await
+    }
+
+    async fn send_to_session(
+        &self,
+        request: Request<SendToSessionRequest>,
+    ) -> Result<Response<SendToSessionResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.send_to_session(&caller, request)).await
     }
 
     type SendBatchStream = Pin<Box<dyn Stream<Item = Result<SendBatchResponse, Status>> + Send>>;

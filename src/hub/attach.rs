@@ -69,7 +69,6 @@ impl Hub {
                 self.register(&user, &device, &identity, &options, reply_to.as_deref(), &peer, &mut wire)?;
             if let Some(handle) = registered {
                 // Registered first, and then the broadcast log is looked at: what joins it from now on finds the session.
-                self.0.sessions.insert(&handle);
                 self.plan_broadcast(&handle);
                 self.schedule_look(&handle);
                 handle.flush();
@@ -149,6 +148,8 @@ impl Hub {
         if state.sessions.len() == 1 {
             self.0.users_online.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
+        // Before its event, so that a snapshot that begins behind that finds it.
+        self.0.sessions.insert(&handle);
         self.0.events.emit(EventBody::SessionOpened {
             session: id,
             user: user.id.clone(),

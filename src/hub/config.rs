@@ -44,6 +44,13 @@ pub struct Clients {
     pub reply_timeout: Span,
 }
 
+impl Clients {
+    /// Whether messages of this type go to the services.
+    pub fn forwards(&self, type_name: &str) -> bool {
+        self.forward.iter().any(|allowed| allowed == "*" || allowed == type_name)
+    }
+}
+
 impl Default for Clients {
     fn default() -> Self {
         Self { forward: Vec::new(), reply_timeout: Span::secs(30) }

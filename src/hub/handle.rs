@@ -268,6 +268,22 @@ impl Handle {
         admitted
     }
 
+    /// As [`Handle::send`]; with `reply_to` it answers the request with that id. Whether it was taken, and the deadline
+    /// of the request that it answers, where that is open. `None`: the session is closing.
+    pub fn answer(&self, outgoing: &Outgoing, reply_to: Option<&str>) -> Option<(bool, Option<Instant>)> {
+        let mut core = self.core.lock();
+        if core.closing.is_some() {
+            return None;
+        }
+        let deadline = reply_to.and_then(|id| core.session.answer_request(id));
+        let entry = outgoing.entry(core.session.binary, None);
+        let admitted = self.admit(&mut core, entry.frame.as_slice().len());
+        let batch = if admitted { core.outbox.push_and_begin(entry) } else { core.outbox.begin(false) };
+        drop(core);
+        self.write_batches(batch);
+        Some((admitted, deadline))
+    }
+
     /// As [`Handle::push`], but where it finds no room what waits is written first: not slow is who takes what he is
     /// written. Call it without holding any lock.
     pub fn push_or_write(&self, outgoing: &Outgoing) -> bool {
@@ -308,7 +324,9 @@ impl Handle {
         self.append(&mut self.core.lock(), Entry::message(frame));
     }
 
-    fn append(&self, core: &mut Core, entry: Entry) -> bool {
+    /// Appends what is not stored, under the session's lock; flush it afterwards. False: it is closing, or was closed by
+    /// this.
+    pub(super) fn append(&self, core: &mut Core, entry: Entry) -> bool {
         let admitted = self.admit(core, entry.frame.as_slice().len());
         if admitted {
             core.outbox.push(entry);

@@ -16,6 +16,7 @@ mod devices;
 mod ends;
 mod events;
 mod filter;
+mod forward;
 mod handle;
 mod log;
 mod mailbox;
@@ -47,7 +48,7 @@ use tokio::sync::Notify;
 pub use alerts::AlertsConfig;
 pub use attach::{AttachError, Ended};
 pub use config::{Clients, Events as EventsConfig, Presence};
-pub use events::{Events, Read, Reader};
+pub use events::{Events, Interest, Read, Reader, Start};
 pub use filter::Filter;
 pub use handle::{Closing, Counts, Handle, Peer};
 pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
@@ -102,6 +103,8 @@ pub struct Parts {
     pub events: EventsConfig,
     /// `[alerts]`.
     pub alerts: AlertsConfig,
+    /// `[clients]`.
+    pub clients: Clients,
     /// `[store]`, for its quotas and TTLs.
     pub quotas: Quotas,
 }
@@ -136,6 +139,7 @@ struct Inner {
     authenticator: Arc<Authenticator>,
     life: Lifecycle,
     presence: Presence,
+    clients: Clients,
     quotas: Quotas,
     shared: Arc<Shared>,
     store_epoch: String,
@@ -176,8 +180,8 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, alerts, quotas } =
-            parts;
+        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, .. } = parts;
+        let (alerts, clients, quotas) = (parts.alerts, parts.clients, parts.quotas);
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -188,6 +192,7 @@ impl Hub {
             authenticator,
             life,
             presence,
+            clients,
             quotas,
             users: Users::new(),
             users_online: AtomicU64::new(0),
@@ -299,6 +304,16 @@ impl Hub {
     /// One session, by id.
     pub fn session(&self, id: SessionId) -> Option<Arc<Handle>> {
         self.0.sessions.get(id)
+    }
+
+    /// The next sessions behind `after`, in order, and where to go on, at most `max` looked at; `None` behind the last. A
+    /// session of whose beginning the events have told is there, and one of whose end they have told is not.
+    pub fn open_sessions(&self, after: Option<SessionId>, max: usize) -> Option<(Vec<Arc<Handle>>, SessionId)> {
+        let mut page = self.session_page(after, max);
+        let last = page.last()?.id;
+        // The list of all still has one for a moment after its end was told.
+        page.retain(|handle| handle.user.state().sessions.iter().any(|session| session.id == handle.id));
+        Some((page, last))
     }
 
     /// Whether the node is stopping.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::outbox::Entry;
+use super::{Hub, outbox::Entry, send::SendError};
 use crate::{
     protocol::server::Draft,
     types::{Notification, Offset, Payload, UnixMillis},
@@ -33,6 +33,13 @@ impl Outgoing {
         Self { text: draft.seal(offset), binary, expires_at: notification.expires_at }
     }
 
+    /// A reply to a client's request with that id, in its text form as `draft`.
+    pub fn reply(draft: Draft, notification: &Notification, reply_to: &str) -> Self {
+        let binary = matches!(notification.payload, Payload::Binary(_))
+            .then(|| Draft::binary_reply(notification, reply_to).seal(Offset::ZERO));
+        Self { text: draft.seal(Offset::ZERO), binary, expires_at: notification.expires_at }
+    }
+
     /// Its bytes, in all its forms.
     pub fn bytes(&self) -> usize {
         self.text.len() + self.binary.as_ref().map_or(0, Bytes::len)
@@ -51,5 +58,19 @@ impl Outgoing {
     /// The same, as an outbox takes it.
     pub fn entry(&self, binary: bool, sequence: Option<u64>) -> Entry {
         Entry { expires_at: self.expires_at, sequence, ..Entry::message(self.frame(binary).clone()) }
+    }
+}
+
+impl Hub {
+    /// Encodes but for the offset, and refuses what is too large.
+    pub(super) fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
+        // A replay says so, which makes the message a little longer; the limit holds for the first sending.
+        self.fitting(Draft::text(notification, stored, false))
+    }
+
+    /// Refuses what is too large for a client.
+    pub(super) fn fitting(&self, draft: Draft) -> Result<Draft, SendError> {
+        let (bytes, limit) = (draft.message_bytes(), self.limits().notification_bytes.as_usize());
+        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok(draft) }
     }
 }

@@ -73,6 +73,7 @@ impl Hub {
             }
             Reaction::Confirmed(confirmed) => self.confirm(handle, &confirmed),
             Reaction::Reauthenticate(auth, id) => self.reauthenticate(handle, &auth.token, id.as_deref()),
+            Reaction::Forward(unanswered) => self.forward(handle, &unanswered),
             Reaction::Close(verdict) => handle.close_by_rule(verdict),
         }
     }
@@ -138,8 +139,11 @@ impl Hub {
                 }
                 let stalled = core.outbox.stalled_since().is_some_and(|since| since + write_timeout <= now);
                 let tick = core.session.on_tick(self.settings(), now);
-                if let Tick::Ping(payload) = &tick {
-                    core.push_ping(payload);
+                match &tick {
+                    Tick::Ping(payload) => core.push_ping(payload),
+                    // Before a late reply can come between.
+                    Tick::TimedOut(id) => self.push_timeout(handle, &mut core, id),
+                    _ => {}
                 }
                 (tick, stalled)
             };
@@ -149,7 +153,7 @@ impl Hub {
             }
             match tick {
                 Tick::Idle => break,
-                Tick::Ping(_) => handle.flush(),
+                Tick::Ping(_) | Tick::TimedOut(_) => handle.flush(),
                 Tick::TokenExpiring(end) => {
                     handle.reply(server::token_expiring(end));
                     handle.flush();

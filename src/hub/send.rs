@@ -123,6 +123,9 @@ pub enum SendError {
     /// The store failed with the notification under way; live sessions may have received it.
     #[error("{0}; the notification may have been delivered")]
     Unknown(StoreError),
+    /// There is no such session.
+    #[error("no session has this id, or it is being closed")]
+    SessionGone,
     /// The node stops.
     #[error("the node is stopping")]
     Draining,
@@ -423,14 +426,6 @@ impl Hub {
     fn sent_unstored(sessions: u32) -> Sent {
         let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
         Sent { offset: None, outcome, sessions, duplicate: false }
-    }
-
-    /// Encodes but for the offset, and refuses what is too large.
-    pub(super) fn draft(&self, notification: &Notification, stored: bool) -> Result<Draft, SendError> {
-        let draft = Draft::text(notification, stored, false);
-        // A replay says so, which makes the message a little longer; the limit holds for the first sending.
-        let (bytes, limit) = (draft.message_bytes(), self.limits().notification_bytes.as_usize());
-        if bytes > limit { Err(SendError::TooLarge { bytes, limit }) } else { Ok(draft) }
     }
 
     /// Begins to close sessions of a user. Returns how many.

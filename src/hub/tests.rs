@@ -8,6 +8,7 @@ mod line;
 mod model;
 mod recall;
 mod recovery;
+mod snapshot;
 mod support;
 
 use std::{

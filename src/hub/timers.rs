@@ -17,7 +17,7 @@ use crate::clock::Instant;
 pub const TICK: Duration = Duration::from_millis(50);
 const SLOTS: usize = 512;
 
-/// Sessions by when to look at them next. Only the entry that was made last for a session counts.
+/// Sessions by when to look at them next: one entry a session counts, that of the next look.
 #[derive(Debug)]
 pub struct Wheel {
     start: Instant,
@@ -36,9 +36,17 @@ impl Wheel {
     /// Looks at `handle` at `deadline`, or earlier.
     pub fn schedule(&self, handle: &Arc<Handle>, deadline: Instant, now: Instant) {
         let at = deadline.min(now + self.longest).max(now);
-        let tick = self.tick_of(at) + 1;
-        // One entry a tick is enough; a tick that was looked at lies behind and is never asked for again.
-        if handle.look_at_tick.swap(tick as u32, Ordering::Relaxed) != tick as u32 {
+        let (tick, present) = (self.tick_of(at) + 1, self.tick_of(now));
+        // A look that is yet to come and comes early enough is all that is needed; it finds out when the next is due. So
+        // a session is not entered anew for each thing that may be due, and none of them makes another's look later.
+        let is_late = |scheduled: u32| {
+            let ahead = |tick: u32| tick.wrapping_sub(present as u32).cast_signed();
+            ahead(scheduled) <= 0 || ahead(scheduled) > ahead(tick as u32)
+        };
+        let scheduled = &handle.look_at_tick;
+        let entered =
+            scheduled.try_update(Ordering::Relaxed, Ordering::Relaxed, |one| is_late(one).then_some(tick as u32));
+        if entered.is_ok() {
             self.slots[tick % SLOTS].lock().push(Arc::downgrade(handle));
         }
     }

@@ -32,7 +32,12 @@ pub enum Request<'a> {
     /// A message that needs a permission which clients do not have.
     Forbidden,
     /// Any other type.
-    Other(Cow<'a, str>),
+    Other {
+        /// Which.
+        type_name: Cow<'a, str>,
+        /// Its `data` as it came, `null` where there is none.
+        data: &'a str,
+    },
 }
 
 /// The fields of `auth`.
@@ -89,6 +94,27 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
+/// The types that the gateway itself answers, whatever `clients.forward` says.
+const ANSWERED: [&str; 12] = [
+    "ping",
+    "echo",
+    "auth",
+    "ack",
+    "subscribe",
+    "unsubscribe",
+    "join_room",
+    "leave_room",
+    "user_list",
+    "message",
+    "publish",
+    "typing",
+];
+
+/// Whether a client's message of this type is answered by the gateway itself, and never by a service.
+pub fn is_answered(type_name: &str) -> bool {
+    ANSWERED.contains(&type_name)
+}
+
 /// Decodes one text message.
 pub fn decode(text: &str) -> Result<ClientMessage<'_>, BadMessage<'_>> {
     let bad = |id, message: &str| Err(BadMessage { id, message: message.to_owned() });
@@ -139,7 +165,7 @@ pub fn decode(text: &str) -> Result<ClientMessage<'_>, BadMessage<'_>> {
         "subscribe" | "unsubscribe" | "join_room" | "leave_room" | "user_list" | "message" | "publish" | "typing" => {
             Request::Forbidden
         }
-        _ => Request::Other(type_name),
+        _ => Request::Other { type_name, data: envelope.data.map_or("null", RawValue::get) },
     };
     Ok(ClientMessage { id, request })
 }
@@ -212,12 +238,21 @@ mod tests {
         assert!(matches!(decode(r#"{"type":"echo"}"#).unwrap().request, Request::Echo("null")));
         assert!(matches!(decode(r#"{"type":"ack","offset":7}"#).unwrap().request, Request::Ack(o) if o.get() == 7));
         assert!(matches!(decode(r#"{"type":"subscribe"}"#).unwrap().request, Request::Forbidden));
-        assert!(
-            matches!(decode(r#" {"type":"chat.say","data":{}}"#).unwrap().request, Request::Other(t) if t == "chat.say")
-        );
+        assert!(matches!(decode(r#" {"type":"chat.say","data":{ }}"#).unwrap().request,
+                Request::Other { type_name, data: "{ }" } if type_name == "chat.say"));
         let auth = decode(r#"{"type":"auth","token":"t","device":"d","ackMode":"client","binary":1,"new":0}"#).unwrap();
         let Request::Auth(auth) = auth.request else { panic!("not auth") };
         assert_eq!((auth.device.as_deref(), auth.ack_mode, auth.binary), (Some("d"), Some(AckMode::Client), true));
+    }
+
+    #[test]
+    fn what_the_gateway_answers_is_for_no_service() {
+        for name in ANSWERED {
+            let text = format!(r#"{{"type":"{name}"}}"#);
+            let left = decode(&text).map(|message| message.request);
+            assert!(!matches!(left, Ok(Request::Other { .. })), "{name}");
+            assert!(is_answered(name) && !is_answered("order"));
+        }
     }
 
     #[test]

@@ -28,4 +28,6 @@ error_codes! {
     UnknownType = "unknown_type", "Nobody here answers this `type`.";
     Forbidden = "forbidden", "The client may not do this.";
     RateLimited = "rate_limited", "Too much in too short a time; try again later.";
+    NoService = "no_service", "No service listens for this `type`.";
+    Timeout = "timeout", "No service answered in time.";
 }

@@ -41,13 +41,22 @@ pub struct Draft {
 impl Draft {
     /// The text frame: payload inline, bytes as base64.
     pub fn text(notification: &Notification, stored: bool, replayed: bool) -> Self {
+        Self::text_as(notification, Manner { stored, replayed, reply_to: None })
+    }
+
+    /// The text frame of a `reply` to a client's request with that id.
+    pub fn reply(notification: &Notification, reply_to: &str) -> Self {
+        Self::text_as(notification, Manner { reply_to: Some(reply_to), ..Manner::default() })
+    }
+
+    fn text_as(notification: &Notification, manner: Manner<'_>) -> Self {
         let payload_bytes = match &notification.payload {
             Payload::Json(json) => json.len(),
             Payload::Binary(bytes) => bytes.len().div_ceil(3) * 4,
         };
         let mut frame = FrameBuilder::text(payload_bytes + ENVELOPE_BYTES);
         let out = frame.buf();
-        let hole = envelope(out, notification, stored, replayed);
+        let hole = envelope(out, notification, manner);
         match &notification.payload {
             Payload::Json(json) => {
                 out.extend_from_slice(b",\"data\":");
@@ -70,12 +79,21 @@ impl Draft {
 
     /// The binary frame: a 4-byte big-endian length, the envelope without `data`, the payload.
     pub fn binary(notification: &Notification, stored: bool, replayed: bool) -> Self {
+        Self::binary_as(notification, Manner { stored, replayed, reply_to: None })
+    }
+
+    /// The same of a `reply`.
+    pub fn binary_reply(notification: &Notification, reply_to: &str) -> Self {
+        Self::binary_as(notification, Manner { reply_to: Some(reply_to), ..Manner::default() })
+    }
+
+    fn binary_as(notification: &Notification, manner: Manner<'_>) -> Self {
         let payload = notification.payload.bytes();
         let mut frame = FrameBuilder::binary(payload.len() + ENVELOPE_BYTES);
         let out = frame.buf();
         let start = out.len();
         out.extend_from_slice(&[0; 4]);
-        let hole = envelope(out, notification, stored, replayed);
+        let hole = envelope(out, notification, manner);
         out.push(b'}');
         let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
         out[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -107,10 +125,20 @@ fn timestamp(out: &mut Vec<u8>, moment: UnixMillis) {
     out.push(b'"');
 }
 
+/// How a notification comes to a client.
+#[derive(Clone, Copy, Default)]
+struct Manner<'a> {
+    stored: bool,
+    replayed: bool,
+    /// The id of the client's request that it answers.
+    reply_to: Option<&'a str>,
+}
+
 /// Writes the envelope without its closing brace; returns where the offset goes.
-fn envelope(out: &mut Vec<u8>, notification: &Notification, stored: bool, replayed: bool) -> Option<usize> {
+fn envelope(out: &mut Vec<u8>, notification: &Notification, manner: Manner<'_>) -> Option<usize> {
+    let Manner { stored, replayed, reply_to } = manner;
     out.extend_from_slice(b"{\"type\":");
-    json_string(out, notification.type_name.as_str());
+    json_string(out, if reply_to.is_some() { "reply" } else { notification.type_name.as_str() });
     out.extend_from_slice(b",\"id\":");
     json_string(out, notification.id.as_str());
     let hole = stored.then(|| {
@@ -120,6 +148,10 @@ fn envelope(out: &mut Vec<u8>, notification: &Notification, stored: bool, replay
         hole
     });
     timestamp(out, notification.accepted_at);
+    if let Some(id) = reply_to {
+        out.extend_from_slice(b",\"replyTo\":");
+        json_string(out, id);
+    }
     if let Some(user) = &notification.from_user {
         out.extend_from_slice(b",\"fromUserId\":");
         json_string(out, user.as_str());
@@ -316,6 +348,23 @@ mod tests {
         assert_eq!(envelope["offset"], 5);
         assert!(envelope.get("data").is_none() && envelope.get("dataBase64").is_none());
         assert_eq!(&body[4 + length..], &[0, 255, 1]);
+    }
+
+    #[test]
+    fn a_reply_names_the_request_that_it_answers_and_not_its_own_type() {
+        let note = notification(Payload::Binary(Bytes::from_static(b"ab")));
+        let text = Draft::reply(&note, "r\"1").seal(Offset::ZERO);
+        assert_eq!(
+            text_of(&text),
+            "{\"type\":\"reply\",\"id\":\"n-\\\"1\\\"\",\"timestamp\":\"2026-01-31T09:35:00.123Z\",\
+             \"replyTo\":\"r\\\"1\",\"fromUserId\":\"bob\",\"dataBase64\":\"YWI=\"}"
+        );
+        let binary = Draft::binary_reply(&note, "r").seal(Offset::ZERO);
+        let body = &binary[if binary[1] == 126 { 4 } else { 2 }..];
+        let length = u32::from_be_bytes(body[..4].try_into().unwrap()) as usize;
+        let envelope: serde_json::Value = serde_json::from_slice(&body[4..4 + length]).unwrap();
+        assert_eq!((&envelope["type"], &envelope["replyTo"]), (&"reply".into(), &"r".into()));
+        assert_eq!(&body[4 + length..], b"ab");
     }
 
     #[test]

@@ -7,13 +7,15 @@
 pub mod config;
 mod delivery;
 mod handshake;
+mod requests;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
 pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+use requests::Requests;
 
 use crate::{
     clock::Instant,
@@ -73,9 +75,10 @@ struct Outstanding {
 
 /// What few sessions ever do.
 #[derive(Debug, Default)]
-struct Rates {
+struct Rare {
     bad_messages: PerMinute,
     reauths: PerMinute,
+    requests: Requests,
 }
 
 /// Counts within a minute that starts with its first count.
@@ -97,9 +100,20 @@ impl PerMinute {
     }
 }
 
+/// A message of a type that the gateway does not answer itself.
+#[derive(Debug)]
+pub struct Unanswered<'a> {
+    /// Its `type`.
+    pub type_name: Cow<'a, str>,
+    /// Its `data` as it came.
+    pub data: &'a str,
+    /// The client's own id.
+    pub id: Option<Cow<'a, str>>,
+}
+
 /// What is to be done about a client's message.
 #[derive(Debug)]
-pub enum Reaction {
+pub enum Reaction<'a> {
     /// Nothing.
     None,
     /// Send this; count that.
@@ -108,6 +122,8 @@ pub enum Reaction {
     Confirmed(Vec<Confirmed>),
     /// Verify this token, then call [`Session::set_token_expiry`] where it is good. The text is the client's own id.
     Reauthenticate(AuthRequest, Option<String>),
+    /// It is for the services, if it is for anybody.
+    Forward(Unanswered<'a>),
     /// Close the session.
     Close(Verdict),
 }
@@ -132,6 +148,8 @@ pub enum Tick {
     Ping(PingPayload),
     /// Tell the client that its token runs out then.
     TokenExpiring(UnixMillis),
+    /// Tell the client that nobody answered its request with this id.
+    TimedOut(Box<str>),
     /// Close the session.
     Close(Verdict),
 }
@@ -156,7 +174,7 @@ pub struct Session {
     quiet_since: Instant,
     token_deadline: Option<Instant>,
     token_warned: bool,
-    rates: Option<Box<Rates>>,
+    rare: Option<Box<Rare>>,
 }
 
 impl Session {
@@ -182,7 +200,7 @@ impl Session {
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
             token_warned: false,
-            rates: None,
+            rare: None,
         }
     }
 
@@ -217,8 +235,29 @@ impl Session {
         Some(self.rtt_micros).filter(|micros| *micros != NO_RTT).map(|micros| Duration::from_micros(micros.into()))
     }
 
-    fn rates(&mut self) -> &mut Rates {
-        self.rates.get_or_insert_default()
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Notes a request that awaits a reply until `deadline`, which is none before that of an earlier request. False: as
+    /// many are open as may.
+    pub fn open_request(&mut self, id: &str, deadline: Instant) -> bool {
+        self.rare().requests.open(id, deadline)
+    }
+
+    /// Takes back the last request with this id, which nobody was given.
+    pub fn withdraw_request(&mut self, id: &str) {
+        self.rare().requests.withdraw(id);
+    }
+
+    /// The first open request with this id has its reply: its deadline. `None`: there is none.
+    pub fn answer_request(&mut self, id: &str) -> Option<Instant> {
+        self.rare.as_mut()?.requests.answer(id)
+    }
+
+    /// Requests that await a reply.
+    pub fn open_requests(&self) -> usize {
+        self.rare.as_ref().map_or(0, |rare| rare.requests.len())
     }
 
     /// The ping that belongs behind what was just handed over: one that will confirm it, unless one is under way.
@@ -256,11 +295,11 @@ impl Session {
     }
 
     /// A text message from the client.
-    pub fn on_text(&mut self, text: &str, settings: &Settings, now: Instant, unix: UnixMillis) -> Reaction {
+    pub fn on_text<'a>(&mut self, text: &'a str, settings: &Settings, now: Instant, unix: UnixMillis) -> Reaction<'a> {
         let message = match client::decode(text) {
             Ok(message) => message,
             Err(bad) => {
-                if !self.rates().bad_messages.admit(settings.bad_messages.limit(), now) {
+                if !self.rare().bad_messages.admit(settings.bad_messages.limit(), now) {
                     return Reaction::Close(Verdict {
                         code: CloseCode::BAD_MESSAGES,
                         reason: "too many bad messages",
@@ -280,7 +319,7 @@ impl Session {
                 AckMode::Transport => Reaction::None,
             },
             Request::Auth(auth) => {
-                if self.rates().reauths.admit(REAUTHS_PER_MINUTE as usize, now) {
+                if self.rare().reauths.admit(REAUTHS_PER_MINUTE as usize, now) {
                     Reaction::Reauthenticate(auth, id.map(str::to_owned))
                 } else {
                     let text = "at most 10 new `auth` messages a minute; the token in force stays";
@@ -291,10 +330,7 @@ impl Session {
                 let text = "clients may not do this here";
                 Reaction::Reply(server::error(ErrorCode::Forbidden, text, id), Some(Failure::Forbidden))
             }
-            Request::Other(_) => {
-                let text = "nobody here answers this `type`";
-                Reaction::Reply(server::error(ErrorCode::UnknownType, text, id), Some(Failure::UnknownType))
-            }
+            Request::Other { type_name, data } => Reaction::Forward(Unanswered { type_name, data, id: message.id }),
         }
     }
 
@@ -309,6 +345,9 @@ impl Session {
                 self.token_warned = true;
                 return Tick::TokenExpiring(expires_at);
             }
+        }
+        if let Some(id) = self.rare.as_mut().and_then(|rare| rare.requests.take_due(now)) {
+            return Tick::TimedOut(id);
         }
         if self.confirm_deadline(settings).is_some_and(|deadline| deadline <= now) {
             return match self.ack_mode {
@@ -332,6 +371,9 @@ impl Session {
             None => self.quiet_since + settings.heartbeat.interval.0,
         };
         if let Some(deadline) = self.confirm_deadline(settings) {
+            next = next.min(deadline);
+        }
+        if let Some(deadline) = self.rare.as_ref().and_then(|rare| rare.requests.first_deadline()) {
             next = next.min(deadline);
         }
         if let Some(end) = self.token_deadline {
@@ -431,11 +473,46 @@ mod tests {
         assert_eq!(session.confirmation_ping(now), None);
         let Tick::Ping(ping) = session.on_tick(&settings(), now + Duration::from_secs(30)) else { panic!() };
         assert!(session.on_pong(&ping, now).is_empty());
-        let ack = |session: &mut Session, n: u64| {
-            session.on_text(&format!(r#"{{"type":"ack","offset":{n}}}"#), &settings(), now, UnixMillis(0))
+        let ack = |session: &mut Session, n: u64| match session.on_text(
+            &format!(r#"{{"type":"ack","offset":{n}}}"#),
+            &settings(),
+            now,
+            UnixMillis(0),
+        ) {
+            Reaction::Confirmed(confirmed) => confirmed,
+            other => panic!("{other:?}"),
         };
-        assert!(matches!(ack(&mut session, 9), Reaction::Confirmed(c) if c.is_empty()), "not in flight");
-        assert!(matches!(ack(&mut session, 2), Reaction::Confirmed(c) if c.len() == 2), "everything up to it");
+        assert!(ack(&mut session, 9).is_empty(), "not in flight");
+        assert_eq!(ack(&mut session, 2).len(), 2, "everything up to it");
+    }
+
+    #[test]
+    fn a_request_that_nobody_answers_is_told_at_its_deadline_and_once() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        let settings = settings();
+        assert_eq!(session.open_requests(), 0);
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert!(
+            session.open_request("a", at(5)) && session.open_request("b", at(6)) && session.open_request("c", at(7))
+        );
+        assert_eq!(session.next_deadline(&settings), at(5));
+        assert_eq!(session.answer_request("b"), Some(at(6)));
+        assert_eq!(session.answer_request("b"), None);
+        session.withdraw_request("c");
+        assert_eq!(session.on_tick(&settings, at(4)), Tick::Idle);
+        assert_eq!(session.on_tick(&settings, at(5)), Tick::TimedOut("a".into()));
+        assert_eq!(session.on_tick(&settings, at(5)), Tick::Idle);
+        assert_eq!((session.open_requests(), session.next_deadline(&settings)), (0, at(30)));
+    }
+
+    #[test]
+    fn what_the_gateway_does_not_answer_is_for_others() {
+        let now = Instant::now();
+        let mut session = session(AckMode::Transport, now);
+        let text = r#"{"type":"order","id":"7","data":{ "n":1.0 }}"#;
+        let Reaction::Forward(message) = session.on_text(text, &settings(), now, UnixMillis(0)) else { panic!() };
+        assert_eq!((&*message.type_name, message.data, message.id.as_deref()), ("order", "{ \"n\":1.0 }", Some("7")));
     }
 
     #[test]

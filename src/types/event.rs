@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Alert, Device, NotificationId, Offset, SessionId, UnixMillis, UserId};
+use super::{Alert, Claims, Device, NotificationId, Offset, Payload, SessionId, TypeName, UnixMillis, UserId};
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,34 @@ pub enum ForgetReason {
     Caller,
 }
 
+/// A client's message that goes to the services.
+#[derive(Clone, Debug)]
+pub struct Forwarded {
+    /// Whose it is.
+    pub session: SessionId,
+    /// Its user.
+    pub user: UserId,
+    /// Its device.
+    pub device: Device,
+    /// What the client gave as `type`.
+    pub type_name: TypeName,
+    /// The client's own id, by which it knows the reply. `None`: it awaits none.
+    pub id: Option<Box<str>>,
+    /// Its `data` as it came.
+    pub payload: Payload,
+    /// What its token says of it, as far as it is kept.
+    pub claims: Claims,
+    /// When the client is told that nobody answered. `None`: it awaits no reply.
+    pub reply_by: Option<UnixMillis>,
+}
+
+impl Forwarded {
+    /// What it takes in memory, its claims left out, which its session has anyway.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.payload.bytes().len() + self.id.as_ref().map_or(0, |id| id.len())
+    }
+}
+
 /// One event, numbered in the total order of its node.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -98,6 +126,7 @@ pub enum EventBody {
     UserOffline {
         user: UserId,
     },
+    MessageReceived(Box<Forwarded>),
     NotificationConfirmed {
         user: UserId,
         device: Device,
@@ -140,11 +169,12 @@ pub enum EventBody {
 
 impl EventBody {
     /// The names by which a consumer may filter, in the order of the proto.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 12] = [
         "session_opened",
         "session_closed",
         "user_online",
         "user_offline",
+        "message_received",
         "notification_confirmed",
         "notification_expired",
         "notification_dropped",
@@ -153,6 +183,9 @@ impl EventBody {
         "alert",
         "draining",
     ];
+
+    /// The place of `message_received` in [`EventBody::NAMES`].
+    pub const MESSAGE_RECEIVED: usize = 4;
 
     /// Its name: the proto's oneof field.
     pub fn name(&self) -> &'static str {
@@ -166,13 +199,14 @@ impl EventBody {
             EventBody::SessionClosed { .. } => 1,
             EventBody::UserOnline { .. } => 2,
             EventBody::UserOffline { .. } => 3,
-            EventBody::NotificationConfirmed { .. } => 4,
-            EventBody::NotificationExpired { .. } => 5,
-            EventBody::NotificationDropped { .. } => 6,
-            EventBody::DeviceForgotten { .. } => 7,
-            EventBody::AuthFailed { .. } => 8,
-            EventBody::Alert(_) => 9,
-            EventBody::Draining { .. } => 10,
+            EventBody::MessageReceived(_) => Self::MESSAGE_RECEIVED,
+            EventBody::NotificationConfirmed { .. } => 5,
+            EventBody::NotificationExpired { .. } => 6,
+            EventBody::NotificationDropped { .. } => 7,
+            EventBody::DeviceForgotten { .. } => 8,
+            EventBody::AuthFailed { .. } => 9,
+            EventBody::Alert(_) => 10,
+            EventBody::Draining { .. } => 11,
         }
     }
 
@@ -185,6 +219,7 @@ impl EventBody {
             | EventBody::UserOffline { user }
             | EventBody::NotificationConfirmed { user, .. }
             | EventBody::DeviceForgotten { user, .. } => Some(user),
+            EventBody::MessageReceived(message) => Some(&message.user),
             EventBody::NotificationDropped { user, device, .. } => {
                 user.as_ref().or(device.as_ref().map(|(owner, _)| owner))
             }

@@ -17,7 +17,7 @@ mod units;
 pub use address::{InvalidAddress, ListenAddress};
 pub use alert::{Alert, AlertName};
 pub use claims::Claims;
-pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason};
+pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded};
 pub use glob::Glob;
 pub use ids::{CollapseKey, Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};
 pub use network::{InvalidNetwork, Network};

@@ -61,6 +61,60 @@ fn an_alert_is_a_line_and_stands_on_the_page_until_it_clears() {
 }
 
 #[test]
+fn events_begin_with_what_there_is_or_behind_a_place() {
+    let gateway = Gateway::with("[clients]\nforward = [\"order\"]\n");
+    let _alice = gateway.client("alice", &["--device", "phone"]);
+    let mut snapshot = events(&gateway, &["--snapshot", "--type", "session_closed"]);
+    assert!(snapshot.line().contains("  snapshot_session        user alice, device phone, session "));
+    assert!(snapshot.line().ends_with("  snapshot_end            1 session"));
+    let next = |follower: &mut Follower| serde_json::from_str::<Value>(&follower.line()).unwrap();
+    let told = next(&mut events(&gateway, &["--json", "--snapshot"]));
+    assert_eq!((&told["snapshotSession"]["session"]["userId"], &told["sequence"]), (&json!("alice"), &json!("2")));
+    let place = |sequence: u32| format!("{}:{sequence}", told["epoch"].as_str().unwrap());
+    let opened = next(&mut events(&gateway, &["--json", "--resume-after", &place(0)]));
+    assert_eq!((&opened["sequence"], &opened["sessionOpened"]["device"]), (&json!("1"), &json!("phone")));
+    let online = next(&mut events(&gateway, &["--json", "--resume-after", &place(1)]));
+    assert_eq!(online["userOnline"]["userId"], json!("alice"));
+    let mut elsewhere = events(&gateway, &["--resume-after", "another:1"]);
+    assert!(elsewhere.line().ends_with("  events_lost             0 events, and what came in the other epoch"));
+    let refused = gateway.command(&["events", "--resume-after", &place(3)]);
+    refused.fails(1, "resume_after.sequence: 3 is not reached yet in this epoch");
+}
+
+/// Whoever reads events without asking for clients' messages is no service: clients would wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_messages_are_for_who_asks_for_them() {
+    use futures_util::{SinkExt as _, StreamExt as _};
+    use tokio_tungstenite::tungstenite::Message;
+    let gateway = Gateway::with("[clients]\nforward = [\"order\", \"chat\"]\n");
+    let token = gateway.command(&["token", "user", "--sub", "alice"]).ok();
+    let url = format!("{}?token={}", gateway.url(), token.trim());
+    let (mut socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let mut ask = async |text: &str| {
+        socket.send(Message::text(text)).await.unwrap();
+        loop {
+            match socket.next().await.unwrap().unwrap() {
+                Message::Text(text) if text.contains("replyTo") => return text.to_string(),
+                _ => {}
+            }
+        }
+    };
+    let _all = events(&gateway, &[]);
+    let mut orders = events(&gateway, &["--message-type", "order", "--group", "orders"]);
+    assert!(ask(r#"{"type":"chat","id":"1","data":1}"#).await.contains("no_service"));
+    let long = "x".repeat(300);
+    socket.send(Message::text(format!(r#"{{"type":"order","id":"2","data":"{long}"}}"#))).await.unwrap();
+    let line = loop {
+        let line = orders.line();
+        if line.contains("message_received") {
+            break line;
+        }
+    };
+    assert!(line.contains("  message_received        user alice, session "), "{line}");
+    assert!(line.ends_with(&format!(", order, id 2: \"{}… (302B)", "x".repeat(199))), "{line}");
+}
+
+#[test]
 fn an_interrupt_and_a_reader_that_goes_away_are_good_ends() {
     let gateway = Gateway::new();
     let interrupted = events(&gateway, &[]);

@@ -44,10 +44,10 @@ async fn a_configuration_that_cannot_run_is_refused_with_78_by_check_and_serve_a
     )
     .await;
     refused(
-        "delivery.window = 0\nclients.forward = [\"x\"]",
+        "delivery.window = 0\nclients.forward = [\"ping\"]",
         &[
             "delivery.window: `0` is not allowed; allowed: 1 to 65536",
-            "clients.forward: forwarding is not available in this version; leave it empty",
+            "clients.forward[0]: `ping` is the gateway's own; write a type of your application's, or \"*\" for all",
         ],
     )
     .await;

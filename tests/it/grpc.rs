@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use pushgate::api::proto::{
     BackupRequest, BroadcastRequest, CloseUserSessionsRequest, ForgetDeviceRequest, ForgetUserRequest,
     GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, Notification, PurgePendingRequest,
-    SendBatchRequest, SendToUserRequest, StreamEventsRequest, notification::Payload,
+    SendBatchRequest, SendToSessionRequest, SendToUserRequest, StreamEventsRequest, notification::Payload,
 };
 use pushgate::server::Ended;
 use serde_json::json;
@@ -27,7 +27,10 @@ use crate::support::{
 };
 
 /// How many RPCs there are.
-const CALLS: usize = 13;
+const CALLS: usize = 14;
+
+/// A session that is not there.
+const NOBODY: &str = "0197f3a1-0000-7000-8000-000000000000";
 
 /// Makes one call of each RPC; the code of each answer.
 async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
@@ -42,6 +45,13 @@ async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
     // The call that it may make finds that there is nothing to forget.
     let forget = ForgetDeviceRequest { user_id: user_id.clone(), device: Some("none".into()) };
     let forgot = match client.forget_device(forget).await.unwrap_err().code() {
+        Code::NotFound => Code::Ok,
+        refused => refused,
+    };
+    // Nor is there a session to send to.
+    let to_session =
+        SendToSessionRequest { session_id: NOBODY.into(), notification: Some(notification(1)), ..Default::default() };
+    let sent_to = match client.send_to_session(to_session).await.unwrap_err().code() {
         Code::NotFound => Code::Ok,
         refused => refused,
     };
@@ -62,14 +72,17 @@ async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
         code(client.list_sessions(ListSessionsRequest::default()).await),
         code(client.stream_events(StreamEventsRequest::default()).await),
         code(client.backup(BackupRequest { path }).await),
+        sent_to,
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_needs_its_scope_and_admin_opens_all() {
     let gateway = Gateway::start().await;
-    let needs =
-        ["send", "send", "send", "close", "read", "admin", "read", "admin", "admin", "read", "read", "events", "admin"];
+    let needs = [
+        "send", "send", "send", "close", "read", "admin", "read", "admin", "admin", "read", "read", "events", "admin",
+        "send",
+    ];
     let mut denied = 0;
     for scope in SCOPES {
         let mut rpc = Rpc::over_tcp(gateway.grpc, Some(&format!("{scope}-token"))).await;

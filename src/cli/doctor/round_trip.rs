@@ -71,8 +71,11 @@ async fn travel(loaded: &Loaded, running: &Running) -> Outcome {
         .await
         .map_err(|error| refused(&error))?;
 
-    let request =
-        proto::StreamEventsRequest { types: vec!["notification_confirmed".to_owned()], user_id: USER.to_owned() };
+    let request = proto::StreamEventsRequest {
+        types: vec!["notification_confirmed".to_owned()],
+        user_id: USER.to_owned(),
+        ..Default::default()
+    };
     let answered = gateway.calls().stream_events(gateway.endless(request)).await;
     let mut events = answered.map_err(|status| gateway.refused(&status))?.into_inner();
 

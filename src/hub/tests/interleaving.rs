@@ -78,7 +78,7 @@ impl Play {
     fn new(seed: u64) -> Play {
         Play {
             held: None,
-            world: World::new(Bounds { window: 3, outbox_bytes: 900 }),
+            world: World::new(Bounds { window: 3, outbox_bytes: 900, ..Bounds::default() }),
             // A seed of 0 would stay there.
             dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
             users: USERS.map(user),

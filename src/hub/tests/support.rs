@@ -29,11 +29,13 @@ pub const HOUR: Duration = Duration::from_secs(3600);
 pub struct Bounds {
     pub window: u32,
     pub outbox_bytes: u64,
+    /// Events that are kept.
+    pub events: u32,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { window: 256, outbox_bytes: 1 << 20 }
+        Self { window: 256, outbox_bytes: 1 << 20, events: 4096 }
     }
 }
 
@@ -128,8 +130,9 @@ impl World {
                 bad_messages: Count(20),
             },
             presence: Presence::default(),
-            events: EventsConfig { buffer: 4096 },
             alerts: AlertsConfig::default(),
+            clients: Clients::default(),
+            events: EventsConfig { buffer: bounds.events },
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,

@@ -6,8 +6,8 @@ use pushgate::api::proto::{
     BroadcastFilter, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Device, Event, ForgetDeviceRequest,
     ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListPendingRequest,
     ListPendingResponse, ListSessionsRequest, ListSessionsResponse, Notification, PurgePendingRequest,
-    SendToUserRequest, SendToUserResponse, StreamEventsRequest, Wait, event::Event as Body,
-    gateway_client::GatewayClient, notification::Payload,
+    SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, StreamEventsRequest, Wait,
+    event::Event as Body, gateway_client::GatewayClient, notification::Payload,
 };
 use serde_json::Value;
 use tonic::{
@@ -141,8 +141,19 @@ impl Rpc {
         let request = StreamEventsRequest {
             types: types.iter().map(|name| (*name).to_owned()).collect(),
             user_id: user.to_owned(),
+            ..Default::default()
         };
-        Events(soon("the stream", self.client.stream_events(request)).await.unwrap().into_inner())
+        self.stream(request).await.unwrap()
+    }
+
+    /// The same, asked for in full.
+    pub async fn stream(&mut self, request: StreamEventsRequest) -> Result<Events, Status> {
+        Ok(Events(soon("the stream", self.client.stream_events(request)).await?.into_inner()))
+    }
+
+    /// Sends to one session.
+    pub async fn send_to_session(&mut self, request: SendToSessionRequest) -> Result<SendToSessionResponse, Status> {
+        Ok(soon("an answer", self.client.send_to_session(request)).await?.into_inner())
     }
 }
 

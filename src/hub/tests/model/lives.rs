@@ -13,7 +13,10 @@ use super::{
     look::enter,
     play::{BOUNDS, Play},
 };
-use crate::protocol::ack_mode::AckMode;
+use crate::{
+    hub::{Interest, Start},
+    protocol::ack_mode::AckMode,
+};
 
 impl Play {
     /// The daemon ends without a word, in the middle of a commit or between two.
@@ -65,7 +68,7 @@ impl Play {
         self.quiet().await;
         self.world = World::by_hand(Arc::clone(&self.double), self.clock.clone(), BOUNDS);
         self.world.hub.start();
-        self.events = self.hub().events().reader();
+        self.events = self.hub().events().consume(Interest::default(), Start::Now);
     }
 
     /// Everything is let go, every device comes once more: nobody lacks anything.

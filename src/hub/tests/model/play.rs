@@ -29,7 +29,7 @@ const DEVICES: [&str; 3] = ["", "desk", "phone"];
 const SESSIONS_MAX: usize = 7;
 const START: Duration = Duration::from_secs(1_769_852_100);
 const WINDOW: u64 = 600_000;
-pub const BOUNDS: Bounds = Bounds { window: 3, outbox_bytes: 900 };
+pub const BOUNDS: Bounds = Bounds { window: 3, outbox_bytes: 900, events: 4096 };
 
 pub struct Attached {
     pub owner: (usize, usize),
@@ -101,7 +101,7 @@ impl Play {
         let world = World::by_hand(Arc::clone(&double), clock.clone(), BOUNDS);
         world.hub.start();
         Play {
-            events: world.hub.events().reader(),
+            events: world.hub.events().consume(Interest::default(), Start::Now),
             asked: HashMap::new(),
             world,
             double,

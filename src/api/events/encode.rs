@@ -1,129 +1,46 @@
-//! `StreamEvents`: a consumer's view of the ring, filtered, at its own pace.
+//! An event as the proto has it.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc};
-
-use futures_util::{Stream, stream};
-use tokio_util::sync::CancellationToken;
-
-use super::{
-    convert::{Checks, duration, timestamp},
-    error::ApiError,
-    proto::{self, event::Event as Body},
-};
 use crate::{
-    hub::{Hub, Read, Reader},
-    lifecycle::Lifecycle,
-    metrics::Metrics,
-    types::{Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, UserId},
+    api::{
+        convert::{duration, timestamp},
+        proto::{self, event::Event as Body, message_received::Payload as Received},
+        values,
+    },
+    types::{Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, Payload, UserId},
 };
 
-/// What `StreamEvents` answers with.
-pub type EventStream = Pin<Box<dyn Stream<Item = Result<proto::Event, ApiError>> + Send>>;
-
-struct Consumer {
-    reader: Reader,
-    epoch: String,
-    /// A bit a type, by its place in [`EventBody::NAMES`].
-    types: u32,
-    user: Option<UserId>,
-    ready: VecDeque<proto::Event>,
-    stop: CancellationToken,
-    hub: Hub,
-    open: Open,
-}
-
-/// Counts an open stream for as long as it lives.
-struct Open(Metrics);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.event_streams.leave();
-    }
-}
-
-/// `StreamEvents`.
-pub fn stream(hub: &Hub, life: &Lifecycle, request: &proto::StreamEventsRequest) -> Result<EventStream, ApiError> {
-    let mut checks = Checks::default();
-    let user = checks.optional("user_id", &request.user_id, UserId::parse);
-    let mut types = 0;
-    for name in &request.types {
-        match EventBody::NAMES.iter().position(|known| known == name) {
-            Some(index) => types |= 1 << index,
-            // It comes whatever the filter.
-            None if name == "events_lost" => {}
-            None => {
-                let allowed = EventBody::NAMES.join(", ");
-                checks.violation("types", format!("an event type is not known; there are {allowed}, events_lost"));
-            }
-        }
-    }
-    let (user,) = checks.finish((user,))?;
-    let metrics = hub.metrics().clone();
-    metrics.event_streams.enter();
-    let consumer = Consumer {
-        reader: hub.events().reader(),
-        epoch: hub.events().epoch().to_string(),
-        types: if request.types.is_empty() { u32::MAX } else { types },
-        user,
-        ready: VecDeque::new(),
-        stop: life.stopping().clone(),
-        hub: hub.clone(),
-        open: Open(metrics),
-    };
-    Ok(Box::pin(stream::unfold(Some(consumer), |consumer| async {
-        let mut consumer = consumer?;
-        match consumer.next().await {
-            Some(event) => Some((Ok(event), Some(consumer))),
-            None => {
-                let message = "the node is stopping".to_owned();
-                Some((Err(ApiError::Unavailable { reason: "DRAINING", message }), None))
-            }
-        }
-    })))
-}
-
-impl Consumer {
-    async fn next(&mut self) -> Option<proto::Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            let read = tokio::select! {
-                biased;
-                read = self.reader.read() => read,
-                () = self.stop.cancelled() => return None,
-            };
-            match read {
-                Read::Lost { count, last } => {
-                    self.open.0.events_lost.add(count);
-                    let time = Some(timestamp(self.hub.clock().unix_millis()));
-                    let event = Some(Body::EventsLost(proto::EventsLost { count }));
-                    return Some(proto::Event { sequence: last, epoch: self.epoch.clone(), time, event });
-                }
-                Read::Events(events) => {
-                    let wanted = events.iter().filter(|event| self.wants(event));
-                    self.ready = wanted.map(|event| encode(event, &self.epoch)).collect();
-                }
-            }
-        }
-    }
-
-    fn wants(&self, event: &Arc<Event>) -> bool {
-        self.types & (1 << event.body.index()) != 0
-            && self.user.as_ref().is_none_or(|user| event.body.user() == Some(user))
-    }
-}
-
-fn encode(event: &Event, epoch: &str) -> proto::Event {
+/// An event of this epoch. `raw_json`: with the JSON of a client's message as text.
+pub fn event(event: &Event, epoch: &str, raw_json: bool) -> proto::Event {
     proto::Event {
         sequence: event.sequence,
         epoch: epoch.to_owned(),
         time: Some(timestamp(event.time)),
-        event: Some(encode_body(&event.body)),
+        event: Some(body(&event.body, raw_json)),
     }
 }
 
-fn encode_body(body: &EventBody) -> Body {
+fn message_received(message: &Forwarded, raw_json: bool) -> proto::MessageReceived {
+    let payload = match &message.payload {
+        Payload::Binary(bytes) => Received::Binary(bytes.clone()),
+        Payload::Json(text) => {
+            let value = if raw_json { None } else { values::from_json(text) };
+            // What came from a client as JSON is UTF-8.
+            value.map_or_else(|| Received::Json(String::from_utf8_lossy(text).into_owned()), Received::Data)
+        }
+    };
+    proto::MessageReceived {
+        session_id: message.session.to_string(),
+        user_id: message.user.to_string(),
+        device: message.device.to_string(),
+        r#type: message.type_name.as_str().to_owned(),
+        id: message.id.as_deref().unwrap_or_default().to_owned(),
+        payload: Some(payload),
+        claims: Some(values::claims(&message.claims)),
+        reply_by: message.reply_by.map(timestamp),
+    }
+}
+
+fn body(body: &EventBody, raw_json: bool) -> Body {
     match body {
         EventBody::SessionOpened { session, user, device, remote, user_agent } => {
             Body::SessionOpened(proto::SessionOpened {
@@ -168,6 +85,7 @@ fn encode_body(body: &EventBody) -> Body {
         }),
         EventBody::UserOnline { user } => Body::UserOnline(proto::UserOnline { user_id: user.to_string() }),
         EventBody::UserOffline { user } => Body::UserOffline(proto::UserOffline { user_id: user.to_string() }),
+        EventBody::MessageReceived(message) => Body::MessageReceived(message_received(message, raw_json)),
         EventBody::NotificationConfirmed { user, device, session, id, offset, broadcast } => {
             Body::NotificationConfirmed(proto::NotificationConfirmed {
                 user_id: user.to_string(),
