@@ -3,19 +3,24 @@
 //!
 //! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
 
+pub mod access;
 mod backup;
 mod batch;
 mod codec;
 mod convert;
 mod error;
 mod events;
+mod figures;
+pub mod json;
 mod lists;
 mod mailbox;
+mod node;
 mod pages;
 mod process;
 pub mod scope;
 mod send;
 mod status;
+mod users;
 
 use std::{
     sync::{
@@ -25,8 +30,12 @@ use std::{
     time::Duration,
 };
 
-pub use self::error::ApiError;
 use self::scope::{Scope, ScopeSet};
+pub use self::{
+    error::ApiError,
+    figures::Figures,
+    node::{CleanedUp, LogControl},
+};
 use crate::{
     clock::Instant,
     hub::{CloseFilter, Hub},
@@ -76,6 +85,7 @@ struct Inner {
     started_at: UnixMillis,
     listeners: OnceLock<Vec<Listener>>,
     stopping: AtomicBool,
+    log_control: OnceLock<LogControl>,
 }
 
 impl Api {
@@ -91,6 +101,7 @@ impl Api {
             started_at,
             listeners: OnceLock::new(),
             stopping: AtomicBool::new(false),
+            log_control: OnceLock::new(),
         }))
     }
 

@@ -420,7 +420,6 @@ fn not_yet(config: &Config, found: &mut Found) {
             "auth.jwks.file",
             "a key set {}; leave it empty and use [[auth.keys]]",
         ),
-        (!auth.public_claims.is_empty(), "auth.public_claims", "showing claims {}; leave it empty"),
         (!config.clients.forward.is_empty(), "clients.forward", "forwarding {}; leave it empty"),
     ] {
         if on {
