@@ -15,6 +15,7 @@ use prost::Message;
 use prost_reflect::{
     DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, ReflectMessage as _, SerializeOptions,
 };
+use prost_types::FileDescriptorSet;
 use serde::{Deserializer, Serialize, Serializer, ser::Error as _};
 use serde_json::{Map, Value, map::Entry};
 use tonic::Status;
@@ -31,8 +32,15 @@ const SHOWN_BYTES_MAX: usize = 256;
 /// tests read them.
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     let mut pool = DescriptorPool::decode(DESCRIPTORS).unwrap_or_default();
+    let details = FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET).unwrap_or_default();
+    // That of `google.rpc.Status` goes by another name there.
+    let new = details.file.into_iter().filter(|file| {
+        let known = |name: &str| pool.get_message_by_name(&format!("{}.{name}", file.package())).is_some();
+        !file.message_type.iter().any(|message| known(message.name()))
+    });
+    let new: Vec<_> = new.collect();
     // What cannot be added is missed where it is asked for, and said there.
-    let _ = pool.decode_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET);
+    let _ = pool.add_file_descriptor_protos(new);
     pool
 });
 
@@ -179,7 +187,7 @@ fn refused(path: &str, error: &serde_json::Error) -> ApiError {
     let path = if path == "." { "" } else { path };
     let text = error.to_string();
     if !error.is_data() {
-        return wrong(path, format!("cannot be read as JSON: {text}"));
+        return wrong("", format!("cannot be read as JSON: {text}"));
     }
     let unknown = text.strip_prefix(UNKNOWN_FIELD.0).and_then(|rest| rest.rsplit_once(UNKNOWN_FIELD.1));
     match unknown {

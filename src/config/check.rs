@@ -299,9 +299,12 @@ fn auth(config: &Config, found: &mut Found) {
         "is empty, so no token would name a user; write the claims to look for, such as [\"sub\", \"userId\"]"
             .to_owned()
     });
-    for (key, list) in
-        [("auth.user_claim", &auth.user_claim), ("auth.issuer", &auth.issuer), ("auth.audience", &auth.audience)]
-    {
+    for (key, list) in [
+        ("auth.user_claim", &auth.user_claim),
+        ("auth.public_claims", &auth.public_claims),
+        ("auth.issuer", &auth.issuer),
+        ("auth.audience", &auth.audience),
+    ] {
         if let Some(index) = list.iter().position(String::is_empty) {
             found.add(format!("{key}[{index}]"), "is empty; write a name or leave it out");
         }

@@ -12,14 +12,15 @@ use crate::limits;
 /// A request's body.
 pub struct Upload {
     body: Incoming,
-    /// Its sender waits for leave (`Expect: 100-continue`), and was not given it.
-    waits: bool,
+    /// More of it is on its way: its sender does not wait for leave (`Expect: 100-continue`), nor has it been waited for in
+    /// vain.
+    comes: bool,
 }
 
 impl Upload {
     /// The body of a request with these headers.
     pub fn new(body: Incoming, headers: &HeaderMap) -> Self {
-        Self { body, waits: headers.contains_key(header::EXPECT) }
+        Self { body, comes: !headers.contains_key(header::EXPECT) }
     }
 
     /// All of it, `limit` bytes at most.
@@ -34,7 +35,7 @@ impl Upload {
         if self.body.size_hint().lower() > limit as u64 {
             return Err(too_large());
         }
-        self.waits = false;
+        self.comes = true;
         let body = &mut self.body;
         let all = async {
             let mut bytes = BytesMut::new();
@@ -52,7 +53,9 @@ impl Upload {
             }
             Ok(bytes.freeze())
         };
-        tokio::time::timeout(limits::OPS_BODY_TIMEOUT, all).await.unwrap_or_else(|_| {
+        let read = tokio::time::timeout(limits::OPS_BODY_TIMEOUT, all).await;
+        self.comes = read.is_ok();
+        read.unwrap_or_else(|_| {
             let message = format!("the body did not come within {} s", limits::OPS_BODY_TIMEOUT.as_secs());
             Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, Code::DeadlineExceeded, "BODY_TOO_SLOW", message))
         })
@@ -61,7 +64,7 @@ impl Upload {
     /// Reads on what nobody wants, as far as that is worth it: a connection that is closed with bytes unread is reset, and
     /// takes the answer with it.
     pub async fn discard(mut self) {
-        if self.waits {
+        if !self.comes {
             return;
         }
         let (most, within) = limits::OPS_DISCARD;

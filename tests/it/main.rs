@@ -16,6 +16,7 @@ mod delivery;
 mod ends;
 mod events;
 mod grpc;
+mod http;
 mod idempotency;
 mod isolation;
 mod lists;
