@@ -57,7 +57,7 @@ impl Api {
 /// A user with his sessions in the order in which they began; none is no user who is online.
 fn user_row(hub: &Hub, id: &UserId, sessions: &[std::sync::Arc<Handle>]) -> Option<proto::User> {
     let (first, latest) = (sessions.first()?, sessions.last()?);
-    let claims = latest.core().claims.only(hub.authenticator().public_claims());
+    let claims = latest.core().claims().only(hub.authenticator().public_claims());
     Some(proto::User {
         user_id: id.as_str().to_owned(),
         sessions: u32::try_from(sessions.len()).unwrap_or(u32::MAX),

@@ -111,7 +111,7 @@ struct Options {
     /// times [grpc.listen]
     #[arg(long, value_name = "ADDR")]
     grpc_listen: Vec<String>,
-    /// Where probes are answered, host:port, such as 127.0.0.1:7002; may be given several times
+    /// Where probes and calls over HTTP are answered, host:port, such as 127.0.0.1:7002; may be given several times
     /// [ops.listen]
     #[arg(long, value_name = "ADDR")]
     ops_listen: Vec<String>,

@@ -22,7 +22,7 @@ pub struct Refusal {
     /// Where it is not the one of the error's code.
     status: Option<StatusCode>,
     error: ApiError,
-    header: Option<(header::HeaderName, HeaderValue)>,
+    header: Option<(header::HeaderName, &'static str)>,
 }
 
 impl From<ApiError> for Refusal {
@@ -47,7 +47,7 @@ impl Refusal {
 
     /// With a header that says more.
     pub fn with(mut self, name: header::HeaderName, value: &'static str) -> Self {
-        self.header = Some((name, HeaderValue::from_static(value)));
+        self.header = Some((name, value));
         self
     }
 
@@ -63,7 +63,7 @@ impl Refusal {
         if let Some(seconds) = retry_after(&status) {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        headers.extend(self.header);
+        headers.extend(self.header.map(|(name, value)| (name, HeaderValue::from_static(value))));
         reply
     }
 }
