@@ -85,18 +85,27 @@ impl Out<'_> {
     }
 
     fn histogram(&mut self, name: &str, help: &str, spans: &Spans) -> fmt::Result {
-        let recorded = spans.buckets(&BOUNDS_MS.map(Duration::from_millis));
-        let bounds = BOUNDS_MS.iter().map(|ms| *ms as f64 / 1000.0).chain([f64::INFINITY]);
-        let counts = recorded.counts.into_iter().chain([recorded.above]);
-        let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        self.family(name, help, MetricType::Histogram)?.encode_histogram::<NoLabels>(
-            recorded.sum.as_secs_f64(),
-            count,
-            &buckets,
-            None,
-        )
+        distribution(&mut self.family(name, help, MetricType::Histogram)?, spans)
     }
+
+    /// The same with a label.
+    fn histograms(&mut self, name: &str, help: &str, label: &'static str, values: &[(&str, &Spans)]) -> fmt::Result {
+        let mut family = self.family(name, help, MetricType::Histogram)?;
+        for (value, spans) in values {
+            let labels: Labels<'_> = &[(label, *value)];
+            distribution(&mut family.encode_family(&labels)?, spans)?;
+        }
+        Ok(())
+    }
+}
+
+fn distribution(encoder: &mut MetricEncoder<'_>, spans: &Spans) -> fmt::Result {
+    let recorded = spans.buckets(&BOUNDS_MS.map(Duration::from_millis));
+    let bounds = BOUNDS_MS.iter().map(|ms| *ms as f64 / 1000.0).chain([f64::INFINITY]);
+    let counts = recorded.counts.into_iter().chain([recorded.above]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+    let count = buckets.iter().map(|(_, count)| count).sum();
+    encoder.encode_histogram::<NoLabels>(recorded.sum.as_secs_f64(), count, &buckets, None)
 }
 
 fn count(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
@@ -150,11 +159,8 @@ impl Collector for Node {
             "From handing a stored notification to a session to its confirmation, to two significant figures",
             metrics.confirm_latency_spans(),
         )?;
-        out.histogram(
-            "scheduler_delay_seconds",
-            "How late the runtimes' tasks get their turn",
-            &metrics.scheduler_delay,
-        )?;
+        let runtimes = [("sessions", &metrics.scheduler_delay), ("calls", &metrics.calls_scheduler_delay)];
+        out.histograms("scheduler_delay_seconds", "How late a runtime's tasks get their turn", "runtime", &runtimes)?;
         let (pending, bytes) = now.pending;
         out.gauge(
             "pending_notifications",

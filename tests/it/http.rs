@@ -537,12 +537,12 @@ async fn metrics_are_openmetrics_of_what_happens() {
         after.keys().filter_map(|name| name.strip_prefix("pushgate_failures_total{kind=\"")).collect();
     assert_eq!(kinds.len(), Failure::ALL.len(), "one for each, and no more");
     assert_eq!(before.len(), after.len(), "no traffic makes a new series");
-    gateway.hub.begin_drain();
-    // Whose buckets add up: they rise with their bounds.
-    let buckets: Vec<f64> = after
-        .iter()
-        .filter(|(name, _)| name.starts_with("pushgate_scheduler_delay_seconds_bucket"))
-        .map(|(_, n)| *n)
-        .collect();
-    assert!(buckets.len() > 10 && buckets.iter().all(|n| *n <= after["pushgate_scheduler_delay_seconds_count"]));
+    for runtime in ["sessions", "calls"] {
+        let of = format!("runtime=\"{runtime}\"");
+        let name = |name: &str| format!("pushgate_scheduler_delay_seconds_{name}{{{of}}}");
+        let is_bucket = |name: &str| name.starts_with("pushgate_scheduler_delay_seconds_bucket{") && name.contains(&of);
+        let buckets: Vec<f64> = after.iter().filter(|(name, _)| is_bucket(name)).map(|(_, count)| *count).collect();
+        assert_eq!(buckets.len(), 16);
+        assert!(buckets.iter().all(|count| *count <= after[&name("count")]) && after[&name("sum")] >= 0.0);
+    }
 }
