@@ -14,7 +14,7 @@
 //! 4. **[`hub`]**: users, their devices and sessions. [`hub::Hub::send`] is where a notification gets its place, and the
 //!    only order in which store, outboxes and events come.
 //! 5. **[`api`]**: what services may ask, whoever carries the question.
-//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for probes. And from outside: `client`, what an
+//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for those that do not speak it, and for probes. And from outside: `client`, what an
 //!    application speaks to a gateway with (the cargo feature `client`), and [`stress`], a load on both.
 //! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
 //!    [`dev`] for a first look, and [`cli`].

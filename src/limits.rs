@@ -67,6 +67,8 @@ pub const HANDSHAKE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::fro
 pub const PAGE_ROWS_MAX: usize = 1000;
 /// The rows of a page where the caller names no number.
 pub const PAGE_ROWS_DEFAULT: usize = 100;
+/// A page of users, with what their tokens say of them, is full beyond so many bytes.
+pub const USERS_PAGE_BYTES_MAX: usize = 1024 * 1024;
 /// What waits to be committed at most, in bytes of records; further senders wait for room.
 pub const WRITER_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A stored value above this is written in chunks of this size.
@@ -120,7 +122,21 @@ pub const BROADCAST_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Connections to one gRPC listener at once; further ones wait to be accepted.
 pub const GRPC_CONNECTIONS_MAX: usize = 1024;
 /// Connections to one ops listener at once; further ones wait to be accepted.
-pub const OPS_CONNECTIONS_MAX: usize = 256;
+pub const OPS_CONNECTIONS_MAX: usize = 1024;
+/// Calls of the admin API under way on one ops listener; further ones are refused (503). So there is always room for
+/// probes.
+pub const OPS_CALLS_MAX: usize = 256;
+/// The least bound on the body of a call over HTTP, and how many times `limits.notification_bytes` it is else: text that is
+/// escaped takes more than what it stands for.
+pub const OPS_BODY_BYTES_MIN: usize = 1024 * 1024;
+/// See [`OPS_BODY_BYTES_MIN`].
+pub const OPS_BODY_NOTIFICATIONS: usize = 4;
+/// How long the body of a call over HTTP may take to arrive.
+pub const OPS_BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// What of a body that is refused is read on, so that its sender gets to read why: bytes, and time.
+pub const OPS_DISCARD: (usize, std::time::Duration) = (16 * 1024 * 1024, std::time::Duration::from_secs(2));
+/// The longest filter of the log that a caller may set.
+pub const LOG_FILTER_BYTES_MAX: usize = 4 * 1024;
 /// Requests under way on one SendBatch stream, and answers that wait to be read; beyond it the stream is not read.
 pub const BATCH_IN_FLIGHT_MAX: usize = 1024;
 /// The bytes of those requests; one that is larger is under way alone.
@@ -185,6 +201,7 @@ const _: () = assert!(WRITER_QUEUE_BYTES_MAX < u32::MAX as usize, "a semaphore h
 const _: () = assert!(NOTIFICATION_ID_BYTES_MAX <= u8::MAX as usize, "rows hold the length of an id in one byte");
 const _: () = assert!(COLLAPSE_KEY_BYTES_MAX <= u8::MAX as usize, "rows hold the length of a collapse key in one byte");
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
+const _: () = assert!(OPS_CALLS_MAX < OPS_CONNECTIONS_MAX, "probes need room beside calls");
 const _: () = assert!(BATCH_STOP_GRACE.as_millis() < GRPC_STOP_GRACE.as_millis(), "its answers must still get out");
 const _: () = assert!(ALERT_TICK.as_millis() <= ALERT_WINDOW.0.as_millis(), "no window is missed between two looks");
 const _: () = assert!(WAIT_TIMEOUT_DEFAULT.as_millis() <= WAIT_TIMEOUT_MAX.as_millis());

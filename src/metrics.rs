@@ -3,6 +3,7 @@
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
 mod alerts;
+mod spans;
 
 use std::{
     collections::VecDeque,
@@ -13,10 +14,11 @@ use std::{
     time::Duration,
 };
 
-use hdrhistogram::Histogram;
+pub use self::{
+    alerts::Since,
+    spans::{Buckets, Percentiles, Spans},
+};
 use parking_lot::Mutex;
-
-pub use self::alerts::Since;
 
 /// A number that only rises.
 #[derive(Debug, Default)]
@@ -179,6 +181,8 @@ failures! {
     /// A call that was refused before any handler saw it: a message over its size or one that does not decode, or a
     /// method that does not exist.
     GrpcRefused = "grpc_refused",
+    /// A request to the admin API over HTTP that was refused before it was a call: its path, method, type, size or origin.
+    HttpRefused = "http_refused",
     /// A call without a valid token.
     GrpcUnauthenticated = "grpc_unauthenticated",
     /// A call without the scope it needs.
@@ -274,64 +278,6 @@ impl Default for Inner {
     }
 }
 
-/// A distribution of spans, from 1 µs to 10 min, to two significant figures: about 30 KiB.
-#[derive(Debug)]
-pub struct Spans(Mutex<Histogram<u64>>);
-
-impl Default for Spans {
-    fn default() -> Self {
-        match Histogram::new_with_bounds(1, 600_000_000, 2) {
-            Ok(histogram) => Self(Mutex::new(histogram)),
-            Err(_) => unreachable!("constant bounds, low < high, figures in 0..=5"),
-        }
-    }
-}
-
-impl Spans {
-    /// Records the same span `count` times.
-    pub fn record(&self, span: Duration, count: u64) {
-        let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1);
-        self.0.lock().saturating_record_n(micros, count);
-    }
-
-    /// What was recorded so far.
-    pub fn percentiles(&self) -> Percentiles {
-        Percentiles::of(&self.0.lock())
-    }
-
-    fn histogram(&self) -> Histogram<u64> {
-        self.0.lock().clone()
-    }
-}
-
-/// Percentiles of [`Spans`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Percentiles {
-    /// How many were measured.
-    pub count: u64,
-    /// The median.
-    pub p50: Duration,
-    /// The 90th percentile.
-    pub p90: Duration,
-    /// The 99th percentile.
-    pub p99: Duration,
-    /// The longest.
-    pub max: Duration,
-}
-
-impl Percentiles {
-    fn of(histogram: &Histogram<u64>) -> Self {
-        let at = |quantile| Duration::from_micros(histogram.value_at_quantile(quantile));
-        Self {
-            count: histogram.len(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            max: Duration::from_micros(histogram.max()),
-        }
-    }
-}
-
 /// Counters at one moment, for rates.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -389,6 +335,11 @@ impl Metrics {
     /// Percentiles of the time from hand-over to confirmation.
     pub fn confirm_latency(&self) -> Percentiles {
         self.confirm_latency.percentiles()
+    }
+
+    /// All of these times.
+    pub fn confirm_latency_spans(&self) -> &Spans {
+        &self.confirm_latency
     }
 
     /// Takes a sample for [`Metrics::rates`]; call it once a second.

@@ -1,13 +1,14 @@
-//! Listening: binding an address, and accepting for as long as it takes.
+//! Listening: binding an address, accepting for as long as it takes, and whether a request means this machine.
 
 use std::{
     fmt, io,
-    net::{SocketAddr, ToSocketAddrs as _},
+    net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use http::{HeaderMap, header, uri::Authority};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Connections that wait to be accepted.
@@ -47,6 +48,16 @@ impl Drop for SocketFile {
         if ours {
             // It may be gone by now; nothing depends on it.
             let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Bound {
+    /// Whether only this machine reaches it.
+    pub fn is_loopback(&self) -> bool {
+        match self {
+            Bound::Tcp(_, address) => address.ip().to_canonical().is_loopback(),
+            Bound::Unix(..) => true,
         }
     }
 }
@@ -135,6 +146,21 @@ async fn after_error(error: io::Error) {
         tracing::warn!(%error, "cannot accept a connection; waiting");
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
+}
+
+/// The `Host` of a request, where it is this machine's own; without user information, which it must not have. A listener
+/// on loopback that trusts whoever reaches it answers to no other: a site whose name was made to resolve to loopback is of
+/// the same origin as the listener in a browser's eyes.
+pub fn loopback_host(headers: &HeaderMap) -> Option<Authority> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let authority: Authority = hosts.next()?.to_str().ok()?.parse().ok()?;
+    if hosts.next().is_some() || authority.as_str().contains('@') {
+        return None;
+    }
+    let name = authority.host();
+    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    let is_loopback = address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    (is_loopback || name.eq_ignore_ascii_case("localhost")).then_some(authority)
 }
 
 /// Raises the soft limit on descriptors to the hard one. The limit that is in force then (`None`: there is none), and

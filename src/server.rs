@@ -14,12 +14,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::calls::Calls;
 use crate::{
-    api::{Api, Listener},
+    api::{
+        Api, Listener, LogControl,
+        access::{Access, Token},
+    },
     auth::Authenticator,
     clock::Clock,
     config::Config,
-    grpc::{self, Access},
-    http,
+    grpc, http,
     hub::{Hub, Parts, Quotas},
     lifecycle::{Lifecycle, Shutdown},
     limits,
@@ -78,6 +80,7 @@ pub struct Server {
     accepting: CancellationToken,
     bound: Vec<(&'static str, Bound)>,
     access: Vec<Access>,
+    ops_access: Vec<Option<Access>>,
     listeners: Vec<Listener>,
     on_ready: Option<OnReady>,
 }
@@ -96,7 +99,7 @@ impl Server {
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
         let tokens = tokens(&config.grpc)?;
         let mut bound = Vec::new();
-        let mut access = Vec::new();
+        let (mut access, mut ops_access) = (Vec::new(), Vec::new());
         for address in &config.http.listen {
             bound.push(("http", net::bind(address)?));
         }
@@ -110,7 +113,13 @@ impl Server {
             bound.push(("grpc", listener));
         }
         for address in &config.ops.listen {
-            bound.push(("ops", net::bind(address)?));
+            let listener = calls.within(|| net::bind(address))?;
+            ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
+                (false, _) => None,
+                (true, true) => Some(Access::open("insecure")),
+                (true, false) => Some(Access::Tokens(tokens.clone())),
+            });
+            bound.push(("ops", listener));
         }
         let listeners: Vec<Listener> =
             bound.iter().map(|(name, bound)| Listener { name, address: bound.to_string() }).collect();
@@ -151,7 +160,8 @@ impl Server {
         let path = config.http.path.clone();
         let ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
         let shutdown = config.shutdown.clone();
-        Ok(Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, listeners, on_ready: None })
+        let on_ready = None;
+        Ok(Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, on_ready })
     }
 
     /// Where it listens, as bound.
@@ -169,6 +179,11 @@ impl Server {
         self.ws.page = Some(page);
     }
 
+    /// Lets callers set what the process logs.
+    pub fn set_log_control(&mut self, control: LogControl) {
+        self.api.set_log_control(control);
+    }
+
     /// Has `then` called once everything is served.
     pub fn when_ready(&mut self, then: impl FnOnce() + Send + 'static) {
         self.on_ready = Some(Box::new(then));
@@ -176,7 +191,8 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, listeners, on_ready } = self;
+        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, on_ready } =
+            self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -184,7 +200,7 @@ impl Server {
             reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
         }
         let notification_bytes = hub.limits().notification_bytes.as_usize();
-        let mut access = access.into_iter();
+        let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
         for (name, bound) in bound {
             match (name, bound) {
                 ("grpc", bound) => {
@@ -194,7 +210,10 @@ impl Server {
                     calls_life.spawn_essential("the gRPC listener", serving);
                 }
                 ("ops", Bound::Tcp(listener, _)) => {
-                    life.spawn_essential("the ops listener", http::serve(listener, api.clone(), life.clone()));
+                    let access = ops_access.next().flatten();
+                    let services = http::Services { api: api.clone(), access, notification_bytes };
+                    let serving = http::serve(listener, services, calls_life.clone());
+                    calls_life.spawn_essential("the ops listener", serving);
                 }
                 (_, Bound::Tcp(listener, _)) => {
                     life.spawn_essential("the public listener", ws::serve(listener, Arc::clone(&ws)));
@@ -297,11 +316,11 @@ async fn close_store(store: Store, deadline: tokio::time::Instant) -> Result<(),
     }
 }
 
-fn tokens(config: &grpc::Config) -> Result<Vec<grpc::Token>, StartError> {
+fn tokens(config: &grpc::Config) -> Result<Vec<Token>, StartError> {
     let token = |token: &grpc::config::TokenConfig| {
         let sha256 =
             token.sha256().map_err(|error| StartError::Config(format!("grpc.tokens, `{}`: {error}", token.name)))?;
-        Ok(grpc::Token::new(sha256, &token.name, token.scope_set()))
+        Ok(Token::new(sha256, &token.name, token.scope_set()))
     };
     config.tokens.iter().map(token).collect()
 }

@@ -8,12 +8,14 @@ use std::{
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
 };
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt, LevelFilter, filter_fn},
     layer::{Filter, SubscriberExt as _},
+    reload,
     util::SubscriberInitExt as _,
 };
 
@@ -49,13 +51,17 @@ pub enum Format {
     Journald,
 }
 
+/// What a filter looks like.
+const FILTER_HELP: &str = "write a level (off, error, warn, info, debug, trace) or directives such as \
+                           \"info,pushgate::store=debug\"";
+
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// Not directives of `tracing`.
     #[error(
-        "{place}: `{value}` is not a log filter ({problem}); write a level (off, error, warn, info, debug, trace) or \
-         directives such as \"info,pushgate::store=debug\""
+        "{place}: `{value}` is not a log filter ({problem}); {help}",
+        help = FILTER_HELP
     )]
     Filter {
         /// The key or the variable.
@@ -80,33 +86,58 @@ impl Log {
     }
 }
 
-/// Sets up logging for the process. Returns the format that was settled on.
+/// Changes what the process logs while it runs.
+pub struct Control {
+    /// The filter that is in force, as it was given.
+    current: Mutex<String>,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Control {
+    /// Sets the filter; what it was before. Nothing changes where it is none.
+    ///
+    /// # Errors
+    /// Which of the directives is wrong, and what they look like.
+    pub fn set(&self, text: &str) -> Result<String, String> {
+        let filter = directives(text).map_err(|problem| format!("{problem}; {FILTER_HELP}"))?;
+        let mut current = self.current.lock();
+        self.handle.reload(filter).map_err(|error| error.to_string())?;
+        Ok(std::mem::replace(&mut *current, text.to_owned()))
+    }
+}
+
+/// Sets up logging for the process. Returns what can change it.
 ///
 /// # Errors
 /// A filter that is none, or a journal that was asked for and cannot be reached.
-pub fn init(log: &Log) -> Result<Format, LogError> {
-    let filter = filter(log)?;
+pub fn init(log: &Log) -> Result<Control, LogError> {
+    let (text, filter) = filter(log)?;
     let terminal = io::stderr().is_terminal();
     let chosen = match log.format {
         Format::Auto => automatic(terminal, env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()),
         fixed => fixed,
     };
-    let (format, layer) = match chosen {
+    let layer = match chosen {
         Format::Journald => match (journal(), log.format) {
-            (Ok(layer), _) => (Format::Journald, layer),
+            (Ok(layer), _) => layer,
             (Err(error), Format::Journald) => return Err(LogError::Journal(error)),
-            (Err(_), _) => (Format::Json, json()),
+            (Err(_), _) => json(),
         },
-        Format::Human => (Format::Human, human(terminal)),
-        Format::Json | Format::Auto => (Format::Json, json()),
+        Format::Human => human(terminal),
+        Format::Json | Format::Auto => json(),
     };
+    let (filter, handle) = reload::Layer::new(filter);
     tracing_subscriber::registry().with(layer.with_filter(bounded(filter))).try_init()?;
-    Ok(format)
+    Ok(Control { current: Mutex::new(text), handle })
 }
 
 /// The filter, and what may be logged at all. The hint keeps what is below the filter's own level from being looked at one
 /// by one: sled alone says dozens of things a write at TRACE, and without it each came up to here.
-fn bounded<S: tracing::Subscriber>(filter: EnvFilter) -> impl Filter<S> + Send + Sync + 'static {
+fn bounded<S, F>(filter: F) -> impl Filter<S> + Send + Sync + 'static
+where
+    S: tracing::Subscriber,
+    F: Filter<S> + Send + Sync + 'static,
+{
     FilterExt::<S>::and(filter, filter_fn(may_be_logged).with_max_level_hint(LevelFilter::TRACE))
 }
 
@@ -125,11 +156,14 @@ pub fn check(log: &Log) -> Result<(), LogError> {
     filter(log).map(drop)
 }
 
-fn filter(log: &Log) -> Result<EnvFilter, LogError> {
-    match env::var("RUST_LOG") {
-        Ok(text) if !text.trim().is_empty() => parse("environment variable RUST_LOG", &text),
-        _ => parse("log.filter", &log.filter),
-    }
+/// The filter that is in force at the start, and its text.
+fn filter(log: &Log) -> Result<(String, EnvFilter), LogError> {
+    let (place, text) = match env::var("RUST_LOG") {
+        Ok(text) if !text.trim().is_empty() => ("environment variable RUST_LOG", text),
+        _ => ("log.filter", log.filter.clone()),
+    };
+    let filter = parse(place, &text)?;
+    Ok((text, filter))
 }
 
 fn parse(place: &'static str, text: &str) -> Result<EnvFilter, LogError> {
@@ -137,7 +171,16 @@ fn parse(place: &'static str, text: &str) -> Result<EnvFilter, LogError> {
     if text.trim().is_empty() {
         return Err(wrong("it is empty".to_owned()));
     }
-    EnvFilter::builder().parse(text).map_err(|error| wrong(error.to_string()))
+    directives(text).map_err(wrong)
+}
+
+/// Reads directives; which of them is wrong, and why.
+fn directives(text: &str) -> Result<EnvFilter, String> {
+    let parse = |text: &str| EnvFilter::builder().parse(text).map_err(|error| error.to_string());
+    parse(text).map_err(|problem| {
+        let bad = text.split(',').find_map(|part| parse(part).err().map(|problem| (part, problem)));
+        bad.map_or(problem, |(part, problem)| format!("`{part}`: {problem}"))
+    })
 }
 
 /// systemd's own rule (systemd.exec(5)): `JOURNAL_STREAM` names the device and inode of the journal's stream; only
@@ -193,8 +236,67 @@ mod tests {
     #[test]
     fn what_is_below_the_filter_s_level_is_known_without_a_look() {
         for (text, level) in [("info", LevelFilter::INFO), ("warn,pushgate::store=debug", LevelFilter::DEBUG)] {
-            let filter = bounded::<Registry>(parse("log.filter", text).unwrap());
+            let filter = bounded::<Registry, _>(parse("log.filter", text).unwrap());
             assert_eq!(filter.max_level_hint(), Some(level), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bad_directive_is_named() {
+        for (text, bad) in [
+            ("info,pushgate=loud", "`pushgate=loud`: "),
+            ("info,=,warn", "`=`: "),
+            ("[session{user=a}]=trace,x=y=z", "`x=y=z`: "),
+        ] {
+            let said = directives(text).unwrap_err();
+            assert!(said.starts_with(bad), "{text}: {said}");
+        }
+    }
+
+    /// Lines that a subscriber of its own writes, with the filter set anew meanwhile.
+    #[test]
+    fn a_filter_is_set_while_it_runs() {
+        let (filter, handle) = reload::Layer::new(directives("warn").unwrap());
+        let control = Control { current: Mutex::new("warn".to_owned()), handle };
+        let lines = std::sync::Arc::new(Mutex::new(Vec::<u8>::new()));
+        let layer = {
+            let lines = std::sync::Arc::clone(&lines);
+            let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || Lines(lines.clone()));
+            layer.boxed().with_filter(bounded(filter))
+        };
+        let said = |text: &str| {
+            let said = String::from_utf8(std::mem::take(&mut *lines.lock())).unwrap();
+            assert!(if text.is_empty() { said.is_empty() } else { said.contains(text) }, "`{text}`: {said}");
+        };
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let say = || tracing::info!("said");
+            say();
+            said("");
+            assert_eq!(control.set("info").unwrap(), "warn");
+            say();
+            said("said");
+            assert_eq!(control.set("trace,x=loud").unwrap_err().split(':').next(), Some("`x=loud`"));
+            assert_eq!(control.set("pushgate::store=debug").unwrap(), "info");
+            say();
+            said("");
+            tracing::debug!(target: "pushgate::store", "deep");
+            said("deep");
+            assert_eq!(control.set("trace").unwrap(), "pushgate::store=debug");
+            tracing::debug!(target: "h2", "a header");
+            said("");
+        });
+    }
+
+    struct Lines(std::sync::Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
         }
     }
 

@@ -71,28 +71,6 @@ is() { jq -e "$1" "$WORK/answer" >/dev/null || fail "not so: $1: $(cat "$WORK/an
 # The answer has this text.
 has() { grep -qF -- "$1" "$WORK/answer" || fail "\`$1\` is missing in: $(cat "$WORK/answer")"; }
 
-base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
-
-# A token for a user, for an hour.
-user_token() {
-    local head body
-    head=$(printf '{"alg":"HS256","typ":"JWT"}' | base64url)
-    body=$(printf '{"sub":"%s","exp":%d}' "$1" $(($(date +%s) + 3600)) | base64url)
-    printf '%s.%s.' "$head" "$body"
-    printf '%s.%s' "$head" "$body" | openssl dgst -sha256 -hmac 'a secret that only tests know' -binary | base64url
-}
-
-# A client that takes what comes and says nothing: the frames' texts are in $WORK/NAME.frames.
-connect() {
-    : >"$WORK/$1.frames"
-    curl -sN --http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
-        -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H "Authorization: Bearer $(user_token "$1")" \
-        "http://$HTTP/ws" >"$WORK/$1.frames" 2>/dev/null &
-    CLIENT=$!
-    STARTED+=("$CLIENT")
-    within 10 grep -qa '"type":"auth_success"' "$WORK/$1.frames" || fail "$1 cannot connect"
-}
-
 reflection() {
     say "reflection at $ADDRESS: every service and symbol"
     grpc $OK list
@@ -174,6 +152,8 @@ every_rpc() {
 
     call $OK ListSessions '{"user_id":"'"$user"'"}'
     is '(.sessions | length) == 1 and .sessions[0].userId == "'"$user"'" and (.sessions[0].userAgent | startswith("curl"))'
+    call $OK ListUsers '{}'
+    is '(.users | length) == 1 and .users[0].userId == "'"$user"'" and .users[0].sessions == 1 and (.users[0].since | length) > 0'
     call $OK Broadcast '{"notification":{"type":"system_message","data":"to all"}}'
     is '.outcome == "OUTCOME_ACCEPTED" and .sessions == 1'
     within 10 grep -qaF '"data":"to all"' "$WORK/$user.frames" || fail "the broadcast does not arrive"
@@ -215,6 +195,10 @@ every_rpc() {
     kill "$stream"
     wait "$stream" 2>/dev/null || true
     forget "$stream"
+
+    call $OK SetLogFilter '{"filter":"info,pushgate::store=debug"}'
+    call $OK SetLogFilter '{"filter":"info"}'
+    is '.previous == "info,pushgate::store=debug"'
 
     call $OK Backup '{"path":"'"$WORK/backup-$user"'"}'
     is '(.bytes | tonumber) > 0 and (.records | tonumber) > 0'
@@ -267,6 +251,9 @@ refusals() {
     has '"field": "filter.claims"'
     has 'auth.session_claims'
     call $INVALID_ARGUMENT Broadcast '{"notification":{},"durable":true,"filter":{"user_agent":"*"}}'
+    call $INVALID_ARGUMENT ListUsers '{"page_token":"made up"}'
+    call $INVALID_ARGUMENT SetLogFilter '{"filter":"info,pushgate=loud"}'
+    has 'pushgate=loud'
     call $INVALID_ARGUMENT Backup '{"path":"not/absolute"}'
     has '"field": "path"'
     call $INVALID_ARGUMENT ListPending '{"user_id":"'"$user"'","page_token":"made up"}'
@@ -308,7 +295,8 @@ done
 at "$GRPC" -H 'authorization: Bearer only-sends'
 grpc $OK list
 call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
-for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions PurgePending StreamEvents; do
+for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListUsers PurgePending SetLogFilter \
+    StreamEvents; do
     call $PERMISSION_DENIED "$method" '{}'
     has SCOPE_MISSING
 done

@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 use self::answers::{Answering, answers, share};
 use super::{
     Api, Caller,
-    error::ApiError,
+    error::{ApiError, embedded},
     proto::{self, send_batch_response::Result as Answer},
     scope::Scope,
     send::{self, ToSend},
@@ -377,37 +377,4 @@ fn draining() -> ApiError {
 fn may_have_been_delivered() -> ApiError {
     let message = "the node is stopping; the notification may have been delivered".to_owned();
     ApiError::Unavailable { reason: "MAY_HAVE_BEEN_DELIVERED", message }
-}
-
-/// A status as a message of its own. That with details carries itself, encoded.
-fn embedded(status: &Status) -> tonic_types::pb::Status {
-    let plain = || tonic_types::pb::Status {
-        code: status.code().into(),
-        message: status.message().to_owned(),
-        details: Vec::new(),
-    };
-    match tonic_types::pb::Status::decode(status.details()) {
-        Ok(decoded) if !status.details().is_empty() => decoded,
-        _ => plain(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tonic_types::StatusExt as _;
-
-    use super::*;
-    use crate::metrics::Metrics;
-
-    #[test]
-    fn a_status_keeps_its_details_when_it_is_embedded() {
-        let status = ApiError::invalid("user_id", "must not be empty").into_status(&Metrics::default());
-        let embedded = embedded(&status);
-        assert_eq!((embedded.code, embedded.message.as_str()), (3, "user_id: must not be empty"));
-        assert_eq!(embedded.details.len(), 2);
-        let again = Status::with_details(Code::InvalidArgument, "", embedded.encode_to_vec().into());
-        assert_eq!(again.get_error_details().bad_request().unwrap().field_violations[0].field, "user_id");
-        let plain = super::embedded(&Status::not_found("x"));
-        assert_eq!((plain.code, plain.details.len()), (5, 0));
-    }
 }

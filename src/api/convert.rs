@@ -50,7 +50,7 @@ all_present!(A, B, C, D, E);
 impl Checks {
     /// Notes what is wrong with a field.
     pub fn violation(&mut self, field: &'static str, description: String) {
-        self.0.push(Violation { field, description });
+        self.0.push(Violation { field: field.into(), description });
     }
 
     /// Notes what is wrong where `ok` is false.
@@ -271,9 +271,9 @@ mod tests {
         String::from_utf8(parse(number(value)).unwrap().payload.bytes().to_vec()).unwrap()
     }
 
-    fn fields(error: ApiError) -> Vec<&'static str> {
+    fn fields(error: ApiError) -> Vec<String> {
         let ApiError::Invalid(violations) = error else { panic!("{error:?}") };
-        violations.into_iter().map(|violation| violation.field).collect()
+        violations.into_iter().map(|violation| violation.field.into_owned()).collect()
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Why a call failed, and the one table that turns it into a gRPC status with google.rpc details.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
+use prost::Message as _;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -19,7 +20,7 @@ const RETRY_UNAVAILABLE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// Its path in the request.
-    pub field: &'static str,
+    pub field: Cow<'static, str>,
     /// What is wrong with it.
     pub description: String,
 }
@@ -68,12 +69,21 @@ pub enum ApiError {
     },
     /// The call's deadline came first.
     DeadlineExceeded,
+    /// A request over HTTP that is no call that could be answered.
+    Refused {
+        /// What it comes nearest to.
+        code: Code,
+        /// ErrorInfo's reason.
+        reason: &'static str,
+        /// In words.
+        message: String,
+    },
 }
 
 impl ApiError {
     /// One field is wrong.
     pub fn invalid(field: &'static str, description: &str) -> Self {
-        Self::Invalid(vec![Violation { field, description: description.to_owned() }])
+        Self::Invalid(vec![Violation { field: field.into(), description: description.to_owned() }])
     }
 
     /// The status that the caller gets; counted.
@@ -97,7 +107,7 @@ impl ApiError {
             Self::Invalid(violations) => {
                 let mut details = info("INVALID_ARGUMENT");
                 for violation in &violations {
-                    details.add_bad_request_violation(violation.field, violation.description.clone());
+                    details.add_bad_request_violation(violation.field.as_ref(), violation.description.as_str());
                 }
                 let message: Vec<_> =
                     violations.into_iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
@@ -123,9 +133,23 @@ impl ApiError {
                 "the call's deadline passed; what it asked for may have happened".to_owned(),
                 info("DEADLINE_EXCEEDED"),
             ),
+            Self::Refused { code, reason, message } => (Failure::HttpRefused, code, message, info(reason)),
         };
         metrics.failure(failure);
         Status::with_error_details(code, message, details)
+    }
+}
+
+/// A status as a message of its own. That with details carries itself, encoded.
+pub fn embedded(status: &Status) -> tonic_types::pb::Status {
+    let plain = || tonic_types::pb::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    };
+    match tonic_types::pb::Status::decode(status.details()) {
+        Ok(decoded) if !status.details().is_empty() => decoded,
+        _ => plain(),
     }
 }
 
@@ -145,5 +169,17 @@ mod tests {
 
         let status = ApiError::Quota { reason: "MAILBOX_FULL", message: "full".into() }.into_status(&metrics);
         assert_eq!(status.get_error_details().retry_info().unwrap().retry_delay, Some(RETRY_QUOTA));
+    }
+
+    #[test]
+    fn a_status_keeps_its_details_when_it_is_embedded() {
+        let status = ApiError::invalid("user_id", "must not be empty").into_status(&Metrics::default());
+        let embedded = embedded(&status);
+        assert_eq!((embedded.code, embedded.message.as_str()), (3, "user_id: must not be empty"));
+        assert_eq!(embedded.details.len(), 2);
+        let again = Status::with_details(Code::InvalidArgument, "", embedded.encode_to_vec().into());
+        assert_eq!(again.get_error_details().bad_request().unwrap().field_violations[0].field, "user_id");
+        let plain = super::embedded(&Status::not_found("x"));
+        assert_eq!((plain.code, plain.details.len()), (5, 0));
     }
 }

@@ -161,8 +161,8 @@ mod tests {
         }
     }
 
-    fn fields(filter: proto::BroadcastFilter, durable: bool) -> Vec<&'static str> {
-        violations(filter, durable).into_iter().map(|violation| violation.field).collect()
+    fn fields(filter: proto::BroadcastFilter, durable: bool) -> Vec<String> {
+        violations(filter, durable).into_iter().map(|violation| violation.field.into_owned()).collect()
     }
 
     fn at(seconds: i64, nanos: i32) -> Option<prost_types::Timestamp> {

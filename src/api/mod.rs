@@ -3,20 +3,25 @@
 //!
 //! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
 
+pub mod access;
 mod backup;
 mod batch;
 mod codec;
 mod convert;
 mod error;
 mod events;
+mod figures;
 mod filter;
+pub mod json;
 mod lists;
 mod mailbox;
+mod node;
 mod pages;
 mod process;
 pub mod scope;
 mod send;
 mod status;
+mod users;
 mod values;
 
 use std::{
@@ -27,8 +32,12 @@ use std::{
     time::Duration,
 };
 
-pub use self::error::ApiError;
 use self::scope::{Scope, ScopeSet};
+pub use self::{
+    error::ApiError,
+    figures::Figures,
+    node::{CleanedUp, LogControl},
+};
 use crate::{
     clock::Instant,
     hub::{CloseFilter, Hub},
@@ -78,6 +87,7 @@ struct Inner {
     started_at: UnixMillis,
     listeners: OnceLock<Vec<Listener>>,
     stopping: AtomicBool,
+    log_control: OnceLock<LogControl>,
 }
 
 impl Api {
@@ -93,6 +103,7 @@ impl Api {
             started_at,
             listeners: OnceLock::new(),
             stopping: AtomicBool::new(false),
+            log_control: OnceLock::new(),
         }))
     }
 

@@ -93,6 +93,8 @@ pub struct Authenticator {
     leeway_millis: u64,
     /// The names of the claims that a session keeps.
     kept_claims: Vec<String>,
+    /// Those of them that others see.
+    public_claims: Vec<String>,
     clock: Clock,
     verified: Cache,
 }
@@ -120,9 +122,15 @@ impl Authenticator {
             audience: config.audience.clone(),
             leeway_millis: u64::try_from(config.leeway.0.as_millis()).unwrap_or(u64::MAX),
             kept_claims: config.public_claims.iter().chain(&config.session_claims).cloned().collect(),
+            public_claims: config.public_claims.clone(),
             clock,
             verified: Cache::default(),
         })
+    }
+
+    /// The names of the claims that others see: `auth.public_claims`.
+    pub fn public_claims(&self) -> &[String] {
+        &self.public_claims
     }
 
     /// Has sessions keep these claims, too.

@@ -2,10 +2,10 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
+//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `users.rs`, `events.rs`, `log.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
-//! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
+//! * `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
 //! Results go to standard output, notes and errors to standard error. Exit codes (those above 2 are of sysexits.h):
 //!
@@ -24,9 +24,9 @@ mod doctor;
 mod events;
 mod failure;
 mod init;
-mod json;
 mod jwt;
 mod listen;
+mod log;
 mod mailbox;
 mod operator;
 mod output;
@@ -37,6 +37,7 @@ mod store;
 mod stress;
 mod table;
 mod token;
+mod users;
 
 mod serve;
 
@@ -46,6 +47,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, builder::PossibleValue
 
 use self::{failure::EXIT_CONFIG, operator::Operator};
 use crate::{
+    api::json,
     config::{Config, ConfigError, Flag, Loaded, Sources},
     telemetry,
 };
@@ -109,7 +111,7 @@ struct Options {
     /// times [grpc.listen]
     #[arg(long, value_name = "ADDR")]
     grpc_listen: Vec<String>,
-    /// Where probes are answered, host:port, such as 127.0.0.1:7002; may be given several times
+    /// Where probes and calls over HTTP are answered, host:port, such as 127.0.0.1:7002; may be given several times
     /// [ops.listen]
     #[arg(long, value_name = "ADDR")]
     ops_listen: Vec<String>,

@@ -7,7 +7,7 @@ use super::{
     backup, doctor,
     events::{self, Events},
     failure::{Outcome, failed},
-    init, listen,
+    init, listen, log,
     mailbox::{self, Devices, Forget, Pending, Purge},
     output,
     send::{self, Broadcast, Close, Send},
@@ -16,6 +16,7 @@ use super::{
     store,
     stress::{self, Stress},
     token,
+    users::{self, Users},
 };
 
 /// What an operator asks of a running gateway, and what he needs around it.
@@ -93,6 +94,11 @@ pub enum Operator {
   pushgate sessions --address 10.0.0.0/8
   pushgate sessions --json | jq -r '.sessions[].userId'")]
     Sessions(Sessions),
+    /// List the users who are online
+    #[command(after_help = "Examples:
+  pushgate users
+  pushgate users --json | jq -r '.users[] | select(.sessions > 1).userId'")]
+    Users(Users),
     /// Follow what happens, a line an event
     #[command(after_help = "Examples:
   pushgate events
@@ -107,6 +113,14 @@ pub enum Operator {
   pushgate health
   pushgate health --grpc 127.0.0.1:7001 --service pushgate.v1.Gateway")]
     Health(Health),
+    /// Set what the gateway logs, while it runs
+    ///
+    /// It stays so until it is set again or the gateway ends; what the configuration says is not changed. What was in force
+    /// before is printed, so that it can be set again.
+    #[command(after_help = "Examples:
+  pushgate log info,pushgate::store=debug
+  pushgate log warn --json | jq -r .previous")]
+    Log(log::Log),
     /// Connect as a client and print what arrives, a line a message
     ///
     /// Comes back where the close code says so. Messages go to standard output, all else to standard error.
@@ -171,8 +185,10 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Forget(args) => mailbox::forget(args).await,
             Operator::Status(args) => status::status(args).await,
             Operator::Sessions(args) => sessions::sessions(args).await,
+            Operator::Users(args) => users::users(args).await,
             Operator::Events(args) => events::events(args).await,
             Operator::Health(args) => status::health(args).await,
+            Operator::Log(args) => log::log(args).await,
             Operator::Listen(args) => listen::listen(args).await,
             Operator::Stress(args) => stress::stress(*args).await,
             Operator::Token(args) => token::token(args),

@@ -69,9 +69,10 @@ fn checked_for_dev(options: Options) -> Result<Loaded, ConfigError> {
 }
 
 fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
-    if let Err(error) = telemetry::init(&loaded.config.log) {
-        return wrong_config(&error);
-    }
+    let log = match telemetry::init(&loaded.config.log) {
+        Ok(log) => log,
+        Err(error) => return wrong_config(&error),
+    };
     for key in loaded.without_effect() {
         tracing::warn!(key, "this key has no effect in this version");
     }
@@ -82,7 +83,10 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(server::run(&loaded.config, prepare));
+    let ended = runtime.block_on(server::run(&loaded.config, |server| {
+        server.set_log_control(Box::new(move |filter| log.set(filter)));
+        prepare(server);
+    }));
     // What is left at the deadline is not waited for.
     runtime.shutdown_background();
     match ended {

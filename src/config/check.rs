@@ -310,6 +310,7 @@ fn auth(config: &Config, found: &mut Found) {
         ("auth.user_claim", &auth.user_claim),
         ("auth.issuer", &auth.issuer),
         ("auth.audience", &auth.audience),
+        ("auth.public_claims", &auth.public_claims),
         ("auth.session_claims", &auth.session_claims),
     ] {
         if let Some(index) = list.iter().position(String::is_empty) {
@@ -446,7 +447,6 @@ fn not_yet(config: &Config, found: &mut Found) {
             "auth.jwks.file",
             "a key set {}; leave it empty and use [[auth.keys]]",
         ),
-        (!auth.public_claims.is_empty(), "auth.public_claims", "showing claims {}; leave it empty"),
     ] {
         if on {
             found.add(key, text.replace("{}", NOT_YET));

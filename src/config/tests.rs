@@ -696,12 +696,6 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
         ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
         ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
         ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
-        (
-            "auth",
-            "public_claims = [\"name\"]",
-            "auth.public_claims",
-            format!("showing claims {not_yet}; leave it empty"),
-        ),
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }

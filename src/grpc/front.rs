@@ -21,9 +21,9 @@ use tonic::{
     service::Routes,
 };
 
-use super::{access::Access, service::Service};
+use super::service::Service;
 use crate::{
-    api::{ApiError, proto::gateway_server::GatewayServer},
+    api::{ApiError, access::Access, proto::gateway_server::GatewayServer},
     clock::Instant,
     metrics::{Failure, Metrics},
 };

@@ -1,7 +1,6 @@
-//! The gRPC face of the admin API: listeners, callers, deadlines, health and reflection. What a call does is the
+//! The gRPC face of the admin API: listeners, health and reflection. What a call does is the
 //! `api` floor's.
 
-mod access;
 pub mod config;
 mod front;
 mod listen;
@@ -10,19 +9,22 @@ mod service;
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
-pub use access::{Access, Token};
 pub use config::Config;
 use futures_util::StreamExt as _;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::{Routes, interceptor::InterceptedService};
+use tonic::{
+    Request, Status,
+    service::{Interceptor, Routes, interceptor::InterceptedService},
+};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use self::{front::Front, listen::Connection, nest::Nest};
 use crate::{
     api::{
         Api,
+        access::{self, Access},
         proto::{DESCRIPTORS, gateway_server::GatewayServer},
     },
     lifecycle::Lifecycle,
@@ -71,7 +73,7 @@ pub async fn serve<H: Health>(
     let request_bytes = REQUEST_BYTES_MIN.max(notification_bytes.saturating_mul(4));
     let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
     let metrics = api.metrics().clone();
-    let guard = access::ReflectionGuard(api);
+    let guard = ReflectionGuard(api);
     let others = Routes::new(health)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
@@ -122,6 +124,19 @@ async fn serve_connection(connection: Connection, front: Front, stop: Cancellati
         let _ = serving.await;
     })
     .await;
+}
+
+/// Lets callers with any valid token use reflection.
+#[derive(Clone)]
+struct ReflectionGuard(Api);
+
+impl Interceptor for ReflectionGuard {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let allowed =
+            access::call(request.extensions_mut()).and_then(|(caller, _)| self.0.authorise_reflection(&caller));
+        allowed.map_err(|error| error.into_status(self.0.metrics()))?;
+        Ok(request)
+    }
 }
 
 /// Why building reflection cannot fail: a test builds it from the same bytes.

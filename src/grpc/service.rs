@@ -1,24 +1,20 @@
 //! The generated trait, filled in: each call finds its caller, keeps its deadline, and asks the `api` floor.
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    task::Poll,
-};
+use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::access;
 use crate::api::{
-    Api, ApiError, Caller,
+    Api, ApiError, Caller, access,
     proto::{
         BackupRequest, BackupResponse, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest,
         CloseUserSessionsResponse, Event, ForgetDeviceRequest, ForgetDeviceResponse, ForgetUserRequest,
         ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListDevicesResponse,
-        ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, PurgePendingRequest,
-        PurgePendingResponse, SendBatchRequest, SendBatchResponse, SendToSessionRequest, SendToSessionResponse,
-        SendToUserRequest, SendToUserResponse, StreamEventsRequest, gateway_server::Gateway,
+        ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListUsersRequest,
+        ListUsersResponse, PurgePendingRequest, PurgePendingResponse, SendBatchRequest, SendBatchResponse,
+        SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, SetLogFilterRequest,
+        SetLogFilterResponse, StreamEventsRequest, gateway_server::Gateway,
     },
 };
 use crate::clock::Instant;
@@ -38,17 +34,7 @@ impl Service {
     {
         let answer = match access::call(request.extensions_mut()) {
             Err(error) => Err(error),
-            Ok((caller, deadline)) => {
-                let mut work = pin!(handle(caller, deadline, request.into_inner()));
-                // Most are done at once, and need no timer.
-                match (poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await, deadline) {
-                    (Poll::Ready(answer), _) => answer,
-                    (Poll::Pending, None) => work.await,
-                    (Poll::Pending, Some(at)) => {
-                        tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded))
-                    }
-                }
-            }
+            Ok((caller, deadline)) => access::in_time(deadline, handle(caller, deadline, request.into_inner())).await,
         };
         answer.map(Response::new).map_err(|error| error.into_status(self.0.metrics()))
     }
@@ -99,6 +85,17 @@ impl Gateway for Service {
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
         self.answer(request, async |caller, _, request| self.0.list_sessions(&caller, &request)).await
+    }
+
+    async fn list_users(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.list_users(&caller, &request).await).await
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<SetLogFilterRequest>,
+    ) -> Result<Response<SetLogFilterResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.set_log_filter(&caller, &request)).await
     }
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {

@@ -1,13 +1,21 @@
-//! The ops listener: `/livez` and `/readyz`, open to whoever reaches it (loopback by default).
+//! The ops listener: `/livez`, `/readyz` and `/metrics`, open to whoever reaches it (loopback by default), and the JSON twin
+//! of the admin API for callers who do not speak gRPC. What a call does is the `api` floor's.
+//!
+//! * `calls.rs`: the calls, from their path to their answer; `guard.rs`: whose requests are none; `body.rs`: what a request
+//!   brings; `reply.rs`: what is answered, errors in the shape of `google.rpc.Status`.
+//! * `exposition.rs`: `/metrics`.
 
+mod body;
+mod calls;
 pub mod config;
+mod exposition;
+mod guard;
+mod reply;
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, pin::pin, sync::Arc};
 
-use bytes::Bytes;
 pub use config::Config;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{Method, Request, StatusCode};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -15,11 +23,41 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
+use tonic::Code;
 
-use crate::{api::Api, lifecycle::Lifecycle, limits, net};
+use self::{
+    calls::Calls,
+    exposition::Exposition,
+    reply::{Refusal, Reply},
+};
+use crate::{
+    api::{Api, access::Access},
+    lifecycle::Lifecycle,
+    limits, net,
+};
 
-/// What a listener of this floor answers.
-pub type Reply = Response<Full<Bytes>>;
+/// What one listener serves.
+pub struct Services {
+    /// The admin API.
+    pub api: Api,
+    /// Who may call; `None`: nobody, because others than this machine reach the listener, and there is no TLS.
+    pub access: Option<Access>,
+    /// `limits.notification_bytes`.
+    pub notification_bytes: usize,
+}
+
+/// What stands at a path.
+enum Place {
+    Livez,
+    Readyz,
+    Metrics,
+}
+
+struct Ops {
+    api: Api,
+    calls: Calls,
+    exposition: Exposition,
+}
 
 #[derive(Serialize)]
 struct Readiness<'a> {
@@ -27,14 +65,17 @@ struct Readiness<'a> {
     reasons: &'a [String],
 }
 
-/// Serves until the stop.
-pub async fn serve(listener: TcpListener, api: Api, life: Lifecycle) -> Result<(), Infallible> {
+/// Serves until the stop, then lets calls under way finish. Those that do not are cut off.
+pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -> Result<(), Infallible> {
+    let Services { api, access, notification_bytes } = services;
+    let calls = Calls::new(api.clone(), access, notification_bytes);
+    let ops = Arc::new(Ops { exposition: Exposition::new(api.clone()), calls, api });
     let room = Arc::new(Semaphore::new(limits::OPS_CONNECTIONS_MAX));
     let accept = async {
         // The semaphore is never closed.
         while let Ok(counted) = Arc::clone(&room).acquire_owned().await {
             let (stream, _) = net::accept_tcp(&listener).await;
-            let connection = serve_connection(stream, api.clone(), life.clone());
+            let connection = serve_connection(stream, Arc::clone(&ops), life.clone());
             life.spawn(async move {
                 connection.await;
                 drop(counted);
@@ -48,53 +89,55 @@ pub async fn serve(listener: TcpListener, api: Api, life: Lifecycle) -> Result<(
     Ok(())
 }
 
-async fn serve_connection(stream: TcpStream, api: Api, life: Lifecycle) {
+async fn serve_connection(stream: TcpStream, ops: Arc<Ops>, life: Lifecycle) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let reply = answer(&request, &api);
-        async move { Ok::<_, Infallible>(reply) }
+        let ops = Arc::clone(&ops);
+        async move { Ok::<_, Infallible>(ops.answer(request).await) }
     });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits::HANDSHAKE_HEAD_TIMEOUT)
-        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits::HANDSHAKE_HEAD_TIMEOUT)
+            .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service)
+    );
     tokio::select! {
-        () = life.stopping().cancelled() => {}
         // What a peer does wrong here is its own affair; hyper has answered it.
-        _ = connection => {}
+        _ = connection.as_mut() => return,
+        () = life.stopping().cancelled() => connection.as_mut().graceful_shutdown(),
     }
+    let _ = tokio::time::timeout(limits::GRPC_STOP_GRACE, connection).await;
 }
 
-fn answer(request: &Request<Incoming>, api: &Api) -> Reply {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        reply.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
-        return reply;
+impl Ops {
+    async fn answer(&self, request: Request<Incoming>) -> Reply {
+        let place = match request.uri().path() {
+            "/livez" => Place::Livez,
+            "/readyz" => Place::Readyz,
+            "/metrics" => Place::Metrics,
+            _ => return self.calls.answer(request).await,
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Refusal::method("GET, HEAD").reply(self.api.metrics());
+        }
+        match place {
+            Place::Livez => reply::text(StatusCode::OK, "text/plain; charset=utf-8", "ok\n"),
+            Place::Readyz => match self.api.ready() {
+                Ok(()) => reply::json(StatusCode::OK, &Readiness { ready: true, reasons: &[] }),
+                Err(reasons) => {
+                    reply::json(StatusCode::SERVICE_UNAVAILABLE, &Readiness { ready: false, reasons: &reasons })
+                }
+            },
+            Place::Metrics => match self.exposition.text() {
+                Some(text) => reply::text(StatusCode::OK, exposition::CONTENT_TYPE, text),
+                None => Refusal::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    Code::Internal,
+                    "METRICS_FAILED",
+                    "the metrics cannot be written down",
+                )
+                .reply(self.api.metrics()),
+            },
+        }
     }
-    match request.uri().path() {
-        "/livez" => text(StatusCode::OK, "ok\n"),
-        "/readyz" => match api.ready() {
-            Ok(()) => json(StatusCode::OK, &Readiness { ready: true, reasons: &[] }),
-            Err(reasons) => json(StatusCode::SERVICE_UNAVAILABLE, &Readiness { ready: false, reasons: &reasons }),
-        },
-        _ => text(StatusCode::NOT_FOUND, "not found; there are /livez and /readyz\n"),
-    }
-}
-
-fn text(status: StatusCode, body: &'static str) -> Reply {
-    reply(status, "text/plain; charset=utf-8", Bytes::from_static(body.as_bytes()))
-}
-
-fn json(status: StatusCode, body: &impl Serialize) -> Reply {
-    // Structs of booleans and strings always serialise.
-    reply(status, "application/json", serde_json::to_vec(body).unwrap_or_default().into())
-}
-
-fn reply(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
-    let mut reply = Response::new(Full::new(body));
-    *reply.status_mut() = status;
-    let headers = reply.headers_mut();
-    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
-    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
-    reply
 }

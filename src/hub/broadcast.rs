@@ -235,13 +235,14 @@ impl Hub {
         Ok(None)
     }
 
-    /// Deletes the durable broadcasts that have expired, under the log's lock.
-    pub(super) fn expire_broadcasts(&self, state: &mut BroadcastState) {
+    /// Deletes the durable broadcasts that have expired, under the log's lock; how many.
+    pub(super) fn expire_broadcasts(&self, state: &mut BroadcastState) -> usize {
         if self.is_stale(&state.log) {
-            return;
+            return 0;
         }
         let entries = state.log.take_expired(self.clock().unix_millis());
         self.end_broadcasts(&mut state.log, &entries, Why::Expired);
+        entries.len()
     }
 }
 

@@ -116,13 +116,14 @@ impl Hub {
         }
     }
 
-    /// Deletes what has expired, under the log's lock.
-    pub(super) fn expire(&self, user: &User, state: &mut UserState) {
+    /// Deletes what has expired, under the log's lock; how many.
+    pub(super) fn expire(&self, user: &User, state: &mut UserState) -> usize {
         if self.is_stale(&state.log) {
-            return;
+            return 0;
         }
         let entries = state.log.take_expired(self.clock().unix_millis());
         self.end(user, state, &entries, Why::Expired);
+        entries.len()
     }
 
     /// Deletes what was left out of the session's socket because its TTL had run out, before a cursor moves past it: it

@@ -55,6 +55,7 @@ pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
 pub use replay::{PageRequest, Pull};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
+pub use sweep::CleanedUp;
 
 use self::{
     broadcast::Broadcasts,
@@ -152,6 +153,8 @@ struct Inner {
     leavers: Leavers,
     alerts: AlertsConfig,
     alerts_firing: Mutex<Vec<Alert>>,
+    /// One sweep at a time.
+    sweeping: tokio::sync::Mutex<()>,
     draining: AtomicBool,
     /// Told when a session has left and its events are out.
     left: Notify,
@@ -203,6 +206,7 @@ impl Hub {
             leavers: Leavers::default(),
             alerts,
             alerts_firing: Mutex::default(),
+            sweeping: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
             left: Notify::new(),
             shared: Arc::new(Shared { limits, settings, clock, metrics }),
@@ -299,6 +303,13 @@ impl Hub {
         let mut sessions = self.0.users.get(user).map(|user| user.state().sessions.clone()).unwrap_or_default();
         sessions.sort_unstable_by_key(|handle| handle.id);
         sessions
+    }
+
+    /// The users with a session and an id above `after`, the lowest `max` of them, in order, each with his sessions in order
+    /// of their ids. Whose last one left in this very moment is still among them, without any.
+    pub async fn online_page(&self, after: Option<&UserId>, max: usize) -> Vec<(UserId, Vec<Arc<Handle>>)> {
+        let users = self.0.users.online(after, max).await;
+        users.iter().map(|user| (user.id.clone(), self.user_sessions(&user.id))).collect()
     }
 
     /// One session, by id.

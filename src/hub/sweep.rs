@@ -8,14 +8,19 @@ use tokio::sync::oneshot;
 
 use super::{Hub, log::LogState};
 use crate::{
+    limits,
     store::{Due, Op, StoreError},
-    types::UserId,
+    types::{UnixMillis, UserId},
 };
 
 /// How often what has expired is looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Buckets looked at in one step of a sweep.
 const BUCKETS_MAX: usize = 1024;
+/// How long a bucket waits for the last of what is in it to expire.
+const BUCKET: Duration = Duration::from_secs(60);
+/// The same of a look at those that are not due yet; the next sweeps find what is beyond.
+const BUCKETS_AHEAD_MAX: usize = 65_536;
 /// Users that one sweep reads at once.
 const USERS_AT_ONCE: usize = 32;
 /// Devices looked at in one step of a sweep.
@@ -23,13 +28,22 @@ const DEVICES_MAX: usize = 512;
 /// How often devices are looked through: often enough for `store.device_ttl`, within these bounds.
 const DEVICE_SWEEP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
+/// What a clean-up came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CleanedUp {
+    /// Sessions that were closed.
+    pub closed: usize,
+    /// Notifications that had expired.
+    pub expired: usize,
+}
+
 impl Hub {
     pub(super) async fn run_sweep(&self) {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            while self.sweep().await | self.sweep_ids().await {}
+            self.sweep_all().await;
         }
     }
 
@@ -45,11 +59,56 @@ impl Hub {
         Vec::new()
     }
 
-    /// Deletes what has expired, in part; whether there may be more.
-    async fn sweep(&self) -> bool {
-        let due = self.0.store.due(self.clock().unix_millis(), BUCKETS_MAX).await;
+    /// Deletes all that is due; how many notifications had expired.
+    async fn sweep_all(&self) -> usize {
+        let _one_at_a_time = self.0.sweeping.lock().await;
+        let mut expired = 0;
+        loop {
+            let (some, more) = self.sweep(self.clock().unix_millis(), BUCKETS_MAX).await;
+            expired += some;
+            if !(more | self.sweep_ids().await) {
+                return expired;
+            }
+        }
+    }
+
+    /// What the clockwork does by itself, done now: sessions whose time is over are closed (no heartbeat, nothing confirmed,
+    /// a token that ran out), and what has expired is deleted, that of the present minute included.
+    ///
+    /// # Errors
+    /// A store that does not take it.
+    pub async fn clean_up(&self) -> Result<CleanedUp, StoreError> {
+        let closed = self.close_overdue().await;
+        self.0.store.health()?;
+        let mut expired = self.sweep_all().await;
+        let _one_at_a_time = self.0.sweeping.lock().await;
+        let soon = self.clock().unix_millis().saturating_add(BUCKET);
+        expired += self.sweep(soon, BUCKETS_AHEAD_MAX).await.0;
+        Ok(CleanedUp { closed, expired })
+    }
+
+    /// Looks at every session; how many were closed for it.
+    async fn close_overdue(&self) -> usize {
+        let (mut after, mut closed) = (None, 0);
+        loop {
+            let slice = self.session_page(after, limits::FANOUT_SLICE_SESSIONS);
+            let Some(last) = slice.last() else { return closed };
+            after = Some(last.id);
+            for handle in &slice {
+                let open = !handle.is_closing();
+                self.look_at(handle);
+                closed += usize::from(open && handle.is_closing());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Deletes what has expired of the logs whose buckets are due at `upto`, in part; how much, and whether there may be
+    /// more.
+    async fn sweep(&self, upto: UnixMillis, max: usize) -> (usize, bool) {
+        let due = self.0.store.due(upto, max).await;
         let due = self.swept(due, "expired notifications");
-        let full = due.len() == BUCKETS_MAX;
+        let full = due.len() == max;
         // A log may have several minutes due; one look at it serves them all.
         let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
         let mut broadcasts = Vec::new();
@@ -59,12 +118,12 @@ impl Hub {
                 None => broadcasts.push(row),
             }
         }
-        let mut written = Vec::new();
+        let (mut written, mut expired) = (Vec::new(), 0);
         if !broadcasts.is_empty() {
             match self.broadcasts().await {
                 Ok(log) => {
                     let mut state = log.state();
-                    self.expire_broadcasts(&mut state);
+                    expired += self.expire_broadcasts(&mut state);
                     written.push(self.forget_due(&state.log, broadcasts));
                 }
                 Err(error) => tracing::error!(%error, "expired broadcasts could not be deleted"),
@@ -74,8 +133,8 @@ impl Hub {
             .map(async |(id, rows)| match self.user(&id).await {
                 Ok(user) => {
                     let mut state = user.state();
-                    self.expire(&user, &mut state);
-                    Some(self.forget_due(&state.log, rows))
+                    let expired = self.expire(&user, &mut state);
+                    Some((expired, self.forget_due(&state.log, rows)))
                 }
                 Err(error) => {
                     tracing::error!(user = %id, %error, "expired notifications could not be deleted");
@@ -85,13 +144,18 @@ impl Hub {
             .buffer_unordered(USERS_AT_ONCE)
             .collect()
             .await;
-        written.extend(users.into_iter().flatten());
-        full && all_written(written).await
+        for (some, told) in users.into_iter().flatten() {
+            expired += some;
+            written.push(told);
+        }
+        (expired, full && all_written(written).await)
     }
 
     /// Behind the deletes in the writer's queue, so that a crash between them leaves the rows to find them by. Told when
-    /// that is on disk: until then the same rows would be found again.
-    fn forget_due(&self, log: &LogState, rows: Vec<Due>) -> Written {
+    /// that is on disk: until then the same rows would be found again. Of a bucket that is not due yet more may follow.
+    fn forget_due(&self, log: &LogState, mut rows: Vec<Due>) -> Written {
+        let now = self.clock().unix_millis();
+        rows.retain(|row| row.is_due(now));
         let (done, written) = oneshot::channel();
         let (mut done, mut left) = (Some(done), rows.len());
         for due in rows {

@@ -2,6 +2,7 @@
 //! readable, are pulled, confirmed or held up by a socket, a session sees each of them once and in order.
 
 mod answers;
+mod clean_up;
 mod fanout;
 mod interleaving;
 mod line;

@@ -99,6 +99,27 @@ impl Users {
         self.shards.iter().flat_map(|shard| shard.lock().users.values().cloned().collect::<Vec<_>>()).collect()
     }
 
+    /// Those with a session and an id above `after`, the lowest `max` of them, in order. Not of one moment: who comes or
+    /// goes meanwhile may be among them or not.
+    pub async fn online(&self, after: Option<&UserId>, max: usize) -> Vec<Arc<User>> {
+        let mut found: Vec<Arc<User>> = Vec::new();
+        for shard in &self.shards {
+            // Whether they have sessions is for their own locks to say, which come before a shard's.
+            let all: Vec<_> = shard.lock().users.values().cloned().collect();
+            found.extend(
+                all.into_iter().filter(|user| after.is_none_or(|after| user.id > *after) && user.has_sessions()),
+            );
+            if found.len() > max.saturating_mul(2) {
+                found.select_nth_unstable_by(max, |one, other| one.id.cmp(&other.id));
+                found.truncate(max);
+            }
+            tokio::task::yield_now().await;
+        }
+        found.sort_unstable_by(|one, other| one.id.cmp(&other.id));
+        found.truncate(max);
+        found
+    }
+
     /// How many are in memory.
     #[cfg(test)]
     pub fn len(&self) -> usize {

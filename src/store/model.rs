@@ -200,6 +200,13 @@ pub struct Due {
     pub log: LogId,
 }
 
+impl Due {
+    /// Whether all of it has expired at `now`.
+    pub fn is_due(&self, now: UnixMillis) -> bool {
+        self.minute.saturating_mul(60_000) <= now.0
+    }
+}
+
 /// A caller's own id that may be forgotten.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DueId {

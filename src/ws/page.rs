@@ -4,13 +4,12 @@
 //! (no CORS, no framing), nor can one whose name was made to resolve to loopback, because only requests that name a
 //! loopback host are answered. Its policy lets it run its own script, connect to this listener, and nothing more.
 
-use std::net::IpAddr;
-
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, uri::Authority};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 
 use super::upgrade::{Reply, text};
+use crate::net;
 
 /// What the page is never, wherever it stands.
 const ALWAYS: [(&str, &str); 6] = [
@@ -40,7 +39,8 @@ impl Page {
             reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return reply;
         }
-        let policy = loopback_host(request.headers()).and_then(|host| HeaderValue::try_from(self.policy(&host)).ok());
+        let host = net::loopback_host(request.headers());
+        let policy = host.and_then(|host| HeaderValue::try_from(self.policy(host.as_str())).ok());
         let Some(policy) = policy else {
             return text(StatusCode::FORBIDDEN, "this page is at 127.0.0.1, [::1] and localhost only\n".to_owned());
         };
@@ -61,19 +61,6 @@ impl Page {
             self.style, self.script
         )
     }
-}
-
-/// The `Host` of a request, where it is this machine's own; without user information, which it must not have.
-fn loopback_host(headers: &HeaderMap) -> Option<String> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let authority: Authority = hosts.next()?.to_str().ok()?.parse().ok()?;
-    if hosts.next().is_some() || authority.as_str().contains('@') {
-        return None;
-    }
-    let name = authority.host();
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    let is_loopback = address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    (is_loopback || name.eq_ignore_ascii_case("localhost")).then(|| authority.as_str().to_owned())
 }
 
 #[cfg(test)]

@@ -154,6 +154,35 @@ fn sessions_are_listed_filtered_and_closed() {
 }
 
 #[test]
+fn users_who_are_online_are_listed() {
+    let gateway = Gateway::with("[auth]\npublic_claims = [\"team\"]");
+    assert_eq!(gateway.command(&["users"]).ok(), "nobody is online\n");
+    let _clients =
+        [gateway.client("alice", &[]), gateway.client("alice", &["--device", "phone"]), gateway.client("bob", &[])];
+    let table = gateway.command(&["users"]).ok();
+    assert!(table.starts_with("USER ") && table.lines().count() == 3, "{table}");
+    let listed = gateway.command(&["users", "--json"]).json();
+    let users: Vec<_> =
+        listed["users"].as_array().unwrap().iter().map(|user| (&user["userId"], &user["sessions"])).collect();
+    assert_eq!(users, [(&json!("alice"), &json!(2)), (&json!("bob"), &json!(1))]);
+    assert!(listed["users"][0]["since"].as_str().unwrap().ends_with('Z'), "{listed}");
+}
+
+#[test]
+fn the_log_s_filter_is_set_and_the_one_before_is_told() {
+    let gateway = Gateway::new();
+    assert_eq!(
+        gateway.command(&["log", "info,pushgate::store=debug"]).ok(),
+        "logs info,pushgate::store=debug; before: info\n"
+    );
+    let previous = gateway.command(&["log", "info", "--json"]).json();
+    assert_eq!(previous, json!({ "previous": "info,pushgate::store=debug" }));
+    gateway.command(&["log", "info,pushgate=loud"]).fails(1, "says INVALID_ARGUMENT: filter: `pushgate=loud`: ");
+    gateway.over_tcp(&["log", "off"], READ_TOKEN).fails(77, "lacks the scope `admin`");
+    pushgate(&["log"]).fails(2, "<FILTER>");
+}
+
+#[test]
 fn status_is_a_page_or_a_document() {
     let gateway = Gateway::new();
     let _alice = gateway.client("alice", &[]);
@@ -190,6 +219,8 @@ fn without_a_gateway_every_command_ends_with_69() {
         &["status"],
         &["status", "--watch"],
         &["sessions"],
+        &["users"],
+        &["log", "info"],
         &["events"],
         &["health"],
     ] {

@@ -4,9 +4,11 @@ use std::{net::TcpListener, time::Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
+use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::support::{
-    Client, Raw, Rpc, Token,
+    Client, Gateway, Raw, Rpc, Token,
     child::{Daemon, command, config, run},
     gateway::ADMIN,
     soon,
@@ -209,4 +211,44 @@ async fn what_was_stored_is_there_after_a_kill() {
         assert_eq!((&got["id"], &got["offset"], &got["data"]), (&json!(sent.id), &json!(sent.offset), &json!(n)));
     }
     client.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_logged_can_be_set_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&config(folder.path(), "log.filter = \"info\"")).await;
+    let mut rpc = Rpc::over_tcp(daemon.address("grpc"), Some(ADMIN)).await;
+    for (bad, named) in [("info,pushgate=loud", "`pushgate=loud`: "), ("", "is required"), (" ", "is required")] {
+        let refused = rpc.log_filter(bad).await.unwrap_err();
+        assert!(refused.code() == Code::InvalidArgument && refused.message().starts_with("filter: "), "{refused}");
+        assert!(refused.message().contains(named), "{refused}");
+    }
+    let long = rpc.log_filter(&"info,".repeat(1000)).await.unwrap_err();
+    assert_eq!(long.code(), Code::InvalidArgument);
+
+    assert_eq!(rpc.log_filter("pushgate=trace").await.unwrap(), "info");
+    // What nobody heard before.
+    daemon.logged("scheduler delay").await;
+    assert_eq!(rpc.log_filter(" off ").await.unwrap(), "pushgate=trace");
+    let said = daemon.logged("a caller sets the log filter").await;
+    assert!(said["filter"] == "off" || said["filter"] == "pushgate=trace", "{said}");
+    assert_eq!(rpc.log_filter("info").await.unwrap(), "off");
+
+    for scope in ["send", "close", "read", "events"] {
+        let mut other = Rpc::over_tcp(daemon.address("grpc"), Some(&format!("{scope}-token"))).await;
+        assert_eq!(other.log_filter("info").await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    daemon.signal(Signal::TERM);
+    daemon.logged("stopping").await;
+    assert!(daemon.ended().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_within_a_process_does_not_touch_its_logs() {
+    let gateway = Gateway::start().await;
+    let refused = gateway.rpc().await.log_filter("off").await.unwrap_err();
+    assert_eq!(
+        (refused.code(), refused.get_error_details().error_info().unwrap().reason.as_str()),
+        (Code::NotFound, "LOG_UNKNOWN")
+    );
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use pushgate::api::proto::{AckMode, ListSessionsRequest, SessionState};
+use prost_types::value::Kind;
+use pushgate::api::proto::{AckMode, ListSessionsRequest, ListUsersRequest, SessionState};
 use serde_json::json;
 use tonic::Code;
 
-use crate::support::{Gateway, until};
+use crate::support::{Client, Gateway, Rpc, Token, until};
 
 fn of(user: &str) -> ListSessionsRequest {
     ListSessionsRequest { user_id: user.to_owned(), ..Default::default() }
@@ -131,4 +132,69 @@ async fn a_row_tells_how_its_session_stands() {
     confirming.settle().await;
     let row = &rpc.list(of("bob")).await.unwrap().sessions[0];
     assert!(row.rtt.is_some() && row.unconfirmed == 0 && row.device.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_who_are_online_are_listed_once_in_pages() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    assert_eq!(rpc.users(Default::default()).await.unwrap().users, []);
+    let mut clients = Vec::new();
+    for n in 0..7 {
+        clients.push(gateway.client(&format!("user-{}", n % 5)).await);
+    }
+    // Known, and not online.
+    rpc.send("user-9", 1).await;
+    for page_size in [1, 2, 5, 1_000_000] {
+        let mut request = ListUsersRequest { page_size, ..Default::default() };
+        let mut listed = Vec::new();
+        loop {
+            let page = rpc.users(request.clone()).await.unwrap();
+            assert!(page.users.len() <= page_size as usize);
+            listed.extend(page.users.into_iter().map(|user| (user.user_id, user.sessions)));
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        let expected: Vec<_> = [("user-0", 2), ("user-1", 2), ("user-2", 1), ("user-3", 1), ("user-4", 1)]
+            .map(|(user, sessions)| (user.to_owned(), sessions))
+            .into();
+        assert_eq!(listed, expected, "{page_size}");
+    }
+    let sessions = rpc.list(ListSessionsRequest { page_size: 1, ..Default::default() }).await.unwrap().next_page_token;
+    for page_token in ["x".to_owned(), sessions] {
+        let refused = rpc.users(ListUsersRequest { page_token, ..Default::default() }).await.unwrap_err();
+        assert!(refused.code() == Code::InvalidArgument && refused.message().starts_with("page_token: "), "{refused}");
+    }
+    clients.remove(2).close().await;
+    gateway.sessions("user-2", 0).await;
+    let left = rpc.users(Default::default()).await.unwrap().users;
+    assert_eq!(left.len(), 4, "who has gone is not online, though his going is not told yet: {left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_is_listed_with_what_others_may_know_of_him() {
+    let gateway = Gateway::with(&[("auth.public_claims", r#"["username", "roles", "missing"]"#)]).await;
+    let mut rpc = gateway.rpc().await;
+    let connect = async |token: Token| Client::connect(&gateway.url(&format!("token={}", token.sign()))).await;
+    let alice = Token::of("alice").with("secret", "mine").with("roles", json!(["a", { "of": 1.5 }]));
+    let _old = connect(alice.clone().with("username", "Alice")).await;
+    let first = rpc.users(Default::default()).await.unwrap().users.remove(0);
+    let _new = connect(alice.with("username", "Alice the Second")).await;
+    let _bob = connect(Token::of("bob").with("secret", "his")).await;
+    let users = rpc.users(Default::default()).await.unwrap().users;
+    let [alice, bob] = users.as_slice() else { panic!("{users:?}") };
+    assert_eq!((alice.sessions, alice.since), (2, first.since), "since the oldest session");
+    let claims = &alice.claims.as_ref().unwrap().fields;
+    assert_eq!(claims.keys().collect::<Vec<_>>(), ["roles", "username"]);
+    assert_eq!(claims["username"].kind, Some(Kind::StringValue("Alice the Second".to_owned())), "the latest");
+    assert_eq!((bob.sessions, &bob.claims), (1, &None));
+    let shown = gateway.ops().get("/ws/online").await.good();
+    assert_eq!(shown["users"][0]["claims"], json!({ "roles": ["a", { "of": 1.5 }], "username": "Alice the Second" }));
+    assert!(shown["users"][1].get("claims").is_none(), "{shown}");
+    for scope in ["send", "close", "events"] {
+        let mut other = Rpc::over_tcp(gateway.grpc, Some(&format!("{scope}-token"))).await;
+        assert_eq!(other.users(Default::default()).await.unwrap_err().code(), Code::PermissionDenied);
+    }
 }

@@ -19,6 +19,7 @@ mod ends;
 mod events;
 mod filters;
 mod grpc;
+mod http;
 mod idempotency;
 mod isolation;
 mod lists;

@@ -113,6 +113,28 @@ address() {
     sed -n 's/.*"message":"listening","name":"'"$2"'","address":"\([^"u][^"]*\)".*/\1/p' "$WORK/$1.log" | head -n 1
 }
 
+base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
+
+# A token for a user, for an hour, signed with `a secret that only tests know`. Needs openssl.
+user_token() {
+    local head body
+    head=$(printf '{"alg":"HS256","typ":"JWT"}' | base64url)
+    body=$(printf '{"sub":"%s","exp":%d}' "$1" $(($(date +%s) + 3600)) | base64url)
+    printf '%s.%s.' "$head" "$body"
+    printf '%s.%s' "$head" "$body" | openssl dgst -sha256 -hmac 'a secret that only tests know' -binary | base64url
+}
+
+# `connect NAME`: a client that takes what comes and says nothing: the frames' texts are in $WORK/NAME.frames.
+connect() {
+    : >"$WORK/$1.frames"
+    curl -sN --http1.1 -H 'Connection: Upgrade' -H 'Upgrade: websocket' -H 'Sec-WebSocket-Version: 13' \
+        -H 'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==' -H "Authorization: Bearer $(user_token "$1")" \
+        "http://$HTTP/ws" >"$WORK/$1.frames" 2>/dev/null &
+    CLIENT=$!
+    STARTED+=("$CLIENT")
+    within 10 grep -qa '"type":"auth_success"' "$WORK/$1.frames" || fail "$1 cannot connect"
+}
+
 # SIGTERM, and the exit must be 0.
 stop() {
     local code=0

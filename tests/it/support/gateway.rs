@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Client, Rpc, Token, rpc, soon, token, until};
+use super::{Client, Http, Rpc, Token, rpc, soon, token, until};
 
 /// The token of a caller with all scopes. Tokens of single scopes are `<scope>-token`.
 pub const ADMIN: &str = "admin-token";
@@ -69,7 +69,8 @@ impl Gateway {
                 .find(|listener| listener.name == name && listener.address.starts_with("unix:") == unix);
             listener.map(|listener| listener.address.clone())
         };
-        let tcp = |name: &str| address(name, false).unwrap().parse().unwrap();
+        // One that is not there has an address that nobody can call.
+        let tcp = |name: &str| address(name, false).map_or(([0, 0, 0, 0], 0).into(), |text| text.parse().unwrap());
         let (http, grpc, ops) = (tcp("http"), tcp("grpc"), tcp("ops"));
         let socket = address("grpc", true).map_or_else(PathBuf::new, |text| text["unix:".len()..].into());
         let hub = server.hub().clone();
@@ -120,6 +121,11 @@ impl Gateway {
     /// A caller with all scopes, over TCP.
     pub async fn rpc(&self) -> Rpc {
         Rpc::over_tcp(self.grpc, Some(ADMIN)).await
+    }
+
+    /// A caller with all scopes, over HTTP.
+    pub fn ops(&self) -> Http {
+        Http::new(self.ops).bearer(ADMIN)
     }
 
     /// Sets its wall clock ahead.

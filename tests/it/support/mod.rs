@@ -3,6 +3,7 @@
 pub mod child;
 pub mod client;
 pub mod gateway;
+pub mod http;
 pub mod raw;
 pub mod rpc;
 pub mod token;
@@ -11,6 +12,7 @@ use std::{fmt::Debug, future::Future, time::Duration};
 
 pub use client::Client;
 pub use gateway::Gateway;
+pub use http::Http;
 pub use raw::Raw;
 pub use rpc::Rpc;
 pub use token::Token;

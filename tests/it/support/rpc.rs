@@ -5,9 +5,10 @@ use std::{net::SocketAddr, path::Path};
 use pushgate::api::proto::{
     BroadcastFilter, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Device, Event, ForgetDeviceRequest,
     ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListPendingRequest,
-    ListPendingResponse, ListSessionsRequest, ListSessionsResponse, Notification, PurgePendingRequest,
-    SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, StreamEventsRequest, Wait,
-    event::Event as Body, gateway_client::GatewayClient, notification::Payload,
+    ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, Notification,
+    PurgePendingRequest, SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse,
+    SetLogFilterRequest, StreamEventsRequest, Wait, event::Event as Body, gateway_client::GatewayClient,
+    notification::Payload,
 };
 use serde_json::Value;
 use tonic::{
@@ -105,6 +106,17 @@ impl Rpc {
     /// A page of sessions.
     pub async fn list(&mut self, request: ListSessionsRequest) -> Result<ListSessionsResponse, Status> {
         Ok(soon("an answer", self.client.list_sessions(request)).await?.into_inner())
+    }
+
+    /// A page of users who are online.
+    pub async fn users(&mut self, request: ListUsersRequest) -> Result<ListUsersResponse, Status> {
+        Ok(soon("an answer", self.client.list_users(request)).await?.into_inner())
+    }
+
+    /// Sets the log's filter; what it was.
+    pub async fn log_filter(&mut self, filter: &str) -> Result<String, Status> {
+        let request = SetLogFilterRequest { filter: filter.to_owned() };
+        Ok(soon("an answer", self.client.set_log_filter(request)).await?.into_inner().previous)
     }
 
     /// A page of what waits.

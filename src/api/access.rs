@@ -1,20 +1,19 @@
-//! Who calls: the Unix socket and `grpc.insecure` open everything, elsewhere a bearer token names the caller. And how
-//! long he waits.
+//! Who calls, whatever carries the call: the Unix socket and `grpc.insecure` open everything, elsewhere a bearer token
+//! names the caller. And how long he waits: both are read from a request's headers.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tonic::{Request, Status, service::Interceptor};
 
-use crate::{
-    api::{Api, ApiError, Caller, scope::ScopeSet},
-    clock::Instant,
-};
+use super::{ApiError, Caller, scope::ScopeSet};
+use crate::clock::Instant;
 
 /// Part of a call's time that is kept for the answer to travel.
 const MARGIN_MAX: Duration = Duration::from_millis(20);
+/// What a caller without a token is told.
+const TOKEN_MISSING: &str = "a valid token is needed: authorization: Bearer <token>";
 
 /// Who may call on one listener.
 #[derive(Debug)]
@@ -47,14 +46,14 @@ impl Access {
 
     /// Notes who calls, and until when, for the handlers. When the call has to be answered.
     pub fn note<B>(&self, request: &mut http::Request<B>) -> Option<Instant> {
-        let caller = self.identify(request.headers());
-        let timeout = request.headers().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-        let deadline = timeout.and_then(|timeout| {
-            let margin = MARGIN_MAX.min(timeout / 10);
-            Instant::now().checked_add(timeout - margin)
-        });
+        let (caller, deadline) = (self.identify(request.headers()), deadline(request.headers()));
         request.extensions_mut().insert(Call { caller, deadline });
         deadline
+    }
+
+    /// Who calls; nobody where a token is needed and this is none.
+    pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        self.identify(headers).ok_or(ApiError::Unauthenticated(TOKEN_MISSING))
     }
 
     fn identify(&self, headers: &HeaderMap) -> Option<Caller> {
@@ -77,6 +76,27 @@ impl Access {
                 found
             }
         }
+    }
+}
+
+/// When a call has to be answered: what its caller says in `grpc-timeout`, less a margin for the answer to travel.
+pub fn deadline(headers: &HeaderMap) -> Option<Instant> {
+    let timeout = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?))?;
+    let margin = MARGIN_MAX.min(timeout / 10);
+    Instant::now().checked_add(timeout - margin)
+}
+
+/// Answers by what `work` says, or by DEADLINE_EXCEEDED just before the caller gives up.
+pub async fn in_time<A>(
+    deadline: Option<Instant>,
+    work: impl Future<Output = Result<A, ApiError>>,
+) -> Result<A, ApiError> {
+    let mut work = pin!(work);
+    // Most are done at once, and need no timer.
+    match (poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await, deadline) {
+        (Poll::Ready(answer), _) => answer,
+        (Poll::Pending, None) => work.await,
+        (Poll::Pending, Some(at)) => tokio::time::timeout_at(at, work).await.unwrap_or(Err(ApiError::DeadlineExceeded)),
     }
 }
 
@@ -106,23 +126,10 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-/// Lets callers with any valid token use reflection.
-#[derive(Clone)]
-pub struct ReflectionGuard(pub Api);
-
-impl Interceptor for ReflectionGuard {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let allowed = call(request.extensions_mut()).and_then(|(caller, _)| self.0.authorise_reflection(&caller));
-        allowed.map_err(|error| error.into_status(self.0.metrics()))?;
-        Ok(request)
-    }
-}
-
 /// The caller, and when his call has to be answered, as [`Access::note`] noted them; to be asked for once.
 pub fn call(extensions: &mut http::Extensions) -> Result<(Caller, Option<Instant>), ApiError> {
-    let missing = "a valid token is needed: authorization: Bearer <token>";
     let Call { caller, deadline } = extensions.remove::<Call>().unwrap_or_default();
-    Ok((caller.ok_or(ApiError::Unauthenticated(missing))?, deadline))
+    Ok((caller.ok_or(ApiError::Unauthenticated(TOKEN_MISSING))?, deadline))
 }
 
 #[cfg(test)]

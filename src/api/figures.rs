@@ -1,0 +1,49 @@
+//! What everybody who reaches the ops listener may know of the node: numbers, and none of a user.
+
+use super::{Api, process};
+use crate::types::UnixMillis;
+
+/// See the module's documentation. What is counted anyway is in [`Api::metrics`].
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    /// The daemon's version.
+    pub version: &'static str,
+    /// When it started.
+    pub started_at: UnixMillis,
+    /// Authenticated sessions.
+    pub sessions: u64,
+    /// Users with at least one session.
+    pub users_online: u64,
+    /// Notifications that wait in the store, and their bytes as accounted.
+    pub pending: (u64, u64),
+    /// Whether the store takes writes.
+    pub store_healthy: bool,
+    /// The store's bytes on disk.
+    pub store_disk_bytes: u64,
+    /// Events since the start.
+    pub events: u64,
+    /// Whether the node takes new work.
+    pub ready: bool,
+    /// CPU time, resident memory.
+    pub process: process::Usage,
+}
+
+impl Api {
+    /// The node's numbers now.
+    pub fn figures(&self) -> Figures {
+        let hub = &self.0.hub;
+        let totals = hub.store().totals();
+        Figures {
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: self.0.started_at,
+            sessions: hub.session_count() as u64,
+            users_online: hub.users_online(),
+            pending: (totals.count, totals.bytes),
+            store_healthy: hub.store().health().is_ok(),
+            store_disk_bytes: hub.store().disk_bytes(),
+            events: hub.events().count(),
+            ready: self.ready().is_ok(),
+            process: process::usage(),
+        }
+    }
+}

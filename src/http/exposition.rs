@@ -1,0 +1,191 @@
+//! `/metrics`: what is counted, as OpenMetrics text (openmetrics.io, version 1.0.0), made anew for each scrape. Names begin
+//! with `pushgate_` and end with their unit; labels are of a few values that are known beforehand, and never of a user.
+
+use std::{fmt, time::Duration};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, text},
+    metrics::{MetricType, exemplar::Exemplar},
+    registry::Registry,
+};
+
+use crate::{
+    api::{Api, Figures},
+    metrics::{Failure, Spans, Traffic},
+};
+
+/// What it is sent as.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The bounds of histograms, in milliseconds: from a round trip within a machine to a confirmation that comes too late.
+const BOUNDS_MS: [u64; 15] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 300_000];
+
+/// Writes the metrics of a node down.
+pub struct Exposition(Registry);
+
+impl Exposition {
+    /// Of this node.
+    pub fn new(api: Api) -> Self {
+        let mut registry = Registry::with_prefix("pushgate");
+        registry.register_collector(Box::new(Node(api)));
+        Self(registry)
+    }
+
+    /// The text. `None` where it cannot be written, which a test shows that it can.
+    pub fn text(&self) -> Option<String> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.0).ok()?;
+        Some(out)
+    }
+}
+
+struct Node(Api);
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Node")
+    }
+}
+
+/// Labels, where there are any.
+type Labels<'a> = &'a [(&'static str, &'a str)];
+
+/// Writes one metric after the other.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn family<'s>(&'s mut self, name: &'s str, help: &str, of: MetricType) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, of)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.family(name, help, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    /// `_total` is added to its name.
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        count(&mut self.family(name, help, MetricType::Counter)?, value)
+    }
+
+    /// The same with a label.
+    fn counters<'v>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: impl Iterator<Item = (&'v str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.family(name, help, MetricType::Counter)?;
+        for (value, n) in values {
+            let labels: Labels<'_> = &[(label, value)];
+            count(&mut family.encode_family(&labels)?, n)?;
+        }
+        Ok(())
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, spans: &Spans) -> fmt::Result {
+        distribution(&mut self.family(name, help, MetricType::Histogram)?, spans)
+    }
+
+    /// The same with a label.
+    fn histograms(&mut self, name: &str, help: &str, label: &'static str, values: &[(&str, &Spans)]) -> fmt::Result {
+        let mut family = self.family(name, help, MetricType::Histogram)?;
+        for (value, spans) in values {
+            let labels: Labels<'_> = &[(label, *value)];
+            distribution(&mut family.encode_family(&labels)?, spans)?;
+        }
+        Ok(())
+    }
+}
+
+fn distribution(encoder: &mut MetricEncoder<'_>, spans: &Spans) -> fmt::Result {
+    let recorded = spans.buckets(&BOUNDS_MS.map(Duration::from_millis));
+    let bounds = BOUNDS_MS.iter().map(|ms| *ms as f64 / 1000.0).chain([f64::INFINITY]);
+    let counts = recorded.counts.into_iter().chain([recorded.above]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
+    let count = buckets.iter().map(|(_, count)| count).sum();
+    encoder.encode_histogram::<NoLabels>(recorded.sum.as_secs_f64(), count, &buckets, None)
+}
+
+fn count(encoder: &mut MetricEncoder<'_>, value: u64) -> fmt::Result {
+    encoder.encode_counter::<NoLabels, _, u64>(&value, None::<&Exemplar<NoLabels, u64>>)
+}
+
+/// The labels of exemplars, of which there are none.
+type NoLabels = [(&'static str, &'static str); 0];
+
+impl Collector for Node {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (metrics, now) = (self.0.metrics(), self.0.figures());
+        let mut out = Out(encoder);
+        node(&mut out, &now)?;
+        out.gauge(
+            "connections_open",
+            "Connections to the public listener, those that have not yet authenticated included",
+            metrics.connections.get(),
+        )?;
+        out.gauge(
+            "connections_open_peak",
+            "The most that were open at once since the start",
+            metrics.connections.peak(),
+        )?;
+        out.counter("connections", "Connections to the public listener", metrics.connections_total.get())?;
+        out.gauge("sessions", "Authenticated sessions", now.sessions)?;
+        out.gauge("users_online", "Users with at least one session", now.users_online)?;
+        let both =
+            |of: fn(&Traffic) -> u64| [("received", of(&metrics.received)), ("sent", of(&metrics.sent))].into_iter();
+        out.counters(
+            "messages",
+            "WebSocket messages from and to clients, control frames left out",
+            "direction",
+            both(|traffic| traffic.messages.get()),
+        )?;
+        out.counters(
+            "traffic_bytes",
+            "Bytes from and to clients, frame headers and control frames included",
+            "direction",
+            both(|traffic| traffic.bytes.get()),
+        )?;
+        let failures = Failure::ALL.iter().map(|failure| (failure.as_str(), metrics.failures(*failure)));
+        out.counters(
+            "failures",
+            "What was refused or went wrong, by kind; the kinds are those of GetStatus.errors",
+            "kind",
+            failures,
+        )?;
+        out.histogram(
+            "confirm_latency_seconds",
+            "From handing a stored notification to a session to its confirmation, to two significant figures",
+            metrics.confirm_latency_spans(),
+        )?;
+        let runtimes = [("sessions", &metrics.scheduler_delay), ("calls", &metrics.calls_scheduler_delay)];
+        out.histograms("scheduler_delay_seconds", "How late a runtime's tasks get their turn", "runtime", &runtimes)?;
+        let (pending, bytes) = now.pending;
+        out.gauge(
+            "pending_notifications",
+            "Stored notifications that some device has yet to confirm, or that wait for a first one",
+            pending,
+        )?;
+        out.gauge("pending_bytes", "Their bytes as accounted against the quotas", bytes)?;
+        out.gauge("store_disk_bytes", "The store's files", now.store_disk_bytes)?;
+        out.gauge("store_healthy", "1: the store takes writes", now.store_healthy.into())?;
+        out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
+        out.counter("events", "Events", now.events)?;
+        out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())
+    }
+}
+
+/// The process and its state.
+fn node(out: &mut Out<'_>, now: &Figures) -> fmt::Result {
+    let version: Labels<'_> = &[("version", now.version)];
+    out.family("build", "The daemon's version", MetricType::Info)?.encode_info(&version)?;
+    let started = now.started_at.0 as f64 / 1000.0;
+    out.family("start_time_seconds", "When the daemon started, in seconds since the Unix epoch", MetricType::Gauge)?
+        .encode_gauge(&started)?;
+    out.gauge("ready", "1: the node takes new work", now.ready.into())?;
+    let cpu = now.process.cpu.as_secs_f64();
+    out.family("process_cpu_seconds", "User and system CPU time", MetricType::Counter)?
+        .encode_counter::<NoLabels, _, u64>(&cpu, None::<&Exemplar<NoLabels, u64>>)?;
+    out.gauge("process_resident_memory_bytes", "Resident memory", now.process.rss_bytes)
+}
