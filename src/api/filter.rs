@@ -207,12 +207,15 @@ mod tests {
     fn what_is_too_much_is_refused() {
         let many = |count: usize| (0..count).map(|n| format!("d{n}")).collect::<Vec<_>>();
         let devices = |count| proto::BroadcastFilter { devices: many(count), ..Default::default() };
-        assert_eq!((fields(devices(100), false).len(), fields(devices(101), false)), (0, vec![DEVICES]));
+        assert_eq!((fields(devices(100), false).len(), fields(devices(101), false)), (0, vec![DEVICES.to_owned()]));
         let users = |count| proto::BroadcastFilter { exclude_user_ids: many(count), ..Default::default() };
-        assert_eq!((fields(users(1000), false).len(), fields(users(1001), false)), (0, vec![EXCLUDE_USERS]));
+        assert_eq!((fields(users(1000), false).len(), fields(users(1001), false)), (0, vec![EXCLUDE_USERS.to_owned()]));
         let ids = |count| (0..count).map(|_| SessionId::generate().to_string()).collect();
         let sessions = |count| proto::BroadcastFilter { exclude_session_ids: ids(count), ..Default::default() };
-        assert_eq!((fields(sessions(1000), false).len(), fields(sessions(1001), false)), (0, vec![EXCLUDE_SESSIONS]));
+        assert_eq!(
+            (fields(sessions(1000), false).len(), fields(sessions(1001), false)),
+            (0, vec![EXCLUDE_SESSIONS.to_owned()])
+        );
         let claims = many(17).into_iter().map(|name| (name, String::new())).collect();
         let claims = violations(proto::BroadcastFilter { claims, ..Default::default() }, false);
         assert_eq!(claims.len(), 1, "not one for each: {claims:?}");

@@ -216,8 +216,6 @@ mod tests {
     use prost::Message as _;
     use prost_types::value::Kind as ValueKind;
 
-    use prost_types::value::Kind;
-
     use super::*;
     use crate::{api::proto, metrics::Metrics};
 
@@ -273,12 +271,17 @@ mod tests {
     #[test]
     fn free_json_is_written_as_what_it_stands_for() {
         let value = |kind| prost_types::Value { kind: Some(kind) };
-        let list = [Kind::NumberValue(1.0), Kind::NumberValue(-0.5), Kind::BoolValue(true), Kind::NullValue(0)];
-        let list = Kind::ListValue(prost_types::ListValue { values: list.map(value).into() });
+        let list = [
+            ValueKind::NumberValue(1.0),
+            ValueKind::NumberValue(-0.5),
+            ValueKind::BoolValue(true),
+            ValueKind::NullValue(0),
+        ];
+        let list = ValueKind::ListValue(prost_types::ListValue { values: list.map(value).into() });
         let object = |name: &str, kind| prost_types::Struct { fields: [(name.to_owned(), value(kind))].into() };
         let message = proto::MessageReceived {
-            payload: Some(proto::message_received::Payload::Data(value(Kind::StructValue(object("a", list))))),
-            claims: Some(object("role", Kind::StringValue("admin".to_owned()))),
+            payload: Some(proto::message_received::Payload::Data(value(ValueKind::StructValue(object("a", list))))),
+            claims: Some(object("role", ValueKind::StringValue("admin".to_owned()))),
             ..Default::default()
         };
         let text = json("MessageReceived", &message);
