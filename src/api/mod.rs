@@ -17,6 +17,7 @@ mod process;
 pub mod scope;
 mod send;
 mod status;
+mod topics;
 
 use std::{
     sync::{

@@ -2,7 +2,7 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
+//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `topics.rs`, `events.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
 //! * `json.rs`, `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
@@ -37,6 +37,7 @@ mod store;
 mod stress;
 mod table;
 mod token;
+mod topics;
 
 mod serve;
 

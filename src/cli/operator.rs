@@ -16,6 +16,7 @@ use super::{
     store,
     stress::{self, Stress},
     token,
+    topics::{self, Publish, Topics},
 };
 
 /// What an operator asks of a running gateway, and what he needs around it.
@@ -47,6 +48,12 @@ pub enum Operator {
   pushgate broadcast '\"standup\"' --claim team=ops --connected-before 2026-01-31T09:00:00Z
   pushgate broadcast --data-file news.json --json")]
     Broadcast(Box<Broadcast>),
+    /// Publish a notification to the sessions that are in a topic
+    #[command(after_help = "Examples:
+  pushgate publish news '{\"headline\":\"it snows\"}'
+  pushgate publish room.7 '\"closing in five minutes\"' --type system_message
+  pushgate publish room.7 --binary-file picture.png --json")]
+    Publish(Publish),
     /// Close sessions of a user
     #[command(after_help = "Examples:
   pushgate close alice
@@ -93,6 +100,14 @@ pub enum Operator {
   pushgate sessions --address 10.0.0.0/8
   pushgate sessions --json | jq -r '.sessions[].userId'")]
     Sessions(Sessions),
+    /// List the topics that somebody is in
+    ///
+    /// Who is in one: pushgate sessions --topic TOPIC
+    #[command(after_help = "Examples:
+  pushgate topics
+  pushgate topics --prefix room.
+  pushgate topics news --json | jq '.topics[].sessions'")]
+    Topics(Topics),
     /// Follow what happens, a line an event
     #[command(after_help = "Examples:
   pushgate events
@@ -162,6 +177,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Init(args) => init::init(&args),
             Operator::Send(args) => send::send(args).await,
             Operator::Broadcast(args) => send::broadcast(*args).await,
+            Operator::Publish(args) => topics::publish(args).await,
             Operator::Close(args) => send::close(args).await,
             Operator::Pending(args) => mailbox::pending(args).await,
             Operator::Purge(args) => mailbox::purge(args).await,
@@ -169,6 +185,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Forget(args) => mailbox::forget(args).await,
             Operator::Status(args) => status::status(args).await,
             Operator::Sessions(args) => sessions::sessions(args).await,
+            Operator::Topics(args) => topics::topics(args).await,
             Operator::Events(args) => events::events(args).await,
             Operator::Health(args) => status::health(args).await,
             Operator::Listen(args) => listen::listen(args).await,

@@ -9,6 +9,7 @@ mod model;
 mod recall;
 mod recovery;
 mod support;
+mod topics;
 
 use std::{
     sync::{

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Alert, Device, NotificationId, Offset, SessionId, UnixMillis, UserId};
+use super::{Alert, Device, NotificationId, Offset, SessionId, Topic, UnixMillis, UserId};
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,19 @@ pub enum ForgetReason {
     Replaced,
     /// A caller asked for it.
     Caller,
+}
+
+/// Why a session came to be in a topic, or left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscriptionCause {
+    /// Its client asked for it.
+    Client,
+    /// Its token says so.
+    Token,
+    /// A caller of the admin API asked for it.
+    Caller,
+    /// The session ended.
+    SessionEnded,
 }
 
 /// One event, numbered in the total order of its node.
@@ -132,6 +145,20 @@ pub enum EventBody {
         remote: SocketAddr,
         user: Option<UserId>,
     },
+    Subscribed {
+        topic: Topic,
+        session: SessionId,
+        user: UserId,
+        device: Device,
+        cause: SubscriptionCause,
+    },
+    Unsubscribed {
+        topic: Topic,
+        session: SessionId,
+        user: UserId,
+        device: Device,
+        cause: SubscriptionCause,
+    },
     Alert(Alert),
     Draining {
         deadline: UnixMillis,
@@ -140,7 +167,7 @@ pub enum EventBody {
 
 impl EventBody {
     /// The names by which a consumer may filter, in the order of the proto.
-    pub const NAMES: [&'static str; 11] = [
+    pub const NAMES: [&'static str; 13] = [
         "session_opened",
         "session_closed",
         "user_online",
@@ -150,6 +177,8 @@ impl EventBody {
         "notification_dropped",
         "device_forgotten",
         "auth_failed",
+        "subscribed",
+        "unsubscribed",
         "alert",
         "draining",
     ];
@@ -171,8 +200,10 @@ impl EventBody {
             EventBody::NotificationDropped { .. } => 6,
             EventBody::DeviceForgotten { .. } => 7,
             EventBody::AuthFailed { .. } => 8,
-            EventBody::Alert(_) => 9,
-            EventBody::Draining { .. } => 10,
+            EventBody::Subscribed { .. } => 9,
+            EventBody::Unsubscribed { .. } => 10,
+            EventBody::Alert(_) => 11,
+            EventBody::Draining { .. } => 12,
         }
     }
 
@@ -184,6 +215,8 @@ impl EventBody {
             | EventBody::UserOnline { user }
             | EventBody::UserOffline { user }
             | EventBody::NotificationConfirmed { user, .. }
+            | EventBody::Subscribed { user, .. }
+            | EventBody::Unsubscribed { user, .. }
             | EventBody::DeviceForgotten { user, .. } => Some(user),
             EventBody::NotificationDropped { user, device, .. } => {
                 user.as_ref().or(device.as_ref().map(|(owner, _)| owner))

@@ -9,8 +9,9 @@ use http_body_util::{Full, StreamBody, combinators::BoxBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pushgate::api::proto::{
     BackupRequest, BroadcastRequest, CloseUserSessionsRequest, ForgetDeviceRequest, ForgetUserRequest,
-    GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, Notification, PurgePendingRequest,
-    SendBatchRequest, SendToUserRequest, StreamEventsRequest, notification::Payload,
+    GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, ListTopicsRequest, Notification,
+    PublishRequest, PurgePendingRequest, SendBatchRequest, SendToUserRequest, StreamEventsRequest, SubscribeRequest,
+    UnsubscribeRequest, notification::Payload,
 };
 use pushgate::server::Ended;
 use serde_json::json;
@@ -27,7 +28,7 @@ use crate::support::{
 };
 
 /// How many RPCs there are.
-const CALLS: usize = 13;
+const CALLS: usize = 17;
 
 /// Makes one call of each RPC; the code of each answer.
 async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
@@ -48,6 +49,10 @@ async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
     let batch = stream::iter([SendBatchRequest::default()]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy").to_str().unwrap().to_owned();
+    let (topic, user_ids) = ("scopes".to_owned(), vec![user_id.clone()]);
+    let publish = PublishRequest { topic: topic.clone(), notification: Some(notification(1)) };
+    let subscribe = SubscribeRequest { topic: topic.clone(), user_ids: user_ids.clone(), session_ids: vec![] };
+    let unsubscribe = UnsubscribeRequest { topic, user_ids, session_ids: vec![] };
     [
         code(client.send_to_user(request("scopes", notification(1))).await),
         code(client.send_batch(batch).await),
@@ -62,14 +67,20 @@ async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
         code(client.list_sessions(ListSessionsRequest::default()).await),
         code(client.stream_events(StreamEventsRequest::default()).await),
         code(client.backup(BackupRequest { path }).await),
+        code(client.publish(publish).await),
+        code(client.subscribe(subscribe).await),
+        code(client.unsubscribe(unsubscribe).await),
+        code(client.list_topics(ListTopicsRequest::default()).await),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_needs_its_scope_and_admin_opens_all() {
     let gateway = Gateway::start().await;
-    let needs =
-        ["send", "send", "send", "close", "read", "admin", "read", "admin", "admin", "read", "read", "events", "admin"];
+    let needs = [
+        "send", "send", "send", "close", "read", "admin", "read", "admin", "admin", "read", "read", "events", "admin",
+        "send", "send", "send", "read",
+    ];
     let mut denied = 0;
     for scope in SCOPES {
         let mut rpc = Rpc::over_tcp(gateway.grpc, Some(&format!("{scope}-token"))).await;

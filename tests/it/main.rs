@@ -28,3 +28,4 @@ mod opening;
 mod outcomes;
 mod slow;
 mod stop;
+mod talk;

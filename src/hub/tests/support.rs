@@ -63,6 +63,8 @@ pub fn notification(bytes: usize) -> Notification {
         type_name: TypeName::NOTIFICATION,
         payload: Payload::Json(Bytes::from(format!("\"{}\"", "x".repeat(bytes)))),
         from_user: None,
+        topic: None,
+        kind: None,
         collapse_key: None,
         not_for: [].into(),
         accepted_at: now,
@@ -130,6 +132,9 @@ impl World {
             presence: Presence::default(),
             events: EventsConfig { buffer: 4096 },
             alerts: AlertsConfig::default(),
+            clients: Clients::default(),
+            rules: Rules::default(),
+            public_claims: Vec::new(),
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,
