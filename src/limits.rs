@@ -14,6 +14,18 @@ pub const DEVICE_BYTES_MAX: usize = 64;
 pub const NOTIFICATION_ID_BYTES_MAX: usize = 128;
 /// The longest collapse key.
 pub const COLLAPSE_KEY_BYTES_MAX: usize = 128;
+/// The longest name of a topic.
+pub const TOPIC_BYTES_MAX: usize = 200;
+/// The longest pattern of `[[topics]]`.
+pub const TOPIC_PATTERN_BYTES_MAX: usize = 256;
+/// The rules of `[[topics]]`; a message of a client may meet all of them.
+pub const TOPIC_RULES_MAX: usize = 256;
+/// The users and sessions that one Subscribe or Unsubscribe may name.
+pub const SUBSCRIBERS_MAX: usize = 1000;
+/// A client's stored messages that wait to be taken by the store, of one session; with more it is told to slow down.
+pub const CLIENT_SENDS_MAX: usize = 1024;
+/// The bytes of those messages; one that is larger waits alone.
+pub const CLIENT_SENDS_BYTES_MAX: usize = 1024 * 1024;
 /// The users whom one broadcast may leave out.
 pub const EXCLUDED_USERS_MAX: usize = 1000;
 /// The sessions that one broadcast may leave out.
@@ -224,6 +236,10 @@ pub struct Limits {
     pub write_timeout: Span,
     /// Bad messages a minute before a session is closed with 4400.
     pub bad_messages: Count,
+    /// Topics that one session is in; further ones are refused.
+    pub topics_per_session: Count,
+    /// Sessions that are in one topic; further ones are refused.
+    pub topic_sessions: Count,
 }
 
 impl Default for Limits {
@@ -236,6 +252,8 @@ impl Default for Limits {
             outbox_bytes: ByteSize::mib(1),
             write_timeout: Span::secs(10),
             bad_messages: Count(20),
+            topics_per_session: Count(100),
+            topic_sessions: Count(0),
         }
     }
 }

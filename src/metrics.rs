@@ -150,7 +150,7 @@ failures! {
     UnsupportedData = "unsupported_data",
     /// Text that is not UTF-8 (1007).
     InvalidUtf8 = "invalid_utf8",
-    /// A client's message over its limit (1009).
+    /// A client's message over its limit (1009), or larger, as others would get it, than `limits.notification_bytes`.
     MessageTooBig = "message_too_big",
     /// A client's message that is not one of the protocol's.
     BadMessage = "bad_message",
@@ -164,6 +164,8 @@ failures! {
     NoService = "no_service",
     /// A client's request that no service answered within `clients.reply_timeout`.
     ReplyTimeout = "reply_timeout",
+    /// A topic that a session could not be subscribed to, or a client's message that could not be kept, over a limit.
+    LimitReached = "limit_reached",
     /// A session closed for too many bad messages (4400).
     TooManyBadMessages = "too_many_bad_messages",
     /// A session closed because nothing was received from it (4408).

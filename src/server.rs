@@ -22,7 +22,7 @@ use crate::{
     clock::Clock,
     config::Config,
     grpc, http,
-    hub::{Hub, Parts, Quotas},
+    hub::{BadRule, Hub, Parts, Quotas, Rules},
     lifecycle::{Lifecycle, Shutdown},
     limits,
     metrics::Metrics,
@@ -97,6 +97,9 @@ impl Server {
     pub async fn bind_with(config: &Config, clock: Clock, calls: Calls) -> Result<Server, StartError> {
         let authenticator =
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
+        let rules = Rules::new(&config.topics, &config.clients.message)
+            .map_err(|bad| StartError::Config(bad.iter().map(BadRule::to_string).collect::<Vec<_>>().join("\n")))?;
+        let authenticator = authenticator.keeping(rules.claims());
         let tokens = tokens(&config.grpc)?;
         let mut bound = Vec::new();
         let (mut access, mut ops_access) = (Vec::new(), Vec::new());
@@ -142,6 +145,8 @@ impl Server {
             events: config.events.clone(),
             alerts: config.alerts.clone(),
             clients: config.clients.clone(),
+            rules,
+            public_claims: config.auth.public_claims.clone(),
             quotas: Quotas {
                 ttl: config.store.ttl.0,
                 max_ttl: config.store.max_ttl.0,

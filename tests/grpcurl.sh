@@ -179,6 +179,17 @@ every_rpc() {
     grpcurl "${FLAGS[@]}" -max-time 1 -d '{"snapshot":true}' "$ADDRESS" pushgate.v1.Gateway/StreamEvents >"$WORK/snapshot" 2>&1 || true
     jq -se '.[0].snapshotSession.session.sessionId == "'"$session"'" and .[1].snapshotEnd.sessions == 1' \
         <(sed '/^ERROR/,$d' "$WORK/snapshot") >/dev/null || fail "the snapshot is otherwise: $(cat "$WORK/snapshot")"
+    call $OK Subscribe '{"topic":"room.7","user_ids":["'"$user"'"]}'
+    is '.sessions == 1 and .changed == 1'
+    call $OK Publish '{"topic":"room.7","notification":{"type":"chat","data":"to the room"}}'
+    is '.outcome == "OUTCOME_ACCEPTED" and .sessions == 1'
+    within 10 grep -qaF '"topic":"room.7","data":"to the room"' "$WORK/$user.frames" || fail "what is published does not arrive"
+    call $OK ListTopics '{"prefix":"room."}'
+    is '(.topics | length) == 1 and .topics[0] == {"topic":"room.7","sessions":1,"users":1}'
+    call $OK ListSessions '{"topic":"room.7"}'
+    is '.sessions[0].topics == ["room.7"]'
+    call $OK Unsubscribe '{"topic":"room.7","user_ids":["'"$user"'"]}'
+    is '.changed == 1'
     call $OK ListDevices '{"user_id":"'"$user"'"}'
     is '(.devices | length) == 1 and (.devices[0].device // "") == ""'
     is '.devices[0].sessions == 1 and .devices[0].pending == 2 and .devices[0].pendingBroadcasts == 1'
@@ -254,6 +265,11 @@ refusals() {
     call $INVALID_ARGUMENT ListUsers '{"page_token":"made up"}'
     call $INVALID_ARGUMENT SetLogFilter '{"filter":"info,pushgate=loud"}'
     has 'pushgate=loud'
+    call $INVALID_ARGUMENT ListTopics '{"page_token":"made up"}'
+    call $INVALID_ARGUMENT Publish '{"notification":{"data":1}}'
+    has '"field": "topic"'
+    call $INVALID_ARGUMENT Subscribe '{"topic":"room.7"}'
+    call $INVALID_ARGUMENT Unsubscribe '{"topic":"room.7","session_ids":["made up"]}'
     call $INVALID_ARGUMENT Backup '{"path":"not/absolute"}'
     has '"field": "path"'
     call $INVALID_ARGUMENT ListPending '{"user_id":"'"$user"'","page_token":"made up"}'
@@ -295,8 +311,8 @@ done
 at "$GRPC" -H 'authorization: Bearer only-sends'
 grpc $OK list
 call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
-for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListUsers PurgePending SetLogFilter \
-    StreamEvents; do
+for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListTopics ListUsers PurgePending \
+    SetLogFilter StreamEvents; do
     call $PERMISSION_DENIED "$method" '{}'
     has SCOPE_MISSING
 done

@@ -295,7 +295,7 @@ keys=$("$BIN" config show --config "$WORK/block.toml" | sed -nE 's/^\[+([a-z_.]+
 section=
 while IFS= read -r key; do
     if [[ $key == \[* ]]; then section=${key:1:-1}; continue; fi
-    [[ $section != *tls && $section != grpc.tokens && $section != auth.keys && $section != auth.jwks ]] || continue
+    [[ $section != *tls && $section != grpc.tokens && $section != auth.keys && $section != auth.jwks && $section != topics ]] || continue
     grep -qE "^\|.*\`$section\\.$key\`" README.md || fail "the table lacks $section.$key"
 done <<<"$keys"
 for counter in $(sed -nE 's/^    [A-Za-z]+ = "([a-z_]+)",$/\1/p' src/metrics.rs); do

@@ -40,6 +40,8 @@ pub fn notification(payload: Payload) -> Notification {
         type_name: TypeName::NOTIFICATION,
         payload,
         from_user: None,
+        topic: None,
+        kind: None,
         collapse_key: None,
         not_for: [].into(),
         accepted_at: now,
@@ -75,6 +77,8 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         clients: hub::Clients::default(),
         events: hub::EventsConfig::default(),
         alerts: hub::AlertsConfig::default(),
+        rules: hub::Rules::default(),
+        public_claims: Vec::new(),
         quotas: Quotas {
             ttl: kept.ttl.0,
             max_ttl: kept.max_ttl.0,

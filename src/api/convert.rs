@@ -46,6 +46,7 @@ all_present!(A, B);
 all_present!(A, B, C);
 all_present!(A, B, C, D);
 all_present!(A, B, C, D, E);
+all_present!(A, B, C, D, E, F);
 
 impl Checks {
     /// Notes what is wrong with a field.
@@ -117,6 +118,8 @@ impl Checks {
             type_name: type_name?,
             payload: payload?,
             from_user: from_user?,
+            topic: None,
+            kind: None,
             collapse_key: collapse_key?,
             not_for: [].into(),
             accepted_at: now,

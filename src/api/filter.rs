@@ -6,9 +6,10 @@ use super::{convert::Checks, proto};
 use crate::{
     hub::Filter,
     limits,
-    types::{Device, Glob, InvalidId, SessionId, UnixMillis, UserId},
+    types::{Device, Glob, InvalidId, SessionId, Topic, UnixMillis, UserId},
 };
 
+const TOPIC: &str = "filter.topic";
 const DEVICES: &str = "filter.devices";
 const USER_AGENT: &str = "filter.user_agent";
 const CONNECTED_AFTER: &str = "filter.connected_after";
@@ -21,7 +22,13 @@ const EXCLUDE_SESSIONS: &str = "filter.exclude_session_ids";
 const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 impl Checks {
-    /// Which sessions a broadcast is for; whom it leaves out besides is [`Checks::excluded_users`]. `kept` are the claims
+    /// The topic whose members a broadcast is for.
+    pub fn topic(&mut self, topic: &str) -> Option<Option<Topic>> {
+        self.optional(TOPIC, topic, Topic::parse)
+    }
+
+    /// Which sessions a broadcast is for, beside those of its topic; whom it leaves out besides is
+    /// [`Checks::excluded_users`]. `kept` are the claims
     /// that sessions have.
     pub fn filter(&mut self, filter: proto::BroadcastFilter, kept: &[String]) -> Option<Filter> {
         let devices = self.each(DEVICES, &filter.devices, limits::FILTER_DEVICES_MAX, Device::parse);
@@ -41,6 +48,7 @@ impl Checks {
     /// The same for a durable one, which is for devices: nothing but users may be left out.
     pub fn no_filter(&mut self, filter: &proto::BroadcastFilter) -> Option<Filter> {
         let set = [
+            (TOPIC, !filter.topic.is_empty()),
             (DEVICES, !filter.devices.is_empty()),
             (USER_AGENT, !filter.user_agent.is_empty()),
             (CONNECTED_AFTER, filter.connected_after.is_some()),
@@ -153,8 +161,9 @@ mod tests {
         let mut checks = Checks::default();
         let kept = ["role".to_owned(), "tenant".to_owned()];
         let users = checks.excluded_users(&filter.exclude_user_ids);
+        let topic = if durable { Some(None) } else { checks.topic(&filter.topic) };
         let filter = if durable { checks.no_filter(&filter) } else { checks.filter(filter, &kept) };
-        match checks.finish((users, filter)) {
+        match checks.finish((users, topic, filter)) {
             Ok(_) => Vec::new(),
             Err(ApiError::Invalid(violations)) => violations,
             Err(other) => panic!("{other:?}"),
@@ -171,6 +180,7 @@ mod tests {
 
     fn full() -> proto::BroadcastFilter {
         proto::BroadcastFilter {
+            topic: "room.1".into(),
             devices: vec![String::new(), "phone".into()],
             user_agent: "*".into(),
             connected_after: at(0, 0),
@@ -190,6 +200,7 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_told_at_once() {
         let bad = proto::BroadcastFilter {
+            topic: "a\nb".into(),
             devices: vec!["a b".into()],
             user_agent: "ä".into(),
             connected_after: at(i64::MAX, 0),
@@ -198,8 +209,17 @@ mod tests {
             exclude_user_ids: vec![String::new()],
             exclude_session_ids: vec!["1".into()],
         };
-        let expected =
-            [EXCLUDE_USERS, DEVICES, USER_AGENT, CONNECTED_AFTER, CONNECTED_BEFORE, CLAIMS, CLAIMS, EXCLUDE_SESSIONS];
+        let expected = [
+            EXCLUDE_USERS,
+            TOPIC,
+            DEVICES,
+            USER_AGENT,
+            CONNECTED_AFTER,
+            CONNECTED_BEFORE,
+            CLAIMS,
+            CLAIMS,
+            EXCLUDE_SESSIONS,
+        ];
         assert_eq!(fields(bad, false), expected);
     }
 
@@ -254,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_durable_broadcast_leaves_out_users_and_nothing_else() {
-        let expected = [DEVICES, USER_AGENT, CONNECTED_AFTER, CONNECTED_BEFORE, CLAIMS, EXCLUDE_SESSIONS];
+        let expected = [TOPIC, DEVICES, USER_AGENT, CONNECTED_AFTER, CONNECTED_BEFORE, CLAIMS, EXCLUDE_SESSIONS];
         assert_eq!(fields(full(), true), expected);
         let users = proto::BroadcastFilter { exclude_user_ids: vec!["alice".into()], ..Default::default() };
         assert_eq!(fields(users, true), Vec::<&str>::new());

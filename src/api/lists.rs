@@ -11,7 +11,7 @@ use super::{
 use crate::{
     hub::{Handle, Hub},
     protocol::ack_mode::AckMode,
-    types::{Network, SessionId, UserId},
+    types::{Network, SessionId, Topic, UserId},
 };
 
 /// `ListSessions`.
@@ -21,24 +21,39 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
     let session = checks.optional("session_id", &request.session_id, SessionId::parse);
     let device = checks.device(request.device.as_deref());
     let address = checks.address(&request.address);
-    let fields =
-        [Some(request.user_id.as_str()), Some(&request.session_id), request.device.as_deref(), Some(&request.address)];
+    let topic = checks.optional("topic", &request.topic, Topic::parse);
+    let fields = [
+        Some(request.user_id.as_str()),
+        Some(&request.session_id),
+        request.device.as_deref(),
+        Some(&request.address),
+        Some(&request.topic),
+    ];
     let filter = Filter::new("sessions", &fields);
     let after = checks.page_token(&request.page_token, filter, |after| SessionId::parse(after).ok());
-    let (user, session, device, address, after) = checks.finish((user, session, device, address, after))?;
+    let (user, session, device, address, topic, after) =
+        checks.finish((user, session, device, address, topic, after))?;
     let rows = pages::rows(request.page_size);
     let matches = |handle: &Arc<Handle>| {
         after.is_none_or(|after| handle.id > after)
             && user.as_ref().is_none_or(|user| *user == handle.user.id)
             && device.as_ref().is_none_or(|device| *device == handle.device)
             && address.is_none_or(|network| network.contains(handle.peer.remote.ip()))
+            && topic.as_ref().is_none_or(|topic| handle.core().is_in(topic))
     };
+    // Where nothing else is asked for, no more is looked at than a page.
+    let plain = device.is_none() && address.is_none();
+    let most = if plain { rows + 1 } else { usize::MAX };
     // One more than asked for tells whether there is a next page.
-    let mut page: Vec<Arc<Handle>> = match (&user, session) {
-        (_, Some(id)) => hub.session(id).into_iter().filter(matches).collect(),
-        (Some(user), None) => hub.user_sessions(user).into_iter().filter(matches).take(rows + 1).collect(),
-        (None, None) if device.is_none() && address.is_none() => hub.session_page(after, rows + 1),
-        (None, None) => hub.session_page(after, usize::MAX).into_iter().filter(matches).take(rows + 1).collect(),
+    let mut page: Vec<Arc<Handle>> = match (&user, session, &topic) {
+        (_, Some(id), _) => hub.session(id).into_iter().filter(matches).collect(),
+        (Some(user), None, _) => hub.user_sessions(user).into_iter().filter(matches).take(rows + 1).collect(),
+        (None, None, Some(topic)) if plain => hub.topic_sessions(topic, after, most),
+        (None, None, None) if plain => hub.session_page(after, most),
+        (None, None, Some(topic)) => {
+            hub.topic_sessions(topic, after, most).into_iter().filter(matches).take(rows + 1).collect()
+        }
+        (None, None, None) => hub.session_page(after, most).into_iter().filter(matches).take(rows + 1).collect(),
     };
     let more = page.len() > rows;
     page.truncate(rows);
@@ -82,6 +97,7 @@ pub fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
         last_activity: Some(timestamp(last_activity)),
         remote_address: handle.peer.remote.to_string(),
         user_agent: handle.peer.user_agent.as_deref().unwrap_or_default().to_owned(),
+        topics: core.rooms().iter().map(|room| room.name.to_string()).collect(),
         state: state.into(),
         ack_mode: ack_mode.into(),
         outbox_messages: u32::try_from(core.outbox.frames()).unwrap_or(u32::MAX),

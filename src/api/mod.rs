@@ -21,6 +21,7 @@ mod process;
 pub mod scope;
 mod send;
 mod status;
+mod topics;
 mod users;
 mod values;
 

@@ -57,7 +57,8 @@ pub(super) fn answer(id: &NotificationId, sent: Sent) -> proto::SendToUserRespon
     }
 }
 
-fn outcome(outcome: Outcome) -> proto::Outcome {
+/// An outcome as the proto has it.
+pub(super) fn outcome(outcome: Outcome) -> proto::Outcome {
     match outcome {
         Outcome::Confirmed => proto::Outcome::Confirmed,
         Outcome::Stored => proto::Outcome::Stored,
@@ -96,18 +97,20 @@ impl Api {
         let notification = checks.notification(request.notification, hub.quotas(), hub.clock().unix_millis(), durable);
         let filter = request.filter.unwrap_or_default();
         let not_for = checks.excluded_users(&filter.exclude_user_ids);
+        let topic = if durable { Some(None) } else { checks.topic(&filter.topic) };
         let filter = match durable {
             true => checks.no_filter(&filter),
             false => checks.filter(filter, hub.authenticator().kept_claims()),
         };
         let never = durable && notification.as_ref().is_some_and(Notification::is_now_or_never);
         checks.check("notification.ttl", !never, || "must not be zero for a durable broadcast".to_owned());
-        let (notification, not_for, filter) = checks.finish((notification, not_for, filter))?;
+        let (notification, not_for, topic, filter) = checks.finish((notification, not_for, topic, filter))?;
         let notification = Notification { not_for, ..notification };
         let id = notification.id.clone();
-        let sent = match durable {
-            true => hub.broadcast_durably(notification, own_id).await?,
-            false => hub.broadcast_to(filter, notification).await?,
+        let sent = match topic {
+            _ if durable => hub.broadcast_durably(notification, own_id).await?,
+            Some(topic) => hub.broadcast_in(&topic, filter, notification).await?,
+            None => hub.broadcast_to(filter, notification).await?,
         };
         Ok(proto::BroadcastResponse {
             id: id.as_str().to_owned(),

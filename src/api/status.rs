@@ -87,6 +87,8 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
             max_pending_per_user: none_as_zero(quotas.pending_per_user),
             max_store_bytes: quotas.max_bytes,
             window: hub.settings().delivery.window,
+            topics_per_session: limits.topics_per_session.0,
+            topic_sessions: limits.topic_sessions.0,
         }),
         alerts: hub.alerts().iter().map(events::alert).collect(),
         draining: inner.stopping.load(std::sync::atomic::Ordering::Acquire),

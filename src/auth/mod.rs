@@ -1,6 +1,6 @@
 //! From a token to an identity: JSON Web Tokens (RFC 7519), signed (RFC 7515), never encrypted.
 //!
-//! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device. Nothing a
+//! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device, topics. Nothing a
 //! token says is believed before its signature holds, and no message repeats what a token says.
 
 mod cache;
@@ -8,6 +8,8 @@ mod config;
 mod keys;
 #[cfg(test)]
 mod tests;
+
+use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -21,7 +23,7 @@ pub use crate::protocol::auth_code::AuthCode;
 use crate::{
     clock::Clock,
     limits,
-    types::{Claims, Device, UnixMillis, UserId},
+    types::{Claims, Device, Topic, UnixMillis, UserId},
 };
 use cache::Cache;
 use keys::{KeySet, Refusal};
@@ -34,6 +36,7 @@ pub struct Identity {
     expires_at: Option<UnixMillis>,
     valid_until: Option<UnixMillis>,
     claims: Claims,
+    topics: Option<Arc<[Topic]>>,
 }
 
 impl Identity {
@@ -55,6 +58,11 @@ impl Identity {
     /// When the token stops being accepted: `exp` and the leeway.
     pub fn valid_until(&self) -> Option<UnixMillis> {
         self.valid_until
+    }
+
+    /// The topics that the token subscribes its session to.
+    pub fn topics(&self) -> &[Topic] {
+        self.topics.as_deref().unwrap_or_default()
     }
 
     /// The claims that its session keeps.
@@ -243,6 +251,7 @@ impl Authenticator {
             expires_at: expires_at.map(UnixMillis),
             valid_until: valid_until.map(UnixMillis),
             claims: kept,
+            topics: topics(claims)?,
         })
     }
 
@@ -281,6 +290,20 @@ fn device(claims: &Map<String, Value>) -> Result<Option<Device>, AuthError> {
             .map_err(|rule| invalid(format!("the token's claim `device` is not a device: {rule}"))),
         Some(_) => Err(invalid("the token's claim `device` must be a string")),
     }
+}
+
+/// A list of names, or one.
+fn topics(claims: &Map<String, Value>) -> Result<Option<Arc<[Topic]>>, AuthError> {
+    let all = match claims.get("topics") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Array(many)) => many.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+    };
+    let topic = |value: &Value| {
+        let text = value.as_str().ok_or_else(|| invalid("the token's claim `topics` must be a list of strings"))?;
+        Topic::parse(text).map_err(|rule| invalid(format!("the token's claim `topics` holds what is none: {rule}")))
+    };
+    all.iter().map(topic).collect::<Result<Arc<[Topic]>, _>>().map(|topics| Some(topics).filter(|all| !all.is_empty()))
 }
 
 /// A NumericDate (RFC 7519 section 2), in milliseconds: seconds, possibly with a fraction. What lies before 1970 is

@@ -303,6 +303,38 @@ fn the_user_is_the_first_configured_claim_that_is_there() {
 }
 
 #[test]
+fn the_topics_claim_names_topics() {
+    let topics = |claim: Value| {
+        let token = hs256("secret", json!({ "sub": "a", "exp": NOW + 60, "topics": claim }));
+        let identity = default_one().verify(&token);
+        identity.map(|identity| identity.topics().iter().map(|topic| topic.as_str().to_owned()).collect::<Vec<_>>())
+    };
+    assert_eq!(topics(json!(["room.1", "news"])).unwrap(), ["room.1", "news"]);
+    assert_eq!(topics(json!("room.1")).unwrap(), ["room.1"]);
+    for none in [json!(null), json!([])] {
+        assert_eq!(topics(none).unwrap(), [""; 0]);
+    }
+    let long = "x".repeat(201);
+    for (bad, text) in [
+        (json!(7), "the token's claim `topics` must be a list of strings"),
+        (json!(["a", 7]), "the token's claim `topics` must be a list of strings"),
+        (json!({ "a": 1 }), "the token's claim `topics` must be a list of strings"),
+        (
+            json!(["a", ""]),
+            "the token's claim `topics` holds what is none: a topic must have 1 to 200 bytes, this one has 0",
+        ),
+        (
+            json!([long]),
+            "the token's claim `topics` holds what is none: a topic must have 1 to 200 bytes, this one has 201",
+        ),
+        (json!(["a\n"]), "the token's claim `topics` holds what is none: a topic must not hold control characters"),
+    ] {
+        let error = topics(bad).unwrap_err();
+        assert_eq!((error.code, error.message.as_str()), (AuthCode::TokenInvalid, text));
+    }
+}
+
+#[test]
 fn the_device_claim_names_the_device() {
     let config = config(vec![hmac_key("", "secret")]);
     let device = |value: Value| {
@@ -474,7 +506,7 @@ proptest! {
     }
 
     #[test]
-    fn signed_junk_claims_never_panic(claims in "\\PC{0,60}", name in "exp|nbf|iss|aud|sub|userId|device", number in any::<f64>()) {
+    fn signed_junk_claims_never_panic(claims in "\\PC{0,60}", name in "exp|nbf|iss|aud|sub|userId|device|topics", number in any::<f64>()) {
         let authenticator = default_one();
         let key = EncodingKey::from_secret(b"secret");
         let message = format!("{}.{}", part(&json!({"alg": "HS256"})), URL_SAFE_NO_PAD.encode(&claims));

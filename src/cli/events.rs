@@ -159,6 +159,10 @@ fn body(body: &Body) -> (&'static str, String) {
             let user = if e.user_id.is_empty() { String::new() } else { format!(", {}", who(&e.user_id, "")) };
             ("auth_failed", format!("{}: {}, from {}{user}", e.code, e.message, e.remote_address))
         }
+        Body::Subscribed(e) => ("subscribed", membership(&e.topic, &e.user_id, &e.device, &e.session_id, e.cause())),
+        Body::Unsubscribed(e) => {
+            ("unsubscribed", membership(&e.topic, &e.user_id, &e.device, &e.session_id, e.cause()))
+        }
         Body::Alert(e) => {
             let state = match e.state() {
                 proto::AlertState::Unspecified => "",
@@ -203,6 +207,17 @@ fn payload(message: &proto::MessageReceived) -> String {
         Some(Payload::Binary(data)) => bytes(data.len() as f64),
         Some(Payload::Data(_)) | None => String::new(),
     }
+}
+
+fn membership(topic: &str, user: &str, device: &str, session: &str, cause: proto::SubscriptionCause) -> String {
+    let cause = match cause {
+        proto::SubscriptionCause::Unspecified => "",
+        proto::SubscriptionCause::Client => " by the client",
+        proto::SubscriptionCause::Token => " by its token",
+        proto::SubscriptionCause::Caller => " by a caller",
+        proto::SubscriptionCause::SessionEnded => ": it ended",
+    };
+    format!("{topic}, {}, session {session}{cause}", who(user, device))
 }
 
 fn drop_reason(reason: proto::DropReason) -> &'static str {

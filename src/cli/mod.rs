@@ -2,7 +2,8 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `users.rs`, `events.rs`, `log.rs`, `backup.rs`: one or a few RPCs each; `listen.rs`: a
+//! * `send.rs`, `mailbox.rs`, `status.rs`, `sessions.rs`, `users.rs`, `topics.rs`, `events.rs`, `log.rs`, `backup.rs`: one or a
+//!   few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
 //! * `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
@@ -37,6 +38,7 @@ mod store;
 mod stress;
 mod table;
 mod token;
+mod topics;
 mod users;
 
 mod serve;

@@ -16,6 +16,7 @@ use super::{
     store,
     stress::{self, Stress},
     token,
+    topics::{self, Publish, Topics},
     users::{self, Users},
 };
 
@@ -48,6 +49,12 @@ pub enum Operator {
   pushgate broadcast '\"standup\"' --claim team=ops --connected-before 2026-01-31T09:00:00Z
   pushgate broadcast --data-file news.json --json")]
     Broadcast(Box<Broadcast>),
+    /// Publish a notification to the sessions that are in a topic
+    #[command(after_help = "Examples:
+  pushgate publish news '{\"headline\":\"it snows\"}'
+  pushgate publish room.7 '\"closing in five minutes\"' --type system_message
+  pushgate publish room.7 --binary-file picture.png --json")]
+    Publish(Publish),
     /// Close sessions of a user
     #[command(after_help = "Examples:
   pushgate close alice
@@ -99,6 +106,14 @@ pub enum Operator {
   pushgate users
   pushgate users --json | jq -r '.users[] | select(.sessions > 1).userId'")]
     Users(Users),
+    /// List the topics that somebody is in
+    ///
+    /// Who is in one: pushgate sessions --topic TOPIC
+    #[command(after_help = "Examples:
+  pushgate topics
+  pushgate topics --prefix room.
+  pushgate topics news --json | jq '.topics[].sessions'")]
+    Topics(Topics),
     /// Follow what happens, a line an event
     #[command(after_help = "Examples:
   pushgate events
@@ -178,6 +193,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Init(args) => init::init(&args),
             Operator::Send(args) => send::send(args).await,
             Operator::Broadcast(args) => send::broadcast(*args).await,
+            Operator::Publish(args) => topics::publish(args).await,
             Operator::Close(args) => send::close(args).await,
             Operator::Pending(args) => mailbox::pending(args).await,
             Operator::Purge(args) => mailbox::purge(args).await,
@@ -186,6 +202,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Status(args) => status::status(args).await,
             Operator::Sessions(args) => sessions::sessions(args).await,
             Operator::Users(args) => users::users(args).await,
+            Operator::Topics(args) => topics::topics(args).await,
             Operator::Events(args) => events::events(args).await,
             Operator::Health(args) => status::health(args).await,
             Operator::Log(args) => log::log(args).await,

@@ -59,6 +59,9 @@ pub struct Broadcast {
 /// Whom a broadcast is for; all that is given must hold.
 #[derive(Args, Debug)]
 struct Filter {
+    /// Only to sessions that are in this topic
+    #[arg(long, default_value = "", hide_default_value = true)]
+    topic: String,
     /// Only to sessions of this device, '' being the unnamed one; may be given several times
     #[arg(long = "device", value_name = "NAME")]
     devices: Vec<String>,
@@ -92,6 +95,7 @@ impl Filter {
             }
         }
         Ok(proto::BroadcastFilter {
+            topic: self.topic,
             devices: self.devices,
             user_agent: self.user_agent,
             connected_after: self.connected_after,
@@ -137,8 +141,9 @@ pub struct Close {
     target: Target,
 }
 
+/// A notification on the command line.
 #[derive(Args, Debug)]
-struct Notification {
+pub(super) struct Notification {
     /// The data: JSON, such as '{"hello":"world"}' or '"text"'
     #[arg(value_name = "JSON", conflicts_with_all = ["data_file", "binary_file"])]
     data: Option<String>,
@@ -177,7 +182,8 @@ enum Wait {
 }
 
 impl Notification {
-    fn into_proto(self) -> Outcome<proto::Notification> {
+    /// As the API has it.
+    pub(super) fn into_proto(self) -> Outcome<proto::Notification> {
         let payload = match (self.data, self.data_file, self.binary_file) {
             (Some(text), ..) => Some(Payload::Json(checked(text, "JSON")?)),
             (_, Some(file), _) => {
@@ -244,7 +250,7 @@ fn outcome_name(outcome: proto::Outcome, stored: bool) -> &'static str {
 }
 
 /// What became of a notification, in a line.
-fn report(outcome: proto::Outcome, id: &str, offset: u64, duplicate: bool, handed: &str) -> String {
+pub(super) fn report(outcome: proto::Outcome, id: &str, offset: u64, duplicate: bool, handed: &str) -> String {
     let mut text = format!("{}; id {}", outcome_name(outcome, offset > 0), output::clean(id));
     if offset > 0 {
         text.push_str(&format!(", offset {offset}"));

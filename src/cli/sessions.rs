@@ -28,6 +28,9 @@ pub struct Sessions {
     /// Only sessions from this IP address or network, such as 10.0.0.0/8 or 2001:db8::/32
     #[arg(long, value_name = "IP")]
     address: Option<String>,
+    /// Only sessions that are in this topic
+    #[arg(long)]
+    topic: Option<String>,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -74,6 +77,7 @@ async fn all(gateway: &Gateway, args: &Sessions) -> Outcome<Vec<proto::Session>>
             session_id: args.session.clone().unwrap_or_default(),
             device: args.device.clone(),
             address: args.address.clone().unwrap_or_default(),
+            topic: args.topic.clone().unwrap_or_default(),
             page_size: limits::PAGE_ROWS_MAX as u32,
             page_token,
         };

@@ -53,6 +53,7 @@ pub(super) struct Fields {
     pub timestamp: Option<String>,
     pub from_user_id: Option<String>,
     pub topic: Option<String>,
+    pub kind: Option<String>,
     pub replayed: bool,
     pub reply_to: Option<String>,
     pub code: Option<String>,
@@ -74,6 +75,8 @@ struct Envelope<'a> {
     from_user_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
     topic: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    kind: Option<Cow<'a, str>>,
     #[serde(default)]
     replayed: bool,
     #[serde(borrow)]
@@ -132,6 +135,7 @@ impl Message {
             timestamp: own(read.timestamp),
             from_user_id: own(read.from_user_id),
             topic: own(read.topic),
+            kind: own(read.kind),
             replayed: read.replayed,
             reply_to: own(read.reply_to),
             code: own(read.code),
@@ -191,6 +195,11 @@ impl Message {
     /// The topic that it was sent to.
     pub fn topic(&self) -> Option<&str> {
         self.0.fields.topic.as_deref()
+    }
+
+    /// What its sender called what he says, where a client sent it.
+    pub fn kind(&self) -> Option<&str> {
+        self.0.fields.kind.as_deref()
     }
 
     /// Whether it had to wait for this device, or was sent to it before.

@@ -14,7 +14,7 @@ use super::{
     error::{RequestError, SendError},
     retry::{Backoff, random},
 };
-use crate::protocol::error_code::ErrorCode;
+use crate::{protocol::error_code::ErrorCode, types::Topic};
 
 /// Topics and rooms together.
 pub const WISHES_MAX: usize = 1024;
@@ -230,11 +230,7 @@ impl Wishes {
 
 /// Checks a name before it is sent.
 pub fn check(name: &str) -> Result<(), SendError> {
-    const BYTES_MAX: usize = 255;
-    if name.is_empty() || name.len() > BYTES_MAX {
-        return Err(SendError::NotAMessage(format!("a topic or room has 1 to {BYTES_MAX} bytes")));
-    }
-    Ok(())
+    Topic::parse(name).map(drop).map_err(|error| SendError::NotAMessage(error.to_string()))
 }
 
 #[cfg(test)]
@@ -314,6 +310,6 @@ mod tests {
         }
         assert!(wishes.add(Wish::Room("more".to_owned())).is_err());
         assert!(wishes.add(Wish::Topic("7".to_owned())).is_ok());
-        assert!(check("").is_err() && check(&"x".repeat(256)).is_err() && check("x").is_ok());
+        assert!(check("").is_err() && check(&"x".repeat(201)).is_err() && check("x").is_ok());
     }
 }

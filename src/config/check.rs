@@ -2,6 +2,7 @@
 //! could run with. Each problem names its key, the value, what is allowed and what to do.
 
 mod alerts;
+mod topics;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::{
     api::scope::Scope,
     auth::{Algorithm, KeyConfig},
     grpc::config::{TokenConfig, TokenError},
+    hub::TopicRule,
     limits, protocol,
     store::OnCorruption,
     types::{ByteSize, Level, ListenAddress, Span, TlsFiles},
@@ -42,6 +44,7 @@ pub(super) fn type_problems(values: &Value) -> Vec<Problem> {
     full.auth.keys = vec![KeyConfig::new(Algorithm::HS256)];
     full.grpc.tokens = vec![TokenConfig { scopes: Scope::ALL.to_vec(), ..TokenConfig::default() }];
     full.store.on_corruption = Some(OnCorruption::Quarantine);
+    full.topics = vec![TopicRule::default()];
     let template = Value::from(layers::table_of(Value::serialize(full)));
     let mut problems = Vec::new();
     compare(values, &template, &mut Vec::new(), &mut problems);
@@ -124,6 +127,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     sizes_and_counts(config, &mut found);
     shutdown(config, &mut found);
     store(config, &mut found);
+    topics::check(config, &mut found);
     alerts::check(config, &mut found);
     clients(config, &mut found);
     not_yet(config, &mut found);
@@ -423,13 +427,10 @@ fn clients(config: &Config, found: &mut Found) {
 /// Keys that were changed and on which nothing depends in this version.
 pub fn without_effect(config: &Config) -> Vec<&'static str> {
     let default = Config::default();
-    [
-        ("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh),
-        ("presence.max_listed", config.presence.max_listed != default.presence.max_listed),
-    ]
-    .into_iter()
-    .filter_map(|(key, changed)| changed.then_some(key))
-    .collect()
+    [("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh)]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
 }
 
 /// What the configuration knows and this version does not do, where it would be switched on.

@@ -131,7 +131,8 @@ fn environment(
         let Some(name) = name.to_str() else { continue };
         let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
         let key = rest.to_ascii_lowercase().replace(ENVIRONMENT_SEPARATOR, ".");
-        if !rest.contains(ENVIRONMENT_SEPARATOR) {
+        // A list of tables that is no section's stands alone: PUSHGATE_TOPICS.
+        if !rest.contains(ENVIRONMENT_SEPARATOR) && !matches!(defaults.get(&key), Some(Value::Array(..))) {
             // Others set such variables for reasons of their own (Kubernetes, for a service called `pushgate`), so
             // only what is a key with one underscore too few is a mistake.
             if let Some(meant) = leaf_keys(defaults).into_iter().find(|leaf| leaf.replace('.', "_") == key) {

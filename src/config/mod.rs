@@ -45,6 +45,7 @@ pub struct Config {
     pub limits: limits::Limits,
     pub events: hub::config::Events,
     pub clients: hub::config::Clients,
+    pub topics: Vec<hub::config::TopicRule>,
     pub alerts: hub::AlertsConfig,
     pub shutdown: lifecycle::Shutdown,
     pub log: telemetry::Log,

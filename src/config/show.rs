@@ -9,7 +9,7 @@ use figment::value::{Dict, Num, Value};
 use super::{Config, Origins, layers};
 
 /// The sections in the order in which they are documented.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     "http",
     "grpc",
     "ops",
@@ -21,6 +21,7 @@ const SECTIONS: [&str; 14] = [
     "limits",
     "events",
     "clients",
+    "topics",
     "alerts",
     "shutdown",
     "log",
@@ -30,8 +31,10 @@ pub(super) fn toml(config: &Config, origins: &Origins) -> String {
     let mut sections = layers::table_of(Value::serialize(config));
     let mut writer = Writer { out: String::new(), origins };
     for name in SECTIONS {
-        if let Some(section) = sections.remove(name).and_then(Value::into_dict) {
-            writer.table(name, &format!("[{name}]"), &section, None);
+        match sections.remove(name) {
+            Some(Value::Dict(_, section)) => writer.table(name, &format!("[{name}]"), &section, None),
+            Some(Value::Array(_, tables)) => writer.tables(name, &tables),
+            _ => {}
         }
     }
     writer.out
@@ -62,15 +65,18 @@ impl Writer<'_> {
             let key = format!("{path}.{name}");
             match value {
                 Value::Dict(_, inner) => self.table(&key, &format!("[{key}]"), inner, None),
-                Value::Array(_, tables) => {
-                    let origin = self.origin(&key);
-                    for inner in tables.iter().filter_map(Value::as_dict) {
-                        let set: Dict = inner.iter().filter(|(_, v)| !is_empty_text(v)).map(owned).collect();
-                        self.table(&key, &format!("[[{key}]]"), &set, Some(&origin));
-                    }
-                }
+                Value::Array(_, tables) => self.tables(&key, tables),
                 _ => {}
             }
+        }
+    }
+
+    /// A list of tables.
+    fn tables(&mut self, key: &str, tables: &[Value]) {
+        let origin = self.origin(key);
+        for inner in tables.iter().filter_map(Value::as_dict) {
+            let set: Dict = inner.iter().filter(|(_, v)| !is_empty_text(v)).map(owned).collect();
+            self.table(key, &format!("[[{key}]]"), &set, Some(&origin));
         }
     }
 

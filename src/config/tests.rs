@@ -131,11 +131,15 @@ notification_bytes = "256KiB"
 outbox_bytes = "1MiB"
 write_timeout = "10s"
 bad_messages = 20
+topics_per_session = 100
+topic_sessions = 0
 [events]
 buffer = 65536
 [clients]
 forward = []
 reply_timeout = "30s"
+message = []
+message_durable = false
 [alerts]
 fire_after = "1m"
 clear_after = "5m"
@@ -312,7 +316,7 @@ fn unknown_keys_are_refused_with_what_is_allowed() {
     refused(
         "[htpt]\nlisten = []",
         "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, events, grpc, heartbeat, http, \
-         limits, log, ops, presence, shutdown, store",
+         limits, log, ops, presence, shutdown, store, topics",
     );
     refused(
         "[grpc.tls]\ncert = \"\"",
@@ -696,6 +700,12 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
         ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
         ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
         ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
+        (
+            "[topics]",
+            "pattern = \"a\"\ndurable = true",
+            "topics[0].durable",
+            format!("keeping what is published {not_yet}; leave it out"),
+        ),
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }
@@ -705,6 +715,44 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
             &format!("pushgate.toml: auth.jwks.{name}: a key set {not_yet}; leave it empty and use [[auth.keys]]"),
         );
     }
+}
+
+#[test]
+fn the_rules_of_topics_are_read_checked_and_shown() {
+    let toml = "[clients]\nmessage = [\"role=agent\"]\n[[topics]]\npattern = \"room.*\"\nsubscribe = [\"*\"]\n\
+                [[topics]]\npattern = \"user.{sub}\"\npublish = [\"role=admin\"]\npresence = [\"*\"]";
+    let input = Input::toml(toml);
+    let config = input.load().config;
+    let patterns: Vec<_> =
+        config.topics.iter().map(|rule| (&*rule.pattern, rule.subscribe.len(), rule.presence.len())).collect();
+    assert_eq!(patterns, [("room.*", 1, 0), ("user.{sub}", 0, 1)]);
+    let shown = input.load().to_toml();
+    assert_eq!(shown.matches("[[topics]]").count(), 2, "{shown}");
+    assert!(shown.lines().any(|line| line.starts_with("pattern = \"user.{sub}\"  # ")), "{shown}");
+    let again = Input::raw(&shown.replace("\"***\"", "\"hunter2\"")).load();
+    assert_eq!(again.config, config);
+    // The list is one value, also in the environment.
+    let rules = "[{ pattern = \"a\", publish = [\"*\"] }]";
+    let config = Input::toml(toml).env("PUSHGATE_TOPICS", rules).load().config;
+    assert_eq!((config.topics.len(), &*config.topics[0].pattern), (1, "a"));
+
+    let list = "found a text, expected a list in brackets";
+    refused("[[topics]]\nsubscribe = []", "pushgate.toml: topics[0]: the key `pattern` is missing");
+    refused("[[topics]]\npattern = \"a\"\npublish = \"*\"", &format!("pushgate.toml: topics[0].publish: {list}"));
+    refused(
+        "[[topics]]\npattern = \"a\"\nread = []",
+        "pushgate.toml: unknown key `topics[0].read`; allowed here: durable, pattern, presence, publish, subscribe",
+    );
+    refused(
+        "[[topics]]\npattern = \"a{b\"",
+        "pushgate.toml: topics[0].pattern: `a{b` is no pattern; braces hold `sub` or the name of a claim, such as \
+         \"team.{team}.*\"",
+    );
+    refused(
+        "[clients]\nmessage = [\"all\"]",
+        "pushgate.toml: clients.message[0]: `all` is no grant; write \"*\" for every client, or a claim and its text, \
+         such as \"role=admin\"",
+    );
 }
 
 #[test]

@@ -11,10 +11,11 @@ use crate::api::{
         BackupRequest, BackupResponse, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest,
         CloseUserSessionsResponse, Event, ForgetDeviceRequest, ForgetDeviceResponse, ForgetUserRequest,
         ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListDevicesResponse,
-        ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListUsersRequest,
-        ListUsersResponse, PurgePendingRequest, PurgePendingResponse, SendBatchRequest, SendBatchResponse,
-        SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, SetLogFilterRequest,
-        SetLogFilterResponse, StreamEventsRequest, gateway_server::Gateway,
+        ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest,
+        ListTopicsResponse, ListUsersRequest, ListUsersResponse, PublishRequest, PublishResponse, PurgePendingRequest,
+        PurgePendingResponse, SendBatchRequest, SendBatchResponse, SendToSessionRequest, SendToSessionResponse,
+        SendToUserRequest, SendToUserResponse, SetLogFilterRequest, SetLogFilterResponse, StreamEventsRequest,
+        SubscribeRequest, SubscribeResponse, UnsubscribeRequest, UnsubscribeResponse, gateway_server::Gateway,
     },
 };
 use crate::clock::Instant;
@@ -146,5 +147,21 @@ impl Gateway for Service {
             .and_then(|(caller, _)| self.0.stream_events(&caller, request.get_ref()))
             .map_err(|error| error.into_status(&metrics))?;
         Ok(Response::new(Box::pin(events.map(move |event| event.map_err(|error| error.into_status(&metrics))))))
+    }
+
+    async fn publish(&self, request: Request<PublishRequest>) -> Result<Response<PublishResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.publish(&caller, request).await).await
+    }
+
+    async fn subscribe(&self, request: Request<SubscribeRequest>) -> Result<Response<SubscribeResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.subscribe(&caller, &request).await).await
+    }
+
+    async fn unsubscribe(&self, request: Request<UnsubscribeRequest>) -> Result<Response<UnsubscribeResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.unsubscribe(&caller, &request).await).await
+    }
+
+    async fn list_topics(&self, request: Request<ListTopicsRequest>) -> Result<Response<ListTopicsResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.list_topics(&caller, &request)).await
     }
 }

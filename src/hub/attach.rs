@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     Hub,
-    handle::{Closing, Counts, Handle, Peer},
+    handle::{Closing, Core, Counts, Handle, Peer},
     outbox::{Entry, Wire},
     user::{User, UserState},
 };
@@ -19,7 +19,7 @@ use crate::{
     },
     session::{Granted, Log, Options, Session},
     store::StoreError,
-    types::{ClosedBy, Device, EventBody, SessionId, UnixMillis},
+    types::{ClosedBy, Device, EventBody, SessionId, Topic, UnixMillis},
 };
 
 /// Why an authenticated connection does not become a session.
@@ -132,13 +132,6 @@ impl Hub {
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
         let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
-        let hello = self.auth_success(&handle, waiting, reply_to);
-        {
-            let mut core = handle.core();
-            core.outbox.push(Entry::message(hello));
-            core.set_claims(identity.claims());
-            handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
-        }
         state.maybe_pulling |= !live;
         if state.sessions.is_empty() {
             state.sessions.reserve_exact(1);
@@ -161,6 +154,15 @@ impl Hub {
             state.online = true;
             self.0.events.emit(EventBody::UserOnline { user: user.id.clone() });
         }
+        {
+            let mut core = handle.core();
+            core.set_claims(identity.claims());
+            let topics = self.subscribe_by_token(&handle, &mut core, identity.topics());
+            // The first that it hears: what is for its user waits for his lock, and what comes from its topics for the core.
+            let hello = self.auth_success(&handle, &core, waiting, &topics, reply_to);
+            core.outbox.push(Entry::message(hello));
+            handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
+        }
         Ok(Some(handle))
     }
 
@@ -174,8 +176,14 @@ impl Hub {
     }
 
     /// `auth_success` for a session, as things stand.
-    fn auth_success(&self, handle: &Handle, waiting: Waiting, reply_to: Option<&str>) -> bytes::Bytes {
-        let core = handle.core();
+    fn auth_success(
+        &self,
+        handle: &Handle,
+        core: &Core,
+        waiting: Waiting,
+        topics: &[Topic],
+        reply_to: Option<&str>,
+    ) -> bytes::Bytes {
         let settings = self.settings();
         server::auth_success(&AuthSuccess {
             session_id: &handle.id.to_string(),
@@ -188,6 +196,7 @@ impl Hub {
             heartbeat_interval_ms: u64::try_from(settings.heartbeat.interval.0.as_millis()).unwrap_or(u64::MAX),
             max_message_bytes: self.limits().message_bytes.0,
             token_expires_at: core.session.token_expires_at().map(|end| end.rfc3339().to_string()),
+            topics,
             timestamp: self.clock().unix_millis().rfc3339().to_string(),
             reply_to,
         })
@@ -215,14 +224,16 @@ impl Hub {
                     self.expire(&handle.user, &mut state);
                     self.waiting(&state, &handle.device)
                 };
-                {
+                let hello = {
                     let mut core = handle.core();
                     core.session.set_token_expiry(token_end(&identity, unix), now, unix);
                     core.set_claims(identity.claims());
-                }
+                    let topics = self.subscribe_by_token(handle, &mut core, identity.topics());
+                    self.auth_success(handle, &core, waiting, &topics, reply_to)
+                };
                 // The new end may be nearer than the next look.
                 self.schedule_look(handle);
-                self.auth_success(handle, waiting, reply_to)
+                hello
             }
             Err(error) => {
                 self.metrics().failure(Failure::AuthFailed);
@@ -251,6 +262,8 @@ impl Hub {
                 unconfirmed: u32::try_from(core.session.delivery.unconfirmed()).unwrap_or(u32::MAX),
             }
         };
+        // It is being closed by now, so that nothing is subscribed behind this.
+        self.leave_all(handle);
         let user = &handle.user;
         let mut guard = user.state();
         let state = &mut *guard;

@@ -1,4 +1,4 @@
-//! The sections `[presence]`, `[events]` and `[clients]`.
+//! The sections `[presence]`, `[events]`, `[clients]` and `[[topics]]`.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::types::{Count, Span};
 pub struct Presence {
     /// How long a user stays online after his last session, so that a reconnect makes no noise.
     pub linger: Span,
-    /// The most users that a client's list shows.
+    /// The most users of a topic that clients are told of one by one; above that they are only counted.
     pub max_listed: Count,
 }
 
@@ -42,6 +42,10 @@ pub struct Clients {
     pub forward: Vec<String>,
     /// How long a service has to answer.
     pub reply_timeout: Span,
+    /// Who may send `message` and `typing` to a user: `*`, or a claim and its text, such as `role=agent`.
+    pub message: Vec<String>,
+    /// Whether a `message` is stored for the devices of its user that are away.
+    pub message_durable: bool,
 }
 
 impl Clients {
@@ -53,6 +57,27 @@ impl Clients {
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { forward: Vec::new(), reply_timeout: Span::secs(30) }
+        Self { forward: Vec::new(), reply_timeout: Span::secs(30), message: Vec::new(), message_durable: false }
     }
+}
+
+/// One of `[[topics]]`: what clients may do on their own with the topics whose names it matches. The first that matches
+/// decides. Grants are `*`, or a claim and its text, such as `role=admin`; none is nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopicRule {
+    /// The names: `*` is any run of characters, `{sub}` the client's user id, `{name}` a claim of his token.
+    pub pattern: String,
+    /// Who may subscribe.
+    #[serde(default)]
+    pub subscribe: Vec<String>,
+    /// Who may publish, and be typing.
+    #[serde(default)]
+    pub publish: Vec<String>,
+    /// Who may list those who are in it, and is told of who comes and goes.
+    #[serde(default)]
+    pub presence: Vec<String>,
+    /// Whether what is published is kept for members that are away.
+    #[serde(default)]
+    pub durable: bool,
 }

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::{
     Hub,
     handle::{Core, Handle},
@@ -20,7 +18,7 @@ use crate::{
         server::{self, Draft},
     },
     session::Unanswered,
-    types::{Forwarded, Notification, Payload, SessionId, TypeName},
+    types::{Forwarded, Notification, SessionId, TypeName},
 };
 
 impl Hub {
@@ -67,7 +65,7 @@ impl Hub {
             device: handle.device.clone(),
             type_name,
             id: id.map(Box::from),
-            payload: Payload::Json(Bytes::copy_from_slice(message.data.as_bytes())),
+            payload: message.data.to_payload(),
             claims,
             reply_by: id.map(|_| self.clock().unix_millis().saturating_add(timeout)),
         });

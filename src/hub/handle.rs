@@ -21,6 +21,8 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{
     outbox::{Batch, Entry, Outbox, Wire},
     outgoing::Outgoing,
+    talk::Sends,
+    topics::Room,
     user::User,
 };
 use crate::{
@@ -79,7 +81,7 @@ pub struct Core {
     /// What it received and was sent.
     pub counts: Counts,
     /// What not every session has.
-    aside: Option<Box<Aside>>,
+    pub(super) aside: Option<Box<Aside>>,
 }
 
 /// What not every session has, and is in a box of its own therefore.
@@ -87,6 +89,10 @@ pub struct Core {
 pub struct Aside {
     /// What its token says of it, as far as it is kept.
     pub claims: Claims,
+    /// Its topics.
+    pub(super) rooms: Vec<Arc<Room>>,
+    /// What it says to others and is to be stored.
+    pub(super) sends: Option<Box<Sends>>,
 }
 
 /// A session. The hub and its connection's task share it.

@@ -18,19 +18,25 @@ mod events;
 mod filter;
 mod forward;
 mod handle;
+mod lane;
 mod log;
 mod mailbox;
 mod outbox;
 mod outgoing;
+mod presence;
 mod receive;
 mod recovery;
 mod replay;
+mod rules;
 mod send;
 mod sessions;
+mod subscriptions;
 mod sweep;
+mod talk;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod topics;
 mod user;
 mod users;
 
@@ -47,14 +53,16 @@ use tokio::sync::Notify;
 
 pub use alerts::AlertsConfig;
 pub use attach::{AttachError, Ended};
-pub use config::{Clients, Events as EventsConfig, Presence};
+pub use config::{Clients, Events as EventsConfig, Presence, TopicRule};
 pub use events::{Events, Interest, Read, Reader, Start};
 pub use filter::Filter;
 pub use handle::{Closing, Counts, Handle, Peer};
 pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
 pub use replay::{PageRequest, Pull};
+pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
+pub use subscriptions::{Changes, TopicRow};
 pub use sweep::CleanedUp;
 
 use self::{
@@ -62,6 +70,7 @@ use self::{
     handle::Shared,
     sessions::Sessions,
     timers::{Leavers, Wheel},
+    topics::{Room, Topics},
     user::User,
     users::Users,
 };
@@ -74,7 +83,7 @@ use crate::{
     protocol::{close::CloseCode, server},
     session::Settings,
     store::{Overflow, Store, StoreError},
-    types::{Alert, ClosedBy, EventBody, SessionId, UserId},
+    types::{Alert, ClosedBy, SessionId, UserId},
 };
 
 /// The least time that a drained client is told to stay away.
@@ -102,10 +111,14 @@ pub struct Parts {
     pub presence: Presence,
     /// `[events]`.
     pub events: EventsConfig,
-    /// `[alerts]`.
-    pub alerts: AlertsConfig,
     /// `[clients]`.
     pub clients: Clients,
+    /// What clients may do with topics and towards each other.
+    pub rules: Rules,
+    /// `auth.public_claims`.
+    pub public_claims: Vec<String>,
+    /// `[alerts]`.
+    pub alerts: AlertsConfig,
     /// `[store]`, for its quotas and TTLs.
     pub quotas: Quotas,
 }
@@ -141,6 +154,8 @@ struct Inner {
     life: Lifecycle,
     presence: Presence,
     clients: Clients,
+    rules: Rules,
+    public_claims: Vec<String>,
     quotas: Quotas,
     shared: Arc<Shared>,
     store_epoch: String,
@@ -148,9 +163,11 @@ struct Inner {
     users_online: AtomicU64,
     sessions: Sessions,
     broadcasts: Arc<Broadcasts>,
+    topics: Topics,
     events: Arc<Events>,
     wheel: Wheel,
-    leavers: Leavers,
+    leavers: Leavers<Arc<User>>,
+    topic_leavers: Leavers<(Arc<Room>, UserId)>,
     alerts: AlertsConfig,
     alerts_firing: Mutex<Vec<Alert>>,
     /// One sweep at a time.
@@ -183,8 +200,8 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, limits, settings, presence, events, .. } = parts;
-        let (alerts, clients, quotas) = (parts.alerts, parts.clients, parts.quotas);
+        let Parts { store, authenticator, clock, metrics, life, limits, settings, .. } = parts;
+        let Parts { presence, events, clients, rules, public_claims, alerts, quotas, .. } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -196,14 +213,18 @@ impl Hub {
             life,
             presence,
             clients,
+            rules,
+            public_claims,
             quotas,
             users: Users::new(),
             users_online: AtomicU64::new(0),
             sessions: Sessions::new(),
             broadcasts: Arc::default(),
+            topics: Topics::new(),
             events: Events::new(events.buffer as usize, clock.clone()),
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),
+            topic_leavers: Leavers::default(),
             alerts,
             alerts_firing: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
@@ -231,6 +252,8 @@ impl Hub {
         life.spawn_essential("the session timers", until_stop(Box::pin(async move { hub.run_wheel().await })));
         let hub = self.clone();
         life.spawn_essential("presence", until_stop(Box::pin(async move { hub.run_presence().await })));
+        let hub = self.clone();
+        life.spawn_essential("presence in topics", until_stop(Box::pin(async move { hub.run_topic_presence().await })));
         let hub = self.clone();
         life.spawn_essential("the expiry sweep", until_stop(Box::pin(async move { hub.run_sweep().await })));
         let hub = self.clone();
@@ -404,20 +427,6 @@ impl Hub {
                     }
                 }
             }
-        }
-    }
-
-    async fn run_presence(&self) {
-        loop {
-            let (left_at, user) = self.0.leavers.next(self.0.presence.linger.0).await;
-            {
-                let mut state = user.state();
-                if state.left_at == Some(left_at) && state.sessions.is_empty() && state.online {
-                    state.online = false;
-                    self.0.events.emit(EventBody::UserOffline { user: user.id.clone() });
-                }
-            }
-            self.0.users.touch(&user);
         }
     }
 

@@ -40,6 +40,11 @@ impl Outgoing {
         Self { text: draft.seal(Offset::ZERO), binary, expires_at: notification.expires_at }
     }
 
+    /// A message that is the same in every form.
+    pub fn of(frame: Bytes) -> Self {
+        Self { text: frame, binary: None, expires_at: None }
+    }
+
     /// Its bytes, in all its forms.
     pub fn bytes(&self) -> usize {
         self.text.len() + self.binary.as_ref().map_or(0, Bytes::len)

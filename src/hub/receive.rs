@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use super::{Hub, handle::Handle, log::End};
 use crate::{
-    metrics::Failure,
     protocol::{
-        close::CloseCode,
         frame::{ControlFrame, Incoming},
         server,
     },
@@ -30,13 +28,11 @@ impl Hub {
                 self.count_message(handle);
                 self.text(handle, text);
             }
-            Incoming::Binary(_) => {
+            Incoming::Binary(bytes) => {
                 self.count_message(handle);
-                handle.close_by_rule(Verdict {
-                    code: CloseCode::UNSUPPORTED,
-                    reason: "binary messages are not taken from clients",
-                    failure: Some(Failure::UnsupportedData),
-                });
+                let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+                let reaction = handle.core().session.on_binary(bytes, self.settings(), now, unix);
+                self.react(handle, reaction);
             }
             Incoming::Ping(payload) => handle.core().outbox.set_pong(ControlFrame::pong(payload).as_bytes()),
             Incoming::Pong(payload) => {
@@ -63,6 +59,11 @@ impl Hub {
     fn text(&self, handle: &Arc<Handle>, text: &str) {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let reaction = handle.core().session.on_text(text, self.settings(), now, unix);
+        self.react(handle, reaction);
+    }
+
+    /// Carries out what the session makes of a message.
+    fn react(&self, handle: &Arc<Handle>, reaction: Reaction) {
         match reaction {
             Reaction::None => {}
             Reaction::Reply(frame, failure) => {
@@ -74,6 +75,10 @@ impl Hub {
             Reaction::Confirmed(confirmed) => self.confirm(handle, &confirmed),
             Reaction::Reauthenticate(auth, id) => self.reauthenticate(handle, &auth.token, id.as_deref()),
             Reaction::Forward(unanswered) => self.forward(handle, &unanswered),
+            Reaction::Subscribe(of, id) => self.client_subscribes(handle, &of, id.as_deref()),
+            Reaction::Unsubscribe(of, id) => self.client_unsubscribes(handle, &of, id.as_deref()),
+            Reaction::ListUsers(topic, id) => self.client_lists(handle, &topic, id),
+            Reaction::Say(saying) => self.client_says(handle, *saying),
             Reaction::Close(verdict) => handle.close_by_rule(verdict),
         }
     }

@@ -1,12 +1,12 @@
-//! All sessions of the node, in shards, in the order of their ids; and the fan-out of a broadcast over them.
+//! All sessions of the node, in shards, in the order of their ids; and the fan-out of a broadcast over them, or of what is
+//! published over the members of a topic.
 //!
 //! A broadcast is queued to every shard under one lock, so that no shard sees two of them in another order than the
-//! others. Each shard hands out what is queued in that order, in slices with yields: what came while it was at it
-//! leaves together, in one write a session. There are as many shards as can run at once: more would only stand in the
-//! runtime's queue before everybody else, each with a slice.
+//! others; each has a [`Lane`]. There are as many shards as can run at once: more would only stand in the runtime's queue
+//! before everybody else, each with a slice.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet},
     ops::Bound,
     sync::{
         Arc,
@@ -18,7 +18,12 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{filter::Filter, handle::Handle, outgoing::Outgoing};
+use super::{
+    filter::Filter,
+    handle::Handle,
+    lane::{Audience, Lane, Listener},
+    outgoing::Outgoing,
+};
 use crate::{
     clock::Instant,
     lifecycle::Lifecycle,
@@ -39,46 +44,95 @@ pub struct Sessions {
 #[derive(Debug, Default)]
 struct Shard {
     sessions: Mutex<BTreeMap<SessionId, Arc<Handle>>>,
-    queue: Mutex<Queue>,
+    lane: Lane,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    jobs: VecDeque<Arc<Job>>,
-    running: bool,
-}
-
-/// One broadcast under way.
+/// One broadcast or publication under way.
 #[derive(Debug)]
 pub struct Job {
     outgoing: Outgoing,
-    notification: Arc<Notification>,
+    notification: Option<Arc<Notification>>,
     /// Its place in the broadcast log, where it is durable.
     offset: Option<Offset>,
     /// Whom it leaves out.
     not_for: HashSet<UserId>,
     /// Which sessions it is for, where it is not for all of them.
     filter: Option<Filter>,
+    /// The session that it came from, which does not get it.
+    except: Option<SessionId>,
+    /// Whether it is for those alone who are told of who comes and goes.
+    presence: bool,
     sessions: AtomicU32,
-    shards_left: AtomicUsize,
+    lanes_left: AtomicUsize,
     done: Mutex<Option<oneshot::Sender<u32>>>,
     /// Its share of what may be queued.
     _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
-    fn leaves_out(&self, handle: &Handle) -> bool {
+    /// What goes through `lanes` lanes, and to how many sessions it was handed once it is in all their outboxes.
+    fn new(
+        outgoing: Outgoing,
+        notification: Option<Arc<Notification>>,
+        lanes: usize,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> (Self, oneshot::Receiver<u32>) {
+        let (done, handed) = oneshot::channel();
+        let not_for = notification.iter().flat_map(|notification| notification.not_for.iter().cloned()).collect();
+        let job = Self {
+            outgoing,
+            notification,
+            offset: None,
+            not_for,
+            filter: None,
+            except: None,
+            presence: false,
+            sessions: AtomicU32::new(0),
+            lanes_left: AtomicUsize::new(lanes),
+            done: Mutex::new(Some(done)),
+            _room: room,
+        };
+        (job, handed)
+    }
+
+    /// What is for the members of a topic that pass the filter; not for the session that it comes from.
+    pub fn to_topic(
+        outgoing: Outgoing,
+        notification: Arc<Notification>,
+        filter: Option<Filter>,
+        except: Option<SessionId>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> (Arc<Self>, oneshot::Receiver<u32>) {
+        let (job, handed) = Self::new(outgoing, Some(notification), 1, room);
+        (Arc::new(Self { filter, except, ..job }), handed)
+    }
+
+    /// Who came to a topic, or left it; not for that session of his.
+    pub fn of_presence(outgoing: Outgoing, except: Option<SessionId>) -> Arc<Self> {
+        Arc::new(Self { presence: true, except, ..Self::new(outgoing, None, 1, None).0 })
+    }
+
+    /// Its bytes, in all its forms.
+    pub(super) fn bytes(&self) -> usize {
+        self.outgoing.bytes()
+    }
+
+    fn leaves_out(&self, listener: &Listener) -> bool {
+        let handle = &listener.handle;
         (!self.not_for.is_empty() && self.not_for.contains(&handle.user.id))
+            || self.except == Some(handle.id)
+            || (self.presence && !listener.hears_presence)
             || self.filter.as_ref().is_some_and(|filter| !filter.admits(handle))
     }
 
     /// Whether it is the same bytes for everybody, whatever becomes of other messages.
     fn is_plain(&self) -> bool {
-        self.offset.is_none() && self.not_for.is_empty() && self.filter.is_none() && self.outgoing.is_plain()
+        let for_all = self.not_for.is_empty() && self.filter.is_none() && self.except.is_none() && !self.presence;
+        self.offset.is_none() && for_all && self.outgoing.is_plain()
     }
 
-    fn shard_done(&self) {
-        if self.shards_left.fetch_sub(1, Ordering::AcqRel) == 1
+    pub(super) fn lane_done(&self) {
+        if self.lanes_left.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = self.done.lock().take()
         {
             // The caller may have gone; the broadcast is out all the same.
@@ -89,7 +143,7 @@ impl Job {
 
 /// Broadcasts that leave together, one after the other. What is the same for everybody is put together once, so that a
 /// session is handed one piece instead of many.
-struct Parcel<'a> {
+pub(super) struct Parcel<'a> {
     jobs: &'a [Arc<Job>],
     /// All of them, where they are plain and more than one, and where each ends.
     together: Option<(Bytes, Arc<[u32]>)>,
@@ -98,7 +152,7 @@ struct Parcel<'a> {
 }
 
 impl<'a> Parcel<'a> {
-    fn pack(mut rest: &'a [Arc<Job>]) -> Vec<Parcel<'a>> {
+    pub(super) fn pack(mut rest: &'a [Arc<Job>]) -> Vec<Parcel<'a>> {
         let mut parcels = Vec::new();
         while !rest.is_empty() {
             let (jobs, behind) = rest.split_at(Self::fitting(rest).max(1));
@@ -112,7 +166,7 @@ impl<'a> Parcel<'a> {
     fn fitting(jobs: &[Arc<Job>]) -> usize {
         let mut bytes = 0;
         let fits = |job: &&Arc<Job>| {
-            bytes += job.outgoing.bytes();
+            bytes += job.bytes();
             job.is_plain() && bytes <= limits::TOGETHER_BYTES_MAX
         };
         jobs.iter().take_while(fits).count()
@@ -122,7 +176,7 @@ impl<'a> Parcel<'a> {
         if jobs.len() < 2 {
             return None;
         }
-        let mut bytes = BytesMut::with_capacity(jobs.iter().map(|job| job.outgoing.bytes()).sum());
+        let mut bytes = BytesMut::with_capacity(jobs.iter().map(|job| job.bytes()).sum());
         let ends = jobs.iter().map(|job| {
             bytes.extend_from_slice(job.outgoing.frame(false));
             u32::try_from(bytes.len()).unwrap_or(u32::MAX)
@@ -132,34 +186,35 @@ impl<'a> Parcel<'a> {
     }
 
     /// Appends it to a session's outbox; flush that afterwards.
-    fn hand_to(&mut self, handle: &Handle, now: Instant) {
+    pub(super) fn hand_to(&mut self, listener: &Listener, now: Instant) {
+        let handle = &listener.handle;
         if let Some(taken) = self.together.as_ref().and_then(|(frames, ends)| handle.push_together(frames, ends)) {
             self.taken.iter_mut().for_each(|count| *count += u32::from(taken));
             return;
         }
         for (job, count) in self.jobs.iter().zip(&mut self.taken) {
-            let taken = match job.offset {
-                _ if job.leaves_out(handle) => false,
+            let taken = match job.offset.zip(job.notification.as_ref()) {
+                _ if job.leaves_out(listener) => false,
                 None => handle.push_or_write(&job.outgoing),
-                Some(offset) => handle.offer(Log::Broadcast, &job.notification, offset, &job.outgoing, now),
+                Some((offset, notification)) => handle.offer(Log::Broadcast, notification, offset, &job.outgoing, now),
             };
             *count += u32::from(taken);
         }
     }
 
     /// Writes the only one there is at once, where it is for that session. False: it is one that is appended and flushed.
-    fn send_to(&mut self, handle: &Handle) -> bool {
+    pub(super) fn send_to(&mut self, listener: &Listener) -> bool {
         let [job] = self.jobs else { return false };
         if job.offset.is_some() {
             return false;
         }
-        if !job.leaves_out(handle) {
-            self.taken[0] += u32::from(handle.send(&job.outgoing));
+        if !job.leaves_out(listener) {
+            self.taken[0] += u32::from(listener.handle.send(&job.outgoing));
         }
         true
     }
 
-    fn count(self) {
+    pub(super) fn count(self) {
         for (job, taken) in self.jobs.iter().zip(self.taken) {
             job.sessions.fetch_add(taken, Ordering::Relaxed);
         }
@@ -228,6 +283,12 @@ impl Sessions {
         Arc::clone(&self.room).acquire_many_owned(share).await.ok()
     }
 
+    /// The same, of those who do not wait. `None`: there is none now.
+    pub fn room_now(&self, outgoing: &Outgoing) -> Option<OwnedSemaphorePermit> {
+        let share = u32::try_from(outgoing.bytes().min(limits::BROADCAST_QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
+        Arc::clone(&self.room).try_acquire_many_owned(share).ok()
+    }
+
     /// A broadcast, and to how many sessions it was handed once it is in all their outboxes.
     pub fn job(
         &self,
@@ -237,105 +298,28 @@ impl Sessions {
         offset: Option<Offset>,
         room: Option<OwnedSemaphorePermit>,
     ) -> (Arc<Job>, oneshot::Receiver<u32>) {
-        let (done, handed) = oneshot::channel();
-        let job = Job {
-            outgoing,
-            not_for: notification.not_for.iter().cloned().collect(),
-            filter,
-            notification,
-            offset,
-            sessions: AtomicU32::new(0),
-            shards_left: AtomicUsize::new(self.shards.len()),
-            done: Mutex::new(Some(done)),
-            _room: room,
-        };
-        (Arc::new(job), handed)
+        let (job, handed) = Job::new(outgoing, Some(notification), self.shards.len(), room);
+        (Arc::new(Job { filter, offset, ..job }), handed)
     }
 
     /// Queues a broadcast for every session that is there now. Whoever calls it in an order has it kept.
     pub fn enqueue(&self, job: Arc<Job>, life: &Lifecycle) {
         let _order = self.order.lock();
         for shard in &self.shards {
-            let mut queue = shard.queue.lock();
-            queue.jobs.push_back(Arc::clone(&job));
-            if !std::mem::replace(&mut queue.running, true) {
+            if shard.lane.hand(Arc::clone(&job)) {
                 let shard = Arc::clone(shard);
-                life.spawn(async move { shard.run().await });
+                life.spawn(async move { shard.lane.run(&*shard).await });
             }
         }
     }
 }
 
-impl Queue {
-    /// Takes out what is handed to each session in one go: all that waits, up to a bound, so that neither a slice's time nor
-    /// what is put together grows with the backlog. Where there is nothing the shard rests.
-    fn next_pass(&mut self) -> Vec<Arc<Job>> {
-        let mut bytes = 0;
-        let fits = |job: &&Arc<Job>| {
-            bytes += job.outgoing.bytes();
-            bytes <= limits::FANOUT_PASS_BYTES_MAX
-        };
-        let count = self.jobs.iter().take_while(fits).count().max(1);
-        self.running = !self.jobs.is_empty();
-        self.jobs.drain(..count.min(self.jobs.len())).collect()
-    }
-}
-
-/// Lets the next broadcast start the shard again, should serving this one panic.
-struct Running<'a>(&'a Shard);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.queue.lock().running = false;
-        }
-    }
-}
-
-impl Shard {
-    async fn run(&self) {
-        let _running = Running(self);
-        loop {
-            let jobs = self.queue.lock().next_pass();
-            if jobs.is_empty() {
-                return;
-            }
-            let mut parcels = Parcel::pack(&jobs);
-            let mut after = None;
-            loop {
-                let slice = self.slice(after);
-                let Some(last) = slice.last() else { break };
-                after = Some(last.id);
-                let now = Instant::now();
-                let last_slice = slice.len() < limits::FANOUT_SLICE_SESSIONS;
-                for handle in slice {
-                    if let [only] = &mut parcels[..]
-                        && only.send_to(&handle)
-                    {
-                        continue;
-                    }
-                    parcels.iter_mut().for_each(|parcel| parcel.hand_to(&handle, now));
-                    handle.flush();
-                }
-                if last_slice {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-            for parcel in parcels {
-                parcel.count();
-            }
-            for job in jobs {
-                job.shard_done();
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    fn slice(&self, after: Option<SessionId>) -> Vec<Arc<Handle>> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+impl Audience for Shard {
+    fn slice(&self, after: Option<&Listener>) -> Vec<Listener> {
+        let from = after.map_or(Bound::Unbounded, |last| Bound::Excluded(last.handle.id));
         let sessions = self.sessions.lock();
         let rest = sessions.range((from, Bound::Unbounded));
-        rest.take(limits::FANOUT_SLICE_SESSIONS).map(|(_, handle)| Arc::clone(handle)).collect()
+        let listener = |handle| Listener { handle: Arc::clone(handle), hears_presence: false };
+        rest.take(limits::FANOUT_SLICE_SESSIONS).map(|(_, handle)| listener(handle)).collect()
     }
 }

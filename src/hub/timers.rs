@@ -1,5 +1,5 @@
 //! Deadlines without a timer a session: a wheel that looks at each session when something of its may be due, and a
-//! queue of users whose last session left.
+//! queue of those who left.
 
 use std::{
     collections::VecDeque,
@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{handle::Handle, user::User};
+use super::handle::Handle;
 use crate::clock::Instant;
 
 /// The grain of the wheel: deadlines are met at most this much late.
@@ -65,22 +65,28 @@ impl Wheel {
     }
 }
 
-/// Users whose last session left, in that order, until they count as offline.
-#[derive(Debug, Default)]
-pub struct Leavers {
-    queue: Mutex<VecDeque<(Instant, Arc<User>)>>,
+/// Those who left, such as users whose last session did, in that order, until they count as gone.
+#[derive(Debug)]
+pub struct Leavers<T> {
+    queue: Mutex<VecDeque<(Instant, T)>>,
     arrived: Notify,
 }
 
-impl Leavers {
-    /// A user's last session left.
-    pub fn push(&self, left_at: Instant, user: Arc<User>) {
-        self.queue.lock().push_back((left_at, user));
+impl<T> Default for Leavers<T> {
+    fn default() -> Self {
+        Self { queue: Mutex::default(), arrived: Notify::new() }
+    }
+}
+
+impl<T> Leavers<T> {
+    /// One left.
+    pub fn push(&self, left_at: Instant, leaver: T) {
+        self.queue.lock().push_back((left_at, leaver));
         self.arrived.notify_one();
     }
 
-    /// The next user who left `linger` ago; waits for one.
-    pub async fn next(&self, linger: Duration) -> (Instant, Arc<User>) {
+    /// The next one who left `linger` ago; waits for one.
+    pub async fn next(&self, linger: Duration) -> (Instant, T) {
         loop {
             let due = self.queue.lock().front().map(|(left_at, _)| *left_at + linger);
             match due {

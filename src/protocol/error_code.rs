@@ -27,6 +27,9 @@ error_codes! {
     BadMessage = "bad_message", "Not JSON, not an object, no `type`, nested too deep, or a field of the wrong type.";
     UnknownType = "unknown_type", "Nobody here answers this `type`.";
     Forbidden = "forbidden", "The client may not do this.";
+    LimitReached = "limit_reached", "A limit is reached, which the message names: topics of a session, sessions of a topic, a mailbox.";
+    TooLarge = "too_large", "The message is larger than a limit, which it names.";
+    Unavailable = "unavailable", "The gateway cannot do it now; try again later.";
     RateLimited = "rate_limited", "Too much in too short a time; try again later.";
     NoService = "no_service", "No service listens for this `type`.";
     Timeout = "timeout", "No service answered in time.";

@@ -7,6 +7,7 @@ pub mod close;
 pub mod error_code;
 pub mod frame;
 pub mod server;
+pub mod topics;
 
 /// Whether a `type` belongs to the gateway itself, so that neither a notification nor a client may use it.
 pub fn is_reserved_type(name: &str) -> bool {

@@ -8,10 +8,10 @@ use std::io::Write as _;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{auth_code::AuthCode, error_code::ErrorCode, frame::FrameBuilder};
-use crate::types::{Notification, Offset, Payload, UnixMillis};
+use crate::types::{Notification, Offset, Payload, Topic, UnixMillis};
 
 /// Digits of [`Offset::MAX`].
 const OFFSET_WIDTH: usize = 16;
@@ -95,8 +95,7 @@ impl Draft {
         out.extend_from_slice(&[0; 4]);
         let hole = envelope(out, notification, manner);
         out.push(b'}');
-        let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
-        out[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        close_envelope(out, start);
         out.extend_from_slice(payload);
         Self { frame, hole }
     }
@@ -156,6 +155,14 @@ fn envelope(out: &mut Vec<u8>, notification: &Notification, manner: Manner<'_>) 
         out.extend_from_slice(b",\"fromUserId\":");
         json_string(out, user.as_str());
     }
+    if let Some(topic) = &notification.topic {
+        out.extend_from_slice(b",\"topic\":");
+        json_string(out, topic.as_str());
+    }
+    if let Some(kind) = &notification.kind {
+        out.extend_from_slice(b",\"kind\":");
+        json_string(out, kind.as_str());
+    }
     if replayed {
         out.extend_from_slice(b",\"replayed\":true");
     }
@@ -178,12 +185,20 @@ pub struct AuthSuccess<'a> {
     pub max_message_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_expires_at: Option<String>,
+    /// Those that its token subscribed it to.
+    #[serde(skip_serializing_if = "<[Topic]>::is_empty", serialize_with = "names")]
+    pub topics: &'a [Topic],
     pub timestamp: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<&'a str>,
 }
 
-fn message(type_name: &'static str, body: &impl Serialize) -> Bytes {
+fn names<S: Serializer>(topics: &&[Topic], out: S) -> Result<S::Ok, S::Error> {
+    out.collect_seq(topics.iter().map(Topic::as_str))
+}
+
+/// A message of that type with the fields of `body`.
+pub(super) fn message(type_name: &'static str, body: &impl Serialize) -> Bytes {
     #[derive(Serialize)]
     struct Tagged<'a, T> {
         r#type: &'static str,
@@ -247,13 +262,47 @@ pub fn echo_response(data: &str, reply_to: Option<&str>, now: UnixMillis) -> Byt
     let out = frame.buf();
     out.extend_from_slice(b"{\"type\":\"echo_response\",\"data\":");
     out.extend_from_slice(data.as_bytes());
+    echo_end(out, reply_to, now);
+    frame.finish()
+}
+
+/// The same of bytes, as such where `binary` says that they are wanted so.
+pub fn echo_response_of_bytes(bytes: &[u8], binary: bool, reply_to: Option<&str>, now: UnixMillis) -> Bytes {
+    let begin = b"{\"type\":\"echo_response\"";
+    if !binary {
+        let mut frame = FrameBuilder::text(bytes.len().div_ceil(3) * 4 + ENVELOPE_BYTES);
+        let out = frame.buf();
+        out.extend_from_slice(begin);
+        out.extend_from_slice(b",\"dataBase64\":\"");
+        out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+        out.push(b'"');
+        echo_end(out, reply_to, now);
+        return frame.finish();
+    }
+    let mut frame = FrameBuilder::binary(bytes.len() + ENVELOPE_BYTES);
+    let out = frame.buf();
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(begin);
+    echo_end(out, reply_to, now);
+    close_envelope(out, start);
+    out.extend_from_slice(bytes);
+    frame.finish()
+}
+
+fn echo_end(out: &mut Vec<u8>, reply_to: Option<&str>, now: UnixMillis) {
     timestamp(out, now);
     if let Some(id) = reply_to {
         out.extend_from_slice(b",\"replyTo\":");
         json_string(out, id);
     }
     out.push(b'}');
-    frame.finish()
+}
+
+/// Fills in the length of the envelope that began at `start`, behind four bytes for it.
+fn close_envelope(out: &mut [u8], start: usize) {
+    let length = u32::try_from(out.len() - start - 4).unwrap_or(u32::MAX);
+    out[start..start + 4].copy_from_slice(&length.to_be_bytes());
 }
 
 /// `token_expiring`.
@@ -287,6 +336,8 @@ mod tests {
             type_name: TypeName::NOTIFICATION,
             payload,
             from_user: Some(UserId::parse("bob").unwrap()),
+            topic: None,
+            kind: None,
             collapse_key: None,
             not_for: [].into(),
             accepted_at: UnixMillis(1_769_852_100_123),

@@ -4,6 +4,7 @@
 //! `handshake.rs` is how a connection becomes a session, `delivery.rs` what it has been handed and what it confirmed;
 //! here are heartbeat, confirmation pings, the token's time and the client's messages.
 
+mod bucket;
 pub mod config;
 mod delivery;
 mod handshake;
@@ -11,6 +12,7 @@ mod requests;
 
 use std::{borrow::Cow, time::Duration};
 
+use bucket::Bucket;
 use bytes::Bytes;
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
@@ -22,12 +24,12 @@ use crate::{
     metrics::Failure,
     protocol::{
         ack_mode::AckMode,
-        client::{self, AuthRequest, Request},
+        client::{self, AuthRequest, BadMessage, ClientMessage, Data, Membership, Recipient, Request, Verb},
         close::CloseCode,
         error_code::ErrorCode,
         server,
     },
-    types::{Count, UnixMillis},
+    types::{Count, Payload, Topic, TypeName, UnixMillis},
 };
 
 /// How long before a token's end its session is told.
@@ -36,6 +38,8 @@ const TOKEN_WARNING: Duration = Duration::from_secs(60);
 const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// No time from a ping to its pong was measured yet.
 const NO_RTT: u32 = u32::MAX;
+/// The users of a list that cost as much as asking for it.
+const USERS_PER_POINT: usize = 100;
 /// New `auth` messages a minute.
 const REAUTHS_PER_MINUTE: u32 = 10;
 
@@ -79,6 +83,7 @@ struct Rare {
     bad_messages: PerMinute,
     reauths: PerMinute,
     requests: Requests,
+    lists: Bucket,
 }
 
 /// Counts within a minute that starts with its first count.
@@ -105,8 +110,8 @@ impl PerMinute {
 pub struct Unanswered<'a> {
     /// Its `type`.
     pub type_name: Cow<'a, str>,
-    /// Its `data` as it came.
-    pub data: &'a str,
+    /// What it carries.
+    pub data: Data<'a>,
     /// The client's own id.
     pub id: Option<Cow<'a, str>>,
 }
@@ -124,8 +129,31 @@ pub enum Reaction<'a> {
     Reauthenticate(AuthRequest, Option<String>),
     /// It is for the services, if it is for anybody.
     Forward(Unanswered<'a>),
+    /// Subscribe to that, if it is allowed. The text is the client's own id, here and below.
+    Subscribe(Membership, Option<String>),
+    /// Leave that.
+    Unsubscribe(Membership, Option<String>),
+    /// Say who is in that, if it is allowed; then call [`Session::listed`].
+    ListUsers(Topic, Option<String>),
+    /// Pass it on, if it is allowed.
+    Say(Box<Saying>),
     /// Close the session.
     Close(Verdict),
+}
+
+/// What a client says to others.
+#[derive(Clone, Debug)]
+pub struct Saying {
+    /// How.
+    pub verb: Verb,
+    /// To whom.
+    pub to: Recipient,
+    /// What the client calls it.
+    pub kind: Option<TypeName>,
+    /// What it is.
+    pub payload: Payload,
+    /// The client's own id.
+    pub reply_to: Option<String>,
 }
 
 /// Why the gateway closes a session.
@@ -296,7 +324,35 @@ impl Session {
 
     /// A text message from the client.
     pub fn on_text<'a>(&mut self, text: &'a str, settings: &Settings, now: Instant, unix: UnixMillis) -> Reaction<'a> {
-        let message = match client::decode(text) {
+        self.on_message(client::decode(text), settings, now, unix)
+    }
+
+    /// A binary message from the client.
+    pub fn on_binary<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        settings: &Settings,
+        now: Instant,
+        unix: UnixMillis,
+    ) -> Reaction<'a> {
+        match client::decode_binary(bytes) {
+            Some(message) => self.on_message(message, settings, now, unix),
+            None => Reaction::Close(Verdict {
+                code: CloseCode::UNSUPPORTED,
+                reason: "a binary message is a 4-byte length, so many bytes of a JSON envelope, and the payload",
+                failure: Some(Failure::UnsupportedData),
+            }),
+        }
+    }
+
+    fn on_message<'a>(
+        &mut self,
+        message: Result<ClientMessage<'a>, BadMessage<'a>>,
+        settings: &Settings,
+        now: Instant,
+        unix: UnixMillis,
+    ) -> Reaction<'a> {
+        let message = match message {
             Ok(message) => message,
             Err(bad) => {
                 if !self.rare().bad_messages.admit(settings.bad_messages.limit(), now) {
@@ -313,7 +369,10 @@ impl Session {
         let id = message.id.as_deref();
         match message.request {
             Request::Ping => Reaction::Reply(server::pong(id, unix), None),
-            Request::Echo(data) => Reaction::Reply(server::echo_response(data, id, unix), None),
+            Request::Echo(Data::Json(data)) => Reaction::Reply(server::echo_response(data, id, unix), None),
+            Request::Echo(Data::Bytes(bytes)) => {
+                Reaction::Reply(server::echo_response_of_bytes(bytes, self.binary, id, unix), None)
+            }
             Request::Ack(offset) => match self.ack_mode {
                 AckMode::Client => Reaction::Confirmed(self.delivery.confirm_through(offset)),
                 AckMode::Transport => Reaction::None,
@@ -326,12 +385,28 @@ impl Session {
                     Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
                 }
             }
-            Request::Forbidden => {
-                let text = "clients may not do this here";
-                Reaction::Reply(server::error(ErrorCode::Forbidden, text, id), Some(Failure::Forbidden))
+            Request::Subscribe(of) => Reaction::Subscribe(of, id.map(str::to_owned)),
+            Request::Unsubscribe(of) => Reaction::Unsubscribe(of, id.map(str::to_owned)),
+            Request::UserList(topic) if self.rare().lists.admit(now) => {
+                Reaction::ListUsers(topic, id.map(str::to_owned))
+            }
+            Request::UserList(_) => {
+                let text = "too many lists in too short a time; try again later";
+                Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
+            }
+            Request::Say(said) => {
+                let payload = said.data.to_payload();
+                let (verb, to, kind, reply_to) = (said.verb, said.to, said.kind, id.map(str::to_owned));
+                Reaction::Say(Box::new(Saying { verb, to, kind, payload, reply_to }))
             }
             Request::Other { type_name, data } => Reaction::Forward(Unanswered { type_name, data, id: message.id }),
         }
+    }
+
+    /// It was told of so many users, which costs it more than having asked.
+    pub fn listed(&mut self, users: usize) {
+        let points = u32::try_from(users / USERS_PER_POINT).unwrap_or(u32::MAX);
+        self.rare().lists.charge(points);
     }
 
     /// What has to happen by now, given how long bytes have waited for the socket. Call it again until it is `Idle`.
@@ -512,7 +587,10 @@ mod tests {
         let mut session = session(AckMode::Transport, now);
         let text = r#"{"type":"order","id":"7","data":{ "n":1.0 }}"#;
         let Reaction::Forward(message) = session.on_text(text, &settings(), now, UnixMillis(0)) else { panic!() };
-        assert_eq!((&*message.type_name, message.data, message.id.as_deref()), ("order", "{ \"n\":1.0 }", Some("7")));
+        assert_eq!(
+            (&*message.type_name, message.data, message.id.as_deref()),
+            ("order", Data::Json("{ \"n\":1.0 }"), Some("7"))
+        );
     }
 
     #[test]

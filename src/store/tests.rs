@@ -45,6 +45,8 @@ fn notification(payload_bytes: usize) -> Notification {
         type_name: TypeName::parse("order.created").unwrap(),
         payload: Payload::Binary(Bytes::from((0..payload_bytes).map(|n| (n / 7) as u8).collect::<Vec<_>>())),
         from_user: Some(user("shop")),
+        topic: None,
+        kind: None,
         collapse_key: None,
         not_for: [].into(),
         accepted_at: UnixMillis(1),

@@ -1,6 +1,6 @@
 //! The claims of a token that its session keeps: those that the configuration names, as the token has them.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -34,6 +34,14 @@ impl Claims {
         })
     }
 
+    /// A claim as text: the text, number or boolean that it is, or each of a list of them.
+    pub fn texts(&self, name: &str) -> Vec<Cow<'_, str>> {
+        match self.get(name) {
+            Some(Value::Array(many)) => many.iter().filter_map(text_of).collect(),
+            one => one.and_then(text_of).into_iter().collect(),
+        }
+    }
+
     /// Those of these names, for others to see.
     pub fn only(&self, names: &[String]) -> Claims {
         self.0.as_ref().map_or_else(Claims::default, |all| Claims::of(all, names))
@@ -59,6 +67,15 @@ fn is_text(value: &Value, text: &str) -> bool {
         }
         Value::Bool(flag) => text == if *flag { "true" } else { "false" },
         Value::Null | Value::Array(_) | Value::Object(_) => false,
+    }
+}
+
+fn text_of(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(string) => Some(string.into()),
+        Value::Number(number) => Some(number.to_string().into()),
+        Value::Bool(flag) => Some(if *flag { "true" } else { "false" }.into()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }
 
@@ -93,6 +110,11 @@ mod tests {
         );
         assert!(!claims.has("team", "70") && !claims.has("team", "") && !claims.has("team", "7.0"));
         assert_eq!(claims.get("secret"), None);
+        assert_eq!(
+            (claims.texts("role"), claims.texts("team")),
+            (vec!["admin".into(), "dev".into()], vec!["7".into()])
+        );
+        assert!(claims.texts("none").is_empty());
         assert_eq!(claims.only(&["team".to_owned()]).iter().collect::<Vec<_>>(), [("team", &json!(7))]);
         assert!(Claims::of(&all, &[]).is_empty() && claims.only(&[]).is_empty());
     }

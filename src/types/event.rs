@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Alert, Claims, Device, NotificationId, Offset, Payload, SessionId, TypeName, UnixMillis, UserId};
+use super::{Alert, Claims, Device, NotificationId, Offset, Payload, SessionId, Topic, TypeName, UnixMillis, UserId};
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,19 @@ impl Forwarded {
     }
 }
 
+/// Why a session came to be in a topic, or left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscriptionCause {
+    /// Its client asked for it.
+    Client,
+    /// Its token says so.
+    Token,
+    /// A caller of the admin API asked for it.
+    Caller,
+    /// The session ended.
+    SessionEnded,
+}
+
 /// One event, numbered in the total order of its node.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -161,6 +174,20 @@ pub enum EventBody {
         remote: SocketAddr,
         user: Option<UserId>,
     },
+    Subscribed {
+        topic: Topic,
+        session: SessionId,
+        user: UserId,
+        device: Device,
+        cause: SubscriptionCause,
+    },
+    Unsubscribed {
+        topic: Topic,
+        session: SessionId,
+        user: UserId,
+        device: Device,
+        cause: SubscriptionCause,
+    },
     Alert(Alert),
     Draining {
         deadline: UnixMillis,
@@ -169,7 +196,7 @@ pub enum EventBody {
 
 impl EventBody {
     /// The names by which a consumer may filter, in the order of the proto.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 14] = [
         "session_opened",
         "session_closed",
         "user_online",
@@ -180,6 +207,8 @@ impl EventBody {
         "notification_dropped",
         "device_forgotten",
         "auth_failed",
+        "subscribed",
+        "unsubscribed",
         "alert",
         "draining",
     ];
@@ -205,8 +234,10 @@ impl EventBody {
             EventBody::NotificationDropped { .. } => 7,
             EventBody::DeviceForgotten { .. } => 8,
             EventBody::AuthFailed { .. } => 9,
-            EventBody::Alert(_) => 10,
-            EventBody::Draining { .. } => 11,
+            EventBody::Subscribed { .. } => 10,
+            EventBody::Unsubscribed { .. } => 11,
+            EventBody::Alert(_) => 12,
+            EventBody::Draining { .. } => 13,
         }
     }
 
@@ -218,6 +249,8 @@ impl EventBody {
             | EventBody::UserOnline { user }
             | EventBody::UserOffline { user }
             | EventBody::NotificationConfirmed { user, .. }
+            | EventBody::Subscribed { user, .. }
+            | EventBody::Unsubscribed { user, .. }
             | EventBody::DeviceForgotten { user, .. } => Some(user),
             EventBody::MessageReceived(message) => Some(&message.user),
             EventBody::NotificationDropped { user, device, .. } => {

@@ -46,7 +46,7 @@ pub enum InvalidId {
     Reserved(String),
 }
 
-fn checked(what: &'static str, value: &str, min: usize, max: usize) -> Result<(), InvalidId> {
+pub(super) fn checked(what: &'static str, value: &str, min: usize, max: usize) -> Result<(), InvalidId> {
     if value.len() < min || value.len() > max {
         return Err(InvalidId::Length { what, min, max, len: value.len() });
     }

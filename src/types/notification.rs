@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::{CollapseKey, NotificationId, TypeName, UserId};
+use super::{CollapseKey, NotificationId, Topic, TypeName, UserId};
 
 /// A moment in milliseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -113,6 +113,10 @@ pub struct Notification {
     pub payload: Payload,
     /// What clients see as `fromUserId`.
     pub from_user: Option<UserId>,
+    /// The topic that it was published to; what clients see as `topic`.
+    pub topic: Option<Topic>,
+    /// What a client called what he says; what others see as `kind`.
+    pub kind: Option<TypeName>,
     /// What it takes the place of: the stored one of the same log with the same key.
     pub collapse_key: Option<CollapseKey>,
     /// Whom a broadcast leaves out; empty for what goes to one user.
@@ -134,13 +138,15 @@ impl Notification {
         self.is_expired(self.accepted_at)
     }
 
-    /// What it counts against the quotas, in bytes: payload, id, type, sender, collapse key and whom it leaves out, and
-    /// 64 for the row itself.
+    /// What it counts against the quotas, in bytes: payload, id, type, sender, topic, kind, collapse key and whom it
+    /// leaves out, and 64 for the row itself.
     pub fn accounted_bytes(&self) -> u64 {
         let from = self.from_user.as_ref().map_or(0, |user| user.as_str().len());
         let collapse = self.collapse_key.as_ref().map_or(0, |key| key.as_str().len());
         let not_for: usize = self.not_for.iter().map(|user| user.as_str().len()).sum();
-        let texts = self.id.as_str().len() + self.type_name.as_str().len() + from + collapse + not_for;
+        let topic = self.topic.as_ref().map_or(0, |topic| topic.as_str().len());
+        let kind = self.kind.as_ref().map_or(0, |kind| kind.as_str().len());
+        let texts = self.id.as_str().len() + self.type_name.as_str().len() + from + topic + kind + collapse + not_for;
         (self.payload.bytes().len() + texts + 64) as u64
     }
 
@@ -155,6 +161,14 @@ impl Notification {
         let collapse = self.collapse_key.as_ref().map_or("", |key| key.as_str());
         let users = self.not_for.iter().map(UserId::as_str);
         for text in [kind, self.type_name.as_str(), from, collapse].into_iter().chain(users) {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        // Only where they are there: what was remembered before there were such stays what it was.
+        let topic = self.topic.as_ref().map(|topic| ("topic", topic.as_str()));
+        let kind = self.kind.as_ref().map(|kind| ("kind", kind.as_str()));
+        for (name, text) in [topic, kind].into_iter().flatten() {
+            hash.update(name);
             hash.update((text.len() as u64).to_le_bytes());
             hash.update(text);
         }

@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::support::{ADMIN_TOKEN, Gateway, READ_TOKEN, pushgate, pushgate_with_input};
+use crate::support::{ADMIN_TOKEN, Follower, Gateway, READ_TOKEN, binary, pushgate, pushgate_with_input};
 
 #[test]
 fn send_takes_data_from_the_command_line_files_and_standard_input() {
@@ -117,6 +117,51 @@ fn broadcast_reaches_whom_its_flags_say() {
 }
 
 #[test]
+fn publish_reaches_who_is_in_a_topic_and_topics_lists_it() {
+    let gateway = Gateway::new();
+    assert_eq!(gateway.command(&["topics"]).ok(), "no topics\n");
+    let nobody = gateway.command(&["publish", "room.7", "{}", "--json"]).json();
+    assert_eq!((&nobody["outcome"], &nobody["sessions"]), (&json!("OUTCOME_DROPPED"), &json!(0)));
+    let token = |user: &str| {
+        let claim = r#"topics=["room.7","news"]"#;
+        let token = gateway.command(&["token", "user", "--sub", user, "--claim", claim]).ok();
+        gateway.write(user, &token).to_str().unwrap().to_owned()
+    };
+    let url = gateway.url();
+    let listen = |file: &str| {
+        let args = ["listen", "--token-file", file, "--url", &url];
+        Follower::start(binary(&gateway.args(&args)), "connected to ")
+    };
+    let (alice, bob) = (token("alice"), token("bob"));
+    let (mut alice, mut bob) = (listen(&alice), listen(&bob));
+    let _other = gateway.client("carol", &[]);
+    let said = gateway.command(&["publish", "room.7", "\"soon\"", "--type", "system_message", "--from", "bob"]).ok();
+    assert!(said.starts_with("accepted; id ") && said.ends_with(", handed to 2 sessions\n"), "{said}");
+    for client in [&mut alice, &mut bob] {
+        let line = client.line();
+        assert!(
+            line.contains("  system_message  \"soon\"  (id ") && line.ends_with(", from bob, topic room.7)"),
+            "{line}"
+        );
+    }
+    let said = gateway.command(&["broadcast", "1", "--topic", "news"]).ok();
+    assert!(said.ends_with(", handed to 2 sessions\n"), "{said}");
+    assert_eq!(
+        gateway.command(&["topics"]).ok(),
+        "TOPIC   SESSIONS  USERS\nnews           2      2\nroom.7         2      2\n"
+    );
+    assert_eq!(gateway.command(&["topics", "--prefix", "r"]).ok().lines().count(), 2);
+    let one = json!({ "topics": [{ "topic": "news", "sessions": 2, "users": 2 }], "nextPageToken": "" });
+    assert_eq!(gateway.command(&["topics", "news", "--json"]).json(), one);
+    let members = gateway.command(&["sessions", "--topic", "news", "--json"]).json();
+    assert_eq!(members["sessions"].as_array().unwrap().len(), 2, "{members}");
+    gateway.command(&["publish", "", "1"]).fails(1, "topic: a topic must have 1 to 200 bytes");
+    gateway.command(&["publish", "news"]).fails(2, "publish needs its data");
+    gateway.over_tcp(&["publish", "news", "1"], READ_TOKEN).fails(77, "lacks the scope `send`");
+    assert!(gateway.over_tcp(&["topics"], READ_TOKEN).ok().contains("news"));
+}
+
+#[test]
 fn sessions_are_listed_filtered_and_closed() {
     let gateway = Gateway::new();
     assert_eq!(gateway.command(&["sessions"]).ok(), "no sessions\n");
@@ -221,6 +266,8 @@ fn without_a_gateway_every_command_ends_with_69() {
         &["sessions"],
         &["users"],
         &["log", "info"],
+        &["topics"],
+        &["publish", "news", "{}"],
         &["events"],
         &["health"],
     ] {

@@ -52,6 +52,8 @@ fn help_has_examples_and_exit_codes() {
         "devices",
         "forget",
         "stress",
+        "publish",
+        "topics",
     ];
     let store = ["check", "stats", "export", "import", "compact"].map(|command| vec!["store", command]);
     for command in commands
@@ -99,6 +101,8 @@ fn a_wrong_command_line_ends_with_2() {
         &["token", "admin", "--name", "x", "--scopes", "all"],
         &["status", "--grpc", "nowhere"],
         &["backup"],
+        &["publish", "news"],
+        &["publish"],
         &["store"],
         &["store", "import"],
         &["store", "check", "--engine", "rocksdb"],
@@ -127,6 +131,8 @@ fn a_wrong_configuration_ends_with_78() {
         &["devices", "alice"],
         &["forget", "alice", "--force"],
         &["sessions"],
+        &["topics"],
+        &["publish", "news", "{}"],
         &["events"],
         &["health"],
         &["listen", "--token", "x"],

@@ -197,6 +197,7 @@ async fn all_that_is_wrong_with_a_filter_is_told_at_once_and_nobody_gets_anythin
     let mut rpc = gateway.rpc().await;
     let mut alice = gateway.client("alice").await;
     let bad = BroadcastFilter {
+        topic: "a\nb".into(),
         devices: vec!["a b".into()],
         user_agent: "a\tb".into(),
         connected_after: Some(prost_types::Timestamp { seconds: 0, nanos: -1 }),
@@ -211,6 +212,7 @@ async fn all_that_is_wrong_with_a_filter_is_told_at_once_and_nobody_gets_anythin
     let expected = [
         "notification.type",
         "filter.exclude_user_ids",
+        "filter.topic",
         "filter.devices",
         "filter.user_agent",
         "filter.connected_after",

@@ -9,8 +9,9 @@ use http_body_util::{Full, StreamBody, combinators::BoxBody};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pushgate::api::proto::{
     BackupRequest, BroadcastRequest, CloseUserSessionsRequest, ForgetDeviceRequest, ForgetUserRequest,
-    GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, Notification, PurgePendingRequest,
-    SendBatchRequest, SendToSessionRequest, SendToUserRequest, StreamEventsRequest, notification::Payload,
+    GetStatusRequest, ListDevicesRequest, ListPendingRequest, ListSessionsRequest, ListTopicsRequest, Notification,
+    PublishRequest, PurgePendingRequest, SendBatchRequest, SendToSessionRequest, SendToUserRequest,
+    StreamEventsRequest, SubscribeRequest, UnsubscribeRequest, notification::Payload,
 };
 use pushgate::server::Ended;
 use serde_json::json;
@@ -27,7 +28,7 @@ use crate::support::{
 };
 
 /// How many RPCs there are.
-const CALLS: usize = 14;
+const CALLS: usize = 18;
 
 /// A session that is not there.
 const NOBODY: &str = "0197f3a1-0000-7000-8000-000000000000";
@@ -58,6 +59,10 @@ async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
     let batch = stream::iter([SendBatchRequest::default()]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("copy").to_str().unwrap().to_owned();
+    let (topic, user_ids) = ("scopes".to_owned(), vec![user_id.clone()]);
+    let publish = PublishRequest { topic: topic.clone(), notification: Some(notification(1)) };
+    let subscribe = SubscribeRequest { topic: topic.clone(), user_ids: user_ids.clone(), session_ids: vec![] };
+    let unsubscribe = UnsubscribeRequest { topic, user_ids, session_ids: vec![] };
     [
         code(client.send_to_user(request("scopes", notification(1))).await),
         code(client.send_batch(batch).await),
@@ -73,6 +78,10 @@ async fn call_all(rpc: &mut Rpc) -> [Code; CALLS] {
         code(client.stream_events(StreamEventsRequest::default()).await),
         code(client.backup(BackupRequest { path }).await),
         sent_to,
+        code(client.publish(publish).await),
+        code(client.subscribe(subscribe).await),
+        code(client.unsubscribe(unsubscribe).await),
+        code(client.list_topics(ListTopicsRequest::default()).await),
     ]
 }
 
@@ -81,7 +90,7 @@ async fn each_call_needs_its_scope_and_admin_opens_all() {
     let gateway = Gateway::start().await;
     let needs = [
         "send", "send", "send", "close", "read", "admin", "read", "admin", "admin", "read", "read", "events", "admin",
-        "send",
+        "send", "send", "send", "send", "read",
     ];
     let mut denied = 0;
     for scope in SCOPES {

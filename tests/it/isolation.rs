@@ -94,6 +94,8 @@ fn notification(hub: &Hub, stored: bool) -> Notification {
         type_name: TypeName::NOTIFICATION,
         payload: Payload::Json("1".into()),
         from_user: None,
+        topic: None,
+        kind: None,
         collapse_key: None,
         not_for: [].into(),
         accepted_at: now,

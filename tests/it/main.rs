@@ -32,3 +32,4 @@ mod places;
 mod services;
 mod slow;
 mod stop;
+mod talk;

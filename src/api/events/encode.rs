@@ -6,7 +6,9 @@ use crate::{
         proto::{self, event::Event as Body, message_received::Payload as Received},
         values,
     },
-    types::{Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, Payload, UserId},
+    types::{
+        Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, Payload, SubscriptionCause, UserId,
+    },
 };
 
 /// An event of this epoch. `raw_json`: with the JSON of a client's message as text.
@@ -128,8 +130,31 @@ fn body(body: &EventBody, raw_json: bool) -> Body {
             remote_address: remote.to_string(),
             user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
         }),
+        EventBody::Subscribed { topic, session, user, device, cause } => Body::Subscribed(proto::Subscribed {
+            topic: topic.to_string(),
+            user_id: user.to_string(),
+            session_id: session.to_string(),
+            device: device.to_string(),
+            cause: subscription_cause(*cause).into(),
+        }),
+        EventBody::Unsubscribed { topic, session, user, device, cause } => Body::Unsubscribed(proto::Unsubscribed {
+            topic: topic.to_string(),
+            user_id: user.to_string(),
+            session_id: session.to_string(),
+            device: device.to_string(),
+            cause: subscription_cause(*cause).into(),
+        }),
         EventBody::Alert(alert) => Body::Alert(self::alert(alert)),
         EventBody::Draining { deadline } => Body::Draining(proto::Draining { deadline: Some(timestamp(*deadline)) }),
+    }
+}
+
+fn subscription_cause(cause: SubscriptionCause) -> proto::SubscriptionCause {
+    match cause {
+        SubscriptionCause::Client => proto::SubscriptionCause::Client,
+        SubscriptionCause::Token => proto::SubscriptionCause::Token,
+        SubscriptionCause::Caller => proto::SubscriptionCause::Caller,
+        SubscriptionCause::SessionEnded => proto::SubscriptionCause::SessionEnded,
     }
 }
 

@@ -128,6 +128,10 @@ pub struct Envelope<'a> {
     timestamp: Option<Cow<'a, str>>,
     #[serde(borrow)]
     from_user_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    topic: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    kind: Option<Cow<'a, str>>,
     #[serde(default)]
     replayed: bool,
     #[serde(borrow)]
@@ -338,12 +342,15 @@ fn shown(message: &Envelope<'_>) -> String {
     let data = match (message.data, &message.data_base64) {
         (Some(data), _) => data.get().replace(['\n', '\r'], " "),
         (None, Some(bytes)) => format!("base64:{bytes}"),
-        (None, None) => message.message.as_deref().unwrap_or_default().to_owned(),
+        // An error's text, or who came or went.
+        (None, None) => message.message.as_deref().or(message.user_id.as_deref()).unwrap_or_default().to_owned(),
     };
     let from = message.from_user_id.as_deref().map(|user| format!(", from {user}")).unwrap_or_default();
+    let topic = message.topic.as_deref().map(|topic| format!(", topic {topic}")).unwrap_or_default();
+    let kind = message.kind.as_deref().map(|kind| format!(", kind {kind}")).unwrap_or_default();
     let id = message.id.as_deref().map(|id| format!("id {id}")).unwrap_or_default();
     let replayed = if message.replayed { ", replayed" } else { "" };
-    let rest = format!("{id}{from}{replayed}");
+    let rest = format!("{id}{from}{topic}{kind}{replayed}");
     let rest = if rest.is_empty() { rest } else { format!("  ({})", rest.trim_start_matches(", ")) };
     format!("{}  {}  {data}{rest}", message.timestamp.as_deref().unwrap_or_default(), message.r#type)
 }
@@ -370,6 +377,14 @@ mod tests {
             say("{\"type\":\"notification\",\"id\":\"a\",\"offset\":1,\"timestamp\":\"T\",\"replayed\":true,\
                  \"fromUserId\":\"bob\",\"data\":{\n\"x\":1.0}}"),
             "T  notification  { \"x\":1.0}  (id a, from bob, replayed)"
+        );
+        assert_eq!(
+            say(r#"{"type":"publish","id":"a","timestamp":"T","fromUserId":"bob","topic":"t","kind":"chat","data":1}"#),
+            "T  publish  1  (id a, from bob, topic t, kind chat)"
+        );
+        assert_eq!(
+            say(r#"{"type":"user_left","topic":"t","userId":"bob","timestamp":"T"}"#),
+            "T  user_left  bob  (topic t)"
         );
         assert_eq!(say(r#"{"type":"b","dataBase64":"AAE=","timestamp":"T"}"#), "T  b  base64:AAE=");
     }

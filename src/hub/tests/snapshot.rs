@@ -6,6 +6,7 @@ use super::{
     super::*,
     support::{Bounds, World, device, until, user},
 };
+use crate::types::EventBody;
 
 /// Everything that is listed.
 fn listed(hub: &Hub) -> Vec<SessionId> {

@@ -65,6 +65,8 @@ pub fn notification(bytes: usize) -> Notification {
         type_name: TypeName::NOTIFICATION,
         payload: Payload::Json(Bytes::from(format!("\"{}\"", "x".repeat(bytes)))),
         from_user: None,
+        topic: None,
+        kind: None,
         collapse_key: None,
         not_for: [].into(),
         accepted_at: now,
@@ -133,6 +135,8 @@ impl World {
             alerts: AlertsConfig::default(),
             clients: Clients::default(),
             events: EventsConfig { buffer: bounds.events },
+            rules: Rules::default(),
+            public_claims: Vec::new(),
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,

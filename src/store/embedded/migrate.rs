@@ -138,7 +138,8 @@ fn decode_record(bytes: &Bytes) -> Result<Notification, Malformed> {
     let payload = bytes.slice_ref(input.0);
     let payload = if has(1) { Payload::Binary(payload) } else { Payload::Json(payload) };
     let not_for = [].into();
-    Ok(Notification { id, type_name, payload, from_user, collapse_key: None, not_for, accepted_at, expires_at })
+    let (topic, kind, collapse_key) = (None, None, None);
+    Ok(Notification { id, type_name, payload, from_user, topic, kind, collapse_key, not_for, accepted_at, expires_at })
 }
 
 #[cfg(test)]
@@ -185,6 +186,8 @@ pub(in crate::store) mod tests {
             type_name: TypeName::parse("order").unwrap(),
             payload: Payload::Json(Bytes::from(vec![b'1'; payload])),
             from_user: Some(UserId::parse("shop").unwrap()),
+            topic: None,
+            kind: None,
             collapse_key: None,
             not_for: [].into(),
             accepted_at: UnixMillis(5),

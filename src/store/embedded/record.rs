@@ -1,8 +1,9 @@
 //! A notification as bytes, and the head row that leads to it.
 //!
-//! Record, version 2: `version(1) flags(1) [type] [from] [count(2) user…] accepted_at(8) payload`, where texts stand
-//! behind a varint (LEB128) of their length, numbers are little-endian, what is bracketed is there if its flag is set,
-//! and the payload is all that is left. Flags: 1 binary payload, 2 type, 4 from, 8 users whom it is not for.
+//! Record, version 2: `version(1) flags(1) [type] [from] [count(2) user…] [kind] [topic] accepted_at(8) payload`, where
+//! texts stand behind a varint (LEB128) of their length, numbers are little-endian, what is bracketed is there if its flag
+//! is set, and the payload is all that is left. Flags: 1 binary payload, 2 type, 4 from, 8 users whom it is not for,
+//! 16 kind, 32 topic.
 //!
 //! Head row, version 2: `version(1) flags(1) chunks(2) bytes(4) expires_at(8) length(4) id [collapse key]`, and behind it
 //! the record, unless `chunks` says that it lies in so many chunk rows. Flags: 1 collapse key, 2 the id is remembered.
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use crate::{
     limits,
     store::IndexEntry,
-    types::{CollapseKey, Notification, NotificationId, Offset, Payload, TypeName, UnixMillis, UserId},
+    types::{CollapseKey, Notification, NotificationId, Offset, Payload, Topic, TypeName, UnixMillis, UserId},
 };
 
 const VERSION: u8 = 2;
@@ -24,6 +25,8 @@ const BINARY: u8 = 1;
 const TYPE: u8 = 2;
 const FROM: u8 = 4;
 const NOT_FOR: u8 = 8;
+const KIND: u8 = 16;
+const TOPIC: u8 = 32;
 
 const HEAD_VERSION: u8 = 2;
 const COLLAPSE: u8 = 1;
@@ -141,15 +144,12 @@ pub fn decode_record(head: Head, bytes: &Bytes) -> Result<Notification, Malforme
         return Err(Malformed("a record of an unknown version"));
     }
     let flags = input.byte()?;
-    if flags & !(BINARY | TYPE | FROM | NOT_FOR) != 0 {
+    if flags & !(BINARY | TYPE | FROM | NOT_FOR | KIND | TOPIC) != 0 {
         return Err(Malformed("a record with unknown flags"));
     }
     let has = |flag| flags & flag != 0;
-    let type_name = if has(TYPE) {
-        TypeName::parse(input.text()?).map_err(|_| Malformed("a record with an invalid type"))?
-    } else {
-        TypeName::NOTIFICATION
-    };
+    let named = |text| TypeName::parse(text).map_err(|_| Malformed("a record with an invalid type"));
+    let type_name = if has(TYPE) { named(input.text()?)? } else { TypeName::NOTIFICATION };
     let user = |text| UserId::parse(text).map_err(|_| Malformed("a record with an invalid user"));
     let from_user = if has(FROM) { Some(user(input.text()?)?) } else { None };
     let mut not_for = Vec::new();
@@ -158,6 +158,9 @@ pub fn decode_record(head: Head, bytes: &Bytes) -> Result<Notification, Malforme
             not_for.push(user(input.text()?)?);
         }
     }
+    let kind = if has(KIND) { Some(named(input.text()?)?) } else { None };
+    let topic = |text| Topic::parse(text).map_err(|_| Malformed("a record with an invalid topic"));
+    let topic = if has(TOPIC) { Some(topic(input.text()?)?) } else { None };
     let accepted_at = UnixMillis(u64::from_le_bytes(input.array()?));
     let payload = bytes.slice_ref(input.0);
     let payload = if has(BINARY) {
@@ -170,7 +173,7 @@ pub fn decode_record(head: Head, bytes: &Bytes) -> Result<Notification, Malforme
     };
     let expires_at = Some(head.expires_at).filter(|end| end.0 != u64::MAX);
     let (id, collapse_key, not_for) = (head.id, head.collapse_key, not_for.into());
-    Ok(Notification { id, type_name, payload, from_user, collapse_key, not_for, accepted_at, expires_at })
+    Ok(Notification { id, type_name, payload, from_user, topic, kind, collapse_key, not_for, accepted_at, expires_at })
 }
 
 /// The type as it is written: nothing for the default.
@@ -183,6 +186,8 @@ fn record_len(notification: &Notification) -> usize {
     2 + written_type(notification).map_or(0, text_len)
         + notification.from_user.as_ref().map_or(0, |user| text_len(user.as_str()))
         + if notification.not_for.is_empty() { 0 } else { 2 + users }
+        + notification.kind.as_ref().map_or(0, |kind| text_len(kind.as_str()))
+        + notification.topic.as_ref().map_or(0, |topic| text_len(topic.as_str()))
         + 8
         + notification.payload.bytes().len()
 }
@@ -195,6 +200,8 @@ fn write_record(out: &mut Vec<u8>, notification: &Notification) {
         (TYPE, type_name.is_some()),
         (FROM, notification.from_user.is_some()),
         (NOT_FOR, !notification.not_for.is_empty()),
+        (KIND, notification.kind.is_some()),
+        (TOPIC, notification.topic.is_some()),
     ] {
         flags |= if set { flag } else { 0 };
     }
@@ -211,6 +218,12 @@ fn write_record(out: &mut Vec<u8>, notification: &Notification) {
         for user in notification.not_for.iter() {
             write_text(out, user.as_str());
         }
+    }
+    if let Some(kind) = &notification.kind {
+        write_text(out, kind.as_str());
+    }
+    if let Some(topic) = &notification.topic {
+        write_text(out, topic.as_str());
     }
     out.extend_from_slice(&notification.accepted_at.0.to_le_bytes());
     out.extend_from_slice(notification.payload.bytes());
@@ -291,18 +304,22 @@ mod tests {
         let moment = (0..u64::MAX).prop_map(UnixMillis);
         let user = "[a-z]{1,255}".prop_map(|user| UserId::parse(&user).unwrap());
         let names = ("[a-zä]{1,60}", "[a-z.]{0,128}", option::of("[a-z]{1,128}"));
-        (names, payload, option::of(user.clone()), vec(user, 0..3), moment.clone(), option::of(moment)).prop_map(
-            |((id, name, collapse), payload, from_user, not_for, accepted_at, expires_at)| Notification {
-                id: NotificationId::parse(&id).unwrap(),
-                type_name: TypeName::parse(&name).unwrap_or(TypeName::NOTIFICATION),
-                payload,
-                from_user,
-                collapse_key: collapse.map(|key| CollapseKey::parse(&key).unwrap()),
-                not_for: not_for.into(),
-                accepted_at,
-                expires_at,
-            },
-        )
+        let places = (option::of("[a-zä.]{1,100}"), option::of("[a-z.]{0,128}"));
+        (names, places, payload, option::of(user.clone()), vec(user, 0..3), moment.clone(), option::of(moment))
+            .prop_map(|((id, name, collapse), (topic, kind), payload, from_user, not_for, accepted_at, expires_at)| {
+                Notification {
+                    id: NotificationId::parse(&id).unwrap(),
+                    type_name: TypeName::parse(&name).unwrap_or(TypeName::NOTIFICATION),
+                    payload,
+                    from_user,
+                    topic: topic.map(|topic| Topic::parse(&topic).unwrap()),
+                    kind: kind.map(|kind| TypeName::parse(&kind).unwrap_or(TypeName::NOTIFICATION)),
+                    collapse_key: collapse.map(|key| CollapseKey::parse(&key).unwrap()),
+                    not_for: not_for.into(),
+                    accepted_at,
+                    expires_at,
+                }
+            })
     }
 
     #[test]
@@ -312,6 +329,8 @@ mod tests {
             type_name: TypeName::parse("t").unwrap(),
             payload: Payload::Binary(Bytes::from_static(&[9, 8])),
             from_user: Some(UserId::parse("bob").unwrap()),
+            topic: None,
+            kind: None,
             collapse_key: Some(CollapseKey::parse("k").unwrap()),
             not_for: [UserId::parse("eve").unwrap()].into(),
             accepted_at: UnixMillis(1),
@@ -323,6 +342,19 @@ mod tests {
         assert_eq!(head[20..25], [2, b'n', b'1', 1, b'k']);
         assert_eq!(head[25..33], [2, 15, 1, b't', 3, b'b', b'o', b'b']);
         assert_eq!(head[33..], [1, 0, 3, b'e', b'v', b'e', 1, 0, 0, 0, 0, 0, 0, 0, 9, 8]);
+
+        let original = Notification {
+            type_name: TypeName::NOTIFICATION,
+            payload: Payload::Json(Bytes::from_static(b"7")),
+            from_user: None,
+            topic: Some(Topic::parse("r").unwrap()),
+            kind: Some(TypeName::parse("chat").unwrap()),
+            collapse_key: None,
+            not_for: [].into(),
+            ..original
+        };
+        let head = encode(&original, false).0;
+        assert_eq!(head[23..], [2, 48, 4, b'c', b'h', b'a', b't', 1, b'r', 1, 0, 0, 0, 0, 0, 0, 0, b'7']);
     }
 
     proptest! {

@@ -118,6 +118,11 @@ impl Gateway {
         Client::connect(&self.url(&format!("token={}&{query}", Token::of(user).sign()))).await
     }
 
+    /// A client with that token.
+    pub async fn client_by(&self, token: &Token, query: &str) -> Client {
+        Client::connect(&self.url(&format!("token={}&{query}", token.sign()))).await
+    }
+
     /// A caller with all scopes, over TCP.
     pub async fn rpc(&self) -> Rpc {
         Rpc::over_tcp(self.grpc, Some(ADMIN)).await

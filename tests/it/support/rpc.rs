@@ -5,10 +5,11 @@ use std::{net::SocketAddr, path::Path};
 use pushgate::api::proto::{
     BroadcastFilter, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Device, Event, ForgetDeviceRequest,
     ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListPendingRequest,
-    ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListUsersRequest, ListUsersResponse, Notification,
-    PurgePendingRequest, SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse,
-    SetLogFilterRequest, StreamEventsRequest, Wait, event::Event as Body, gateway_client::GatewayClient,
-    notification::Payload,
+    ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest, ListTopicsResponse,
+    ListUsersRequest, ListUsersResponse, Notification, PublishRequest, PublishResponse, PurgePendingRequest,
+    SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, SetLogFilterRequest,
+    StreamEventsRequest, SubscribeRequest, SubscribeResponse, UnsubscribeRequest, Wait, event::Event as Body,
+    gateway_client::GatewayClient, notification::Payload,
 };
 use serde_json::Value;
 use tonic::{
@@ -146,6 +147,32 @@ impl Rpc {
         let request = ForgetUserRequest { user_id: user.to_owned() };
         let answer = soon("an answer", self.client.forget_user(request)).await.unwrap().into_inner();
         (answer.notifications, answer.devices)
+    }
+
+    /// Publishes JSON to a topic; to how many sessions.
+    pub async fn publish(&mut self, topic: &str, data: impl Into<Value>) -> u32 {
+        let request = PublishRequest { topic: topic.to_owned(), notification: Some(notification(data)) };
+        self.try_publish(request).await.unwrap().sessions
+    }
+
+    /// Publishes.
+    pub async fn try_publish(&mut self, request: PublishRequest) -> Result<PublishResponse, Status> {
+        Ok(soon("an answer", self.client.publish(request)).await?.into_inner())
+    }
+
+    /// Subscribes sessions.
+    pub async fn subscribe(&mut self, request: SubscribeRequest) -> Result<SubscribeResponse, Status> {
+        Ok(soon("an answer", self.client.subscribe(request)).await?.into_inner())
+    }
+
+    /// Takes sessions out of a topic; how many.
+    pub async fn unsubscribe(&mut self, request: UnsubscribeRequest) -> Result<u32, Status> {
+        Ok(soon("an answer", self.client.unsubscribe(request)).await?.into_inner().changed)
+    }
+
+    /// A page of topics.
+    pub async fn topics(&mut self, request: ListTopicsRequest) -> Result<ListTopicsResponse, Status> {
+        Ok(soon("an answer", self.client.list_topics(request)).await?.into_inner())
     }
 
     /// Everything that happens from now on; returns once the gateway listens for it.

@@ -5,6 +5,7 @@ use super::{
     book::{Book, Device as Known, In},
     play::{Attached, Attaching, Expected, Play},
 };
+use crate::types::EventBody;
 
 impl Play {
     pub fn confirm_some(&mut self, n: usize) {

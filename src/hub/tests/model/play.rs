@@ -179,6 +179,8 @@ impl Play {
             type_name: TypeName::NOTIFICATION,
             payload: Payload::Json(Bytes::from(format!("\"{content}{}\"", "x".repeat(bytes)))),
             from_user: None,
+            topic: None,
+            kind: None,
             collapse_key: None,
             not_for: [].into(),
             accepted_at: now,

@@ -74,6 +74,8 @@ impl Admission {
             type_name: TypeName::NOTIFICATION,
             payload: Payload::Json(Bytes::from_static(b"{}")),
             from_user: None,
+            topic: None,
+            kind: None,
             collapse_key: None,
             not_for: [].into(),
             accepted_at: UnixMillis(1),

@@ -26,8 +26,8 @@ use uuid::Uuid;
 use crate::{
     store::{Counters, DeviceRow, Remembered},
     types::{
-        CollapseKey, Device, InvalidId, LogId, Notification, NotificationId, Offset, Payload, TypeName, UnixMillis,
-        UserId,
+        CollapseKey, Device, InvalidId, LogId, Notification, NotificationId, Offset, Payload, Topic, TypeName,
+        UnixMillis, UserId,
     },
 };
 
@@ -126,6 +126,10 @@ pub struct NotificationLine {
     pub type_name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collapse_key: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -309,6 +313,8 @@ impl NotificationLine {
             id: notification.id.as_str().to_owned(),
             type_name: notification.type_name.as_str().to_owned(),
             from: notification.from_user.as_ref().map(|user| user.as_str().to_owned()),
+            topic: notification.topic.as_ref().map(|topic| topic.as_str().to_owned()),
+            kind: notification.kind.as_ref().map(|kind| kind.as_str().to_owned()),
             collapse_key: notification.collapse_key.as_ref().map(|key| key.as_str().to_owned()),
             not_for: notification.not_for.iter().map(|user| user.as_str().to_owned()).collect(),
             accepted_at: Moment(notification.accepted_at),
@@ -338,13 +344,10 @@ impl NotificationLine {
             id: read(NotificationId::parse(&self.id))?,
             type_name: read(TypeName::parse(&self.type_name))?,
             payload,
-            from_user: self.from.as_deref().map(UserId::parse).transpose().map_err(|error| error.to_string())?,
-            collapse_key: self
-                .collapse_key
-                .as_deref()
-                .map(CollapseKey::parse)
-                .transpose()
-                .map_err(|e| e.to_string())?,
+            from_user: read(self.from.as_deref().map(UserId::parse).transpose())?,
+            topic: read(self.topic.as_deref().map(Topic::parse).transpose())?,
+            kind: read(self.kind.as_deref().map(TypeName::parse).transpose())?,
+            collapse_key: read(self.collapse_key.as_deref().map(CollapseKey::parse).transpose())?,
             not_for: not_for.into(),
             accepted_at: self.accepted_at.0,
             expires_at: self.expires_at.map(|moment| moment.0),
@@ -373,6 +376,8 @@ mod tests {
             type_name: TypeName::parse("order").unwrap(),
             payload,
             from_user: None,
+            topic: None,
+            kind: None,
             collapse_key: None,
             not_for: [].into(),
             accepted_at: UnixMillis(1_769_852_100_123),

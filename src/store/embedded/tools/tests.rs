@@ -51,6 +51,8 @@ pub fn notification(payload: Payload) -> Notification {
         type_name: TypeName::parse("order").unwrap(),
         payload,
         from_user: Some(user("shop")),
+        topic: None,
+        kind: None,
         collapse_key: None,
         not_for: [].into(),
         accepted_at: NOW,

@@ -1,0 +1,158 @@
+//! The fan-out: what is queued for an audience (a shard of all sessions, the members of a topic) is handed out strictly in
+//! that order, in slices with yields. What came while it was at it leaves together, in one write a session.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+
+use super::{
+    handle::Handle,
+    sessions::{Job, Parcel},
+};
+use crate::{clock::Instant, limits};
+
+/// Sessions in an order of their own, which a fan-out goes through slice by slice.
+pub trait Audience {
+    /// The next so many behind that one.
+    fn slice(&self, after: Option<&Listener>) -> Vec<Listener>;
+}
+
+/// A session that a fan-out comes to.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// The session.
+    pub handle: Arc<Handle>,
+    /// Whether it is told of those who come and go.
+    pub hears_presence: bool,
+}
+
+/// What is queued for an audience, in order.
+#[derive(Debug, Default)]
+pub struct Lane {
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    steps: VecDeque<Step>,
+    running: bool,
+}
+
+/// What a lane does next.
+enum Step {
+    /// Hands it out.
+    Hand(Arc<Job>),
+    /// Has something else done in its place among them.
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+impl std::fmt::Debug for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Step::Hand(_)) { "Hand" } else { "Call" })
+    }
+}
+
+impl Queue {
+    /// Takes out what is handed to each session in one go: all that waits, up to a bound, so that neither a slice's time nor
+    /// what is put together grows with the backlog; or the one step that is something else. Where there is nothing the lane
+    /// rests.
+    fn next_pass(&mut self) -> Option<Pass> {
+        self.running = !self.steps.is_empty();
+        let mut bytes = 0;
+        let mut jobs = Vec::new();
+        while let Some(Step::Hand(job)) = self.steps.front() {
+            bytes += job.bytes();
+            if !jobs.is_empty() && bytes > limits::FANOUT_PASS_BYTES_MAX {
+                break;
+            }
+            jobs.push(Arc::clone(job));
+            self.steps.pop_front();
+        }
+        if !jobs.is_empty() {
+            return Some(Pass::Jobs(jobs));
+        }
+        match self.steps.pop_front() {
+            Some(Step::Call(call)) => Some(Pass::Call(call)),
+            Some(Step::Hand(_)) | None => None,
+        }
+    }
+}
+
+enum Pass {
+    Jobs(Vec<Arc<Job>>),
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+/// Lets what comes next start the lane again, should serving this panic.
+struct Running<'a>(&'a Lane);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.queue.lock().running = false;
+        }
+    }
+}
+
+impl Lane {
+    /// Queues what is to be handed out. True: the lane rested, and the caller has it run.
+    pub fn hand(&self, job: Arc<Job>) -> bool {
+        self.push(Step::Hand(job))
+    }
+
+    /// Queues something else, to be done behind what is queued and before what comes. True: as above.
+    pub fn call(&self, call: impl FnOnce() + Send + 'static) -> bool {
+        self.push(Step::Call(Box::new(call)))
+    }
+
+    fn push(&self, step: Step) -> bool {
+        let mut queue = self.queue.lock();
+        queue.steps.push_back(step);
+        !std::mem::replace(&mut queue.running, true)
+    }
+
+    /// Does what is queued, until nothing is.
+    pub async fn run(&self, audience: &(impl Audience + Sync)) {
+        let _running = Running(self);
+        loop {
+            let next = self.queue.lock().next_pass();
+            let jobs = match next {
+                None => return,
+                Some(Pass::Jobs(jobs)) => jobs,
+                Some(Pass::Call(call)) => {
+                    call();
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+            };
+            let mut parcels = Parcel::pack(&jobs);
+            let mut after = None;
+            loop {
+                let slice = audience.slice(after.as_ref());
+                after = slice.last().cloned();
+                let now = Instant::now();
+                let last_slice = slice.len() < limits::FANOUT_SLICE_SESSIONS;
+                for listener in slice {
+                    if let [only] = &mut parcels[..]
+                        && only.send_to(&listener)
+                    {
+                        continue;
+                    }
+                    parcels.iter_mut().for_each(|parcel| parcel.hand_to(&listener, now));
+                    listener.handle.flush();
+                }
+                if last_slice {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            for parcel in parcels {
+                parcel.count();
+            }
+            for job in jobs {
+                job.lane_done();
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}

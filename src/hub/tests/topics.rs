@@ -1,0 +1,244 @@
+//! Who is in a topic, seen from its registry: by user and session, since when, and what a member costs.
+
+use std::sync::Arc;
+
+use super::{
+    super::{
+        handle::Shared,
+        topics::{RoomState, Topics},
+        *,
+    },
+    line::Line,
+    support::{Bounds, World, device, notification, user},
+};
+use crate::{
+    protocol::{ack_mode::AckMode, topics::Present},
+    session::{HeartbeatConfig, Options, Session},
+    types::{Claims, Device, Topic, UnixMillis},
+};
+
+fn topic(name: &str) -> Topic {
+    Topic::parse(name).unwrap()
+}
+
+/// A session of a user that nobody else knows of.
+fn session(user: &Arc<User>, shared: &Arc<Shared>) -> Arc<Handle> {
+    let now = shared.clock.now();
+    let session = Session::new(&Options::default(), AckMode::Transport, &HeartbeatConfig::default(), 1, now);
+    let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
+    let wire = Arc::new(Line::default());
+    let (id, user, shared) = (SessionId::generate(), Arc::clone(user), Arc::clone(shared));
+    Arc::new(Handle::new(id, user, Device::UNNAMED, peer, session, wire, shared))
+}
+
+fn shared() -> Arc<Shared> {
+    Arc::clone(&World::new(Bounds::default()).hub.0.shared)
+}
+
+#[tokio::test]
+async fn a_user_is_in_a_topic_from_his_first_session_to_his_last() {
+    let (topics, shared) = (Topics::new(), shared());
+    let room = topics.get_or_insert(&topic("t"), || true);
+    let [ann, bob] = ["ann", "bob"].map(|name| Arc::new(User::new(user(name))));
+    let (first, second, third) = (session(&ann, &shared), session(&ann, &shared), session(&bob, &shared));
+    let mut state = room.state();
+    assert!(state.insert(&second, UnixMillis(1), false), "the first of ann's");
+    assert!(state.insert(&third, UnixMillis(2), false), "the first of bob's");
+    assert!(!state.insert(&first, UnixMillis(3), false));
+    assert_eq!((state.sessions(), state.users()), (3, 2));
+    let roll = |state: &RoomState| {
+        let row = |(present, handle): (Present, Option<Arc<Handle>>)| {
+            (present.user.as_str().to_owned(), present.sessions, present.since.0, handle.is_some())
+        };
+        state.roll().into_iter().map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(roll(&state), [("ann".into(), 2, 1, true), ("bob".into(), 1, 2, true)]);
+    // Her time counts on with the session that stays.
+    assert!(!state.remove(&second).unwrap().last);
+    assert!(state.remove(&second).is_none());
+    assert_eq!(roll(&state)[0], ("ann".into(), 1, 1, true));
+
+    // She leaves and is back before anybody was told; that she left then is not heeded any more.
+    let (left, left_at) = (state.remove(&first).unwrap(), shared.clock.now());
+    assert!(left.last);
+    state.linger(&ann.id, left, left_at, Claims::default());
+    assert_eq!((state.sessions(), state.users()), (1, 2));
+    assert_eq!(roll(&state), [("bob".into(), 1, 2, true), ("ann".into(), 0, 1, false)]);
+    assert!(!state.insert(&first, UnixMillis(9), false), "she was there");
+    assert_eq!(state.lingered(&ann.id, left_at), None);
+    assert_eq!(roll(&state)[0], ("ann".into(), 1, 1, true));
+
+    let left = state.remove(&first).unwrap();
+    let again = left_at + std::time::Duration::from_millis(1);
+    state.linger(&ann.id, left, again, Claims::default());
+    assert_eq!(state.lingered(&ann.id, left_at), None, "an earlier leave");
+    assert_eq!(state.lingered(&ann.id, again), Some(Claims::default()));
+    assert_eq!(state.users(), 1);
+    assert!(state.insert(&first, UnixMillis(10), false), "now she comes anew");
+}
+
+#[tokio::test]
+async fn topics_are_listed_by_name_and_forgotten_with_their_last_member() {
+    let (topics, shared) = (Topics::new(), shared());
+    let ann = Arc::new(User::new(user("ann")));
+    let member = session(&ann, &shared);
+    let names: Vec<_> = (0..50).map(|n| format!("a.{n:02}")).chain(["b".into(), "a".into()]).collect();
+    for name in &names {
+        topics.get_or_insert(&topic(name), || false).state().insert(&member, UnixMillis(0), false);
+    }
+    let page = |prefix: &str, after: Option<&str>, max| {
+        let rooms = topics.page(prefix, after.map(topic).as_ref(), max);
+        rooms.iter().map(|room| room.name.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    let mut sorted = names.clone();
+    sorted.sort();
+    assert_eq!(page("", None, 100), sorted);
+    assert_eq!(page("a.", None, 3), ["a.00", "a.01", "a.02"]);
+    assert_eq!(page("a.", Some("a.01"), 2), ["a.02", "a.03"]);
+    assert_eq!(page("a.", Some("a"), 1), ["a.00"]);
+    assert_eq!(page("b", Some("b"), 1), [""; 0]);
+    assert_eq!(page("c", None, 1), [""; 0]);
+
+    let room = topics.get(&topic("b")).unwrap();
+    topics.forget_if_empty(&room);
+    assert_eq!(topics.len(), 52, "somebody is in it");
+    room.state().remove(&member).unwrap();
+    topics.forget_if_empty(&room);
+    topics.forget_if_empty(&room);
+    assert_eq!((topics.len(), room.state().is_gone()), (51, true));
+    // Whoever found it before finds another one when he looks again, and that one is not taken out with the first.
+    let other = topics.get_or_insert(&topic("b"), || false);
+    topics.forget_if_empty(&room);
+    assert!(Arc::ptr_eq(&other, &topics.get(&topic("b")).unwrap()));
+}
+
+#[tokio::test]
+async fn the_sessions_of_a_topic_come_in_pages_by_their_ids() {
+    let (topics, shared) = (Topics::new(), shared());
+    let room = topics.get_or_insert(&topic("t"), || false);
+    let users: Vec<_> = (0..7).map(|n| Arc::new(User::new(user(&format!("user-{n}"))))).collect();
+    let mut members: Vec<_> = (0..1100).map(|n| session(&users[n % 7], &shared)).collect();
+    for member in &members {
+        room.state().insert(member, UnixMillis(0), false);
+    }
+    members.sort_by_key(|member| member.id);
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = room.sessions(after, 300);
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        seen.extend(page.iter().map(|member| member.id));
+    }
+    assert_eq!(seen, members.iter().map(|member| member.id).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_published_reaches_every_member_once_and_in_order() {
+    let world = World::new(Bounds::default());
+    let mut members = Vec::new();
+    for n in 0..70 {
+        members.push(world.attach(&user(&format!("user-{}", n % 20)), &device(&format!("d{n}"))).await);
+    }
+    let mut other = world.attach(&user("other"), &device("d")).await;
+    let handles: Vec<_> = members.iter().map(|member| Arc::clone(&member.handle)).collect();
+    let changes = world.hub.subscribe(&topic("t"), &handles).await;
+    assert_eq!(changes, Changes { sessions: 70, changed: 70, refused: 0 });
+    let (t, all): (_, Vec<_>) = (topic("t"), (0..30).map(|n| notification(n * 10)).collect());
+    let ids: Vec<_> = all.iter().map(|one| one.id.as_str().to_owned()).collect();
+    let calls = all.into_iter().map(|one| world.hub.publish(&t, one));
+    for sent in futures_util::future::join_all(calls).await {
+        assert_eq!(sent.unwrap().sessions, 70);
+    }
+    for member in &mut members {
+        member.read();
+        assert_eq!(member.ids, ids);
+    }
+    other.read();
+    assert_eq!(other.ids, [""; 0]);
+    // A session that ends takes its places along.
+    let last = members.pop().unwrap();
+    last.detach();
+    assert_eq!(world.hub.publish(&topic("t"), notification(1)).await.unwrap().sessions, 69);
+    for member in members {
+        member.detach();
+    }
+    assert_eq!(world.hub.0.topics.len(), 0);
+    let sent = world.hub.publish(&topic("t"), notification(1)).await.unwrap();
+    assert_eq!((sent.sessions, sent.outcome), (0, Outcome::Dropped));
+}
+
+#[tokio::test]
+async fn nothing_is_subscribed_behind_the_end_of_a_session() {
+    let world = World::new(Bounds::default());
+    let ann = world.attach(&user("ann"), &device("d")).await;
+    let handle = Arc::clone(&ann.handle);
+    world.hub.subscribe(&topic("t"), &[Arc::clone(&handle)]).await;
+    ann.detach();
+    assert_eq!(world.hub.subscribe(&topic("t"), &[handle]).await, Changes::default());
+    assert_eq!(world.hub.0.topics.len(), 0);
+}
+
+#[test]
+fn a_membership_is_small_on_both_sides() {
+    assert_eq!(topics::MEMBER_BYTES, 24);
+    // Beside the claims that are kept for others' sake.
+    let aside = size_of::<handle::Aside>();
+    assert!(aside <= 40, "{aside} bytes for a session with topics or claims");
+}
+
+/// What this process has in memory.
+fn resident_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * rustix::param::page_size()
+}
+
+/// In a process of its own, where nothing else comes and goes.
+#[tokio::test]
+async fn of_100_000_members_each_costs_little_and_is_reached_while_others_have_their_turn() {
+    const MEMBERS: usize = 100_000;
+    const ALONE: &str = "PUSHGATE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let name = std::thread::current().name().unwrap().to_owned();
+        let program = std::env::current_exe().unwrap();
+        let done = std::process::Command::new(program).args(["--exact", &name, "--nocapture"]).env(ALONE, "1").output();
+        let done = done.unwrap();
+        let said = [done.stdout, done.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(done.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    let world = World::new(Bounds::default());
+    let shared = Arc::clone(&world.hub.0.shared);
+    let users: Vec<_> = (0..MEMBERS / 100).map(|n| Arc::new(User::new(user(&format!("user-{n}"))))).collect();
+    let members: Vec<_> = (0..MEMBERS).map(|n| session(&users[n % users.len()], &shared)).collect();
+    let before = resident_bytes();
+    let changes = world.hub.subscribe(&topic("t"), &members).await;
+    let grown = resident_bytes().saturating_sub(before);
+    assert_eq!(changes.changed as usize, MEMBERS);
+    let each = grown / MEMBERS;
+    assert!(each <= 160, "{each} bytes a member, both sides together");
+    println!("{each} bytes a member");
+
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let turns = tokio::spawn({
+        let done = Arc::clone(&done);
+        async move {
+            let mut turns = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                turns += 1;
+                tokio::task::yield_now().await;
+            }
+            turns
+        }
+    });
+    let sent = world.hub.publish(&topic("t"), notification(100)).await.unwrap();
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(sent.sessions as usize, MEMBERS);
+    let turns = turns.await.unwrap();
+    assert!(turns >= MEMBERS / crate::limits::FANOUT_SLICE_SESSIONS, "{turns} turns in between");
+    for member in members {
+        world.hub.leave_all(&member);
+    }
+    assert_eq!(world.hub.0.topics.len(), 0);
+}

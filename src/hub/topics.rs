@@ -1,0 +1,341 @@
+//! Topics in memory: who is in each, and in what order he is found.
+//!
+//! A member costs an entry of 24 bytes here, in the order of users and sessions, so that the sessions of a user stand side
+//! by side: who came first and who went last is seen by looking at the neighbours, and a fan-out goes on behind the last
+//! one it served. A topic is there while it has members, or users who may come back ([`Lingering`]).
+//!
+//! Lock order: a session's core, a topic's state. A shard of the registry is locked with none of a topic held; one that is
+//! empty is taken out with both locked, and marked, so that whoever found it before looks again.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher as _, RandomState},
+    ops::Bound,
+    sync::Arc,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::{
+    handle::Handle,
+    lane::{Audience, Lane, Listener},
+};
+use crate::{
+    clock::Instant,
+    limits,
+    protocol::topics::Present,
+    types::{Claims, SessionId, Topic, UnixMillis, UserId},
+};
+
+const SHARDS: usize = 16;
+/// Members that are looked at in one go while somebody looks for some of them.
+const LOOK: usize = 512;
+
+/// All topics that somebody is in.
+#[derive(Debug)]
+pub struct Topics {
+    hasher: RandomState,
+    shards: Box<[Shard]>,
+}
+
+/// Some of them, by name.
+type Shard = Mutex<BTreeMap<Topic, Arc<Room>>>;
+
+/// A topic in memory.
+#[derive(Debug)]
+pub struct Room {
+    /// Its name.
+    pub name: Topic,
+    /// Whether account is kept of who comes and goes.
+    pub shows_presence: bool,
+    /// What is on its way to its members.
+    pub lane: Lane,
+    state: Mutex<RoomState>,
+}
+
+/// See [`Room`].
+#[derive(Debug, Default)]
+pub struct RoomState {
+    members: BTreeMap<Seat, Standing>,
+    /// Users with a session among them.
+    users: usize,
+    #[allow(clippy::box_collection, reason = "mostly not there, in every topic's memory")]
+    lingering: Option<Box<HashMap<UserId, Lingering>>>,
+    /// It was taken out of the registry.
+    gone: bool,
+}
+
+/// A member's place: by user, then by session.
+#[derive(Clone, Debug)]
+struct Seat(Arc<Handle>);
+
+/// How a member stands to a topic.
+#[derive(Clone, Copy, Debug)]
+struct Standing {
+    /// Since when its user is in it, if it is the earliest of his.
+    since: UnixMillis,
+    /// Whether it is told of those who come and go.
+    hears: bool,
+}
+
+/// A user whose last session ended a moment ago, and who counts as present until then.
+#[derive(Clone, Debug)]
+struct Lingering {
+    since: UnixMillis,
+    left_at: Instant,
+    claims: Claims,
+}
+
+/// What a member takes in its topic, but for the room that the tree leaves between entries.
+#[cfg(test)]
+pub const MEMBER_BYTES: usize = size_of::<(Seat, Standing)>();
+
+/// What a member left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// It was the last of its user's.
+    pub last: bool,
+    since: UnixMillis,
+}
+
+impl Seat {
+    fn key(&self) -> (&UserId, SessionId) {
+        (&self.0.user.id, self.0.id)
+    }
+}
+
+impl PartialEq for Seat {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Seat {}
+
+impl PartialOrd for Seat {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Seat {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Topics {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+
+    fn shard(&self, name: &Topic) -> &Shard {
+        &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
+    }
+
+    /// A topic, if somebody is in it.
+    pub fn get(&self, name: &Topic) -> Option<Arc<Room>> {
+        self.shard(name).lock().get(name).cloned()
+    }
+
+    /// A topic, made where nobody was in it. `shows_presence` is asked of a new one.
+    pub fn get_or_insert(&self, name: &Topic, shows_presence: impl FnOnce() -> bool) -> Arc<Room> {
+        if let Some(room) = self.get(name) {
+            return room;
+        }
+        let (name, shows_presence) = (name.clone(), shows_presence());
+        let new =
+            || Arc::new(Room { name: name.clone(), shows_presence, lane: Lane::default(), state: Mutex::default() });
+        Arc::clone(self.shard(&name).lock().entry(name.clone()).or_insert_with(new))
+    }
+
+    /// Takes a topic out that nobody is in any more. With none of its locks held.
+    pub fn forget_if_empty(&self, room: &Arc<Room>) {
+        let mut shard = self.shard(&room.name).lock();
+        let mut state = room.state();
+        if state.is_empty() && !state.gone {
+            state.gone = true;
+            shard.remove(&room.name);
+        }
+    }
+
+    /// The topics with the lowest names above `after` that begin with `prefix`, at most `max`, in order.
+    pub fn page(&self, prefix: &str, after: Option<&Topic>, max: usize) -> Vec<Arc<Room>> {
+        let mut page = Vec::new();
+        for shard in &self.shards {
+            let from = match after {
+                Some(after) if after.as_str() >= prefix => Bound::Excluded(after.as_str()),
+                _ => Bound::Included(prefix),
+            };
+            let shard = shard.lock();
+            let rest = shard.range::<str, _>((from, Bound::Unbounded)).map(|(_, room)| room);
+            page.extend(rest.take_while(|room| room.name.as_str().starts_with(prefix)).take(max).cloned());
+        }
+        page.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        page.truncate(max);
+        page
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+impl Room {
+    /// Who is in it.
+    pub fn state(&self) -> MutexGuard<'_, RoomState> {
+        self.state.lock()
+    }
+
+    /// The next members behind `after`, at most `max`.
+    fn members(&self, after: Option<&Arc<Handle>>, max: usize) -> Vec<Listener> {
+        let from = after.map_or(Bound::Unbounded, |last| Bound::Excluded(Seat(Arc::clone(last))));
+        let state = self.state.lock();
+        let rest = state.members.range((from, Bound::Unbounded)).take(max);
+        rest.map(|(Seat(handle), standing)| Listener { handle: Arc::clone(handle), hears_presence: standing.hears })
+            .collect()
+    }
+
+    /// The sessions in it with the lowest ids above `after`, at most `max`, in order.
+    pub fn sessions(&self, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
+        let mut lowest: BTreeMap<SessionId, Arc<Handle>> = BTreeMap::new();
+        let mut last: Option<Arc<Handle>> = None;
+        loop {
+            let members = self.members(last.as_ref(), LOOK);
+            let more = members.len() == LOOK;
+            last = members.last().map(|last| Arc::clone(&last.handle));
+            for Listener { handle, .. } in members {
+                if after.is_none_or(|after| handle.id > after) {
+                    lowest.insert(handle.id, handle);
+                }
+                if lowest.len() > max {
+                    lowest.pop_last();
+                }
+            }
+            if !more {
+                return lowest.into_values().collect();
+            }
+        }
+    }
+}
+
+impl Audience for Room {
+    fn slice(&self, after: Option<&Listener>) -> Vec<Listener> {
+        self.members(after.map(|last| &last.handle), limits::FANOUT_SLICE_SESSIONS)
+    }
+}
+
+impl RoomState {
+    /// Whether it was taken out of the registry: look there again.
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.lingering.is_none()
+    }
+
+    /// Sessions in it.
+    pub fn sessions(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Users in it, those who may come back among them.
+    pub fn users(&self) -> usize {
+        self.users + self.lingering.as_ref().map_or(0, |lingering| lingering.len())
+    }
+
+    /// Adds a session that is not in it. True: its user was not in it either.
+    pub fn insert(&mut self, handle: &Arc<Handle>, now: UnixMillis, hears: bool) -> bool {
+        let seat = Seat(Arc::clone(handle));
+        let back = if self.has_neighbour(&seat) { None } else { Some(self.come_back(&handle.user.id)) };
+        self.users += usize::from(back.is_some());
+        let since = back.flatten().unwrap_or(now);
+        self.members.insert(seat, Standing { since, hears });
+        back == Some(None)
+    }
+
+    /// Takes a session out. `None`: it was not in it.
+    pub fn remove(&mut self, handle: &Arc<Handle>) -> Option<Left> {
+        let seat = Seat(Arc::clone(handle));
+        let Standing { since, .. } = self.members.remove(&seat)?;
+        let last = !self.has_neighbour(&seat);
+        self.users -= usize::from(last);
+        if !last {
+            // His time counts on with one that stays.
+            let (before, behind) = (self.before(&seat), self.behind(&seat));
+            let neighbour = before.into_iter().chain(behind).find(|neighbour| neighbour.0.user.id == handle.user.id);
+            if let Some(standing) = neighbour.and_then(|neighbour| self.members.get_mut(&neighbour)) {
+                standing.since = standing.since.min(since);
+            }
+        }
+        Some(Left { last, since })
+    }
+
+    fn before(&self, seat: &Seat) -> Option<Seat> {
+        self.members.range(..seat).next_back().map(|(seat, _)| seat.clone())
+    }
+
+    fn behind(&self, seat: &Seat) -> Option<Seat> {
+        self.members.range((Bound::Excluded(seat), Bound::Unbounded)).next().map(|(seat, _)| seat.clone())
+    }
+
+    /// Whether another session of the same user is in it.
+    fn has_neighbour(&self, seat: &Seat) -> bool {
+        let same = |other: Seat| other.0.user.id == seat.0.user.id;
+        self.before(seat).is_some_and(same) || self.behind(seat).is_some_and(same)
+    }
+
+    /// The user whose last session has just ended counts as present until [`RoomState::lingered`] says otherwise.
+    pub fn linger(&mut self, user: &UserId, left: Left, left_at: Instant, claims: Claims) {
+        let lingering = Lingering { since: left.since, left_at, claims };
+        self.lingering.get_or_insert_default().insert(user.clone(), lingering);
+    }
+
+    /// The user is back; since when he was there.
+    fn come_back(&mut self, user: &UserId) -> Option<UnixMillis> {
+        Some(self.take_lingering(user, |_| true)?.since)
+    }
+
+    /// The user did not come back since he left then: he is gone, and this is what others may know of him.
+    pub fn lingered(&mut self, user: &UserId, left_at: Instant) -> Option<Claims> {
+        Some(self.take_lingering(user, |lingering| lingering.left_at == left_at)?.claims)
+    }
+
+    fn take_lingering(&mut self, user: &UserId, is: impl FnOnce(&Lingering) -> bool) -> Option<Lingering> {
+        let lingering = self.lingering.as_mut()?;
+        lingering.get(user).filter(|one| is(one))?;
+        let taken = lingering.remove(user);
+        if lingering.is_empty() {
+            self.lingering = None;
+        }
+        taken
+    }
+
+    /// The users in it, in order, each with a session of his where he has one. What others may know of those who have is
+    /// yet to be filled in.
+    pub fn roll(&self) -> Vec<(Present, Option<Arc<Handle>>)> {
+        let mut roll: Vec<(Present, Option<Arc<Handle>>)> = Vec::with_capacity(self.users());
+        for (Seat(handle), Standing { since, .. }) in &self.members {
+            match roll.last_mut() {
+                Some((present, _)) if present.user == handle.user.id => {
+                    present.sessions += 1;
+                    present.since = present.since.min(*since);
+                }
+                _ => {
+                    let (user, claims) = (handle.user.id.clone(), Claims::default());
+                    roll.push((Present { user, sessions: 1, since: *since, claims }, Some(Arc::clone(handle))));
+                }
+            }
+        }
+        for (user, Lingering { since, claims, .. }) in self.lingering.iter().flat_map(|lingering| lingering.iter()) {
+            let (user, since, claims) = (user.clone(), *since, claims.clone());
+            roll.push((Present { user, sessions: 0, since, claims }, None));
+        }
+        roll
+    }
+}
