@@ -69,11 +69,12 @@ impl Hub {
             claims,
             reply_by: id.map(|_| self.clock().unix_millis().saturating_add(timeout)),
         });
-        let Some(id) = id else { return if taken { Ok(()) } else { nobody() } };
-        if !taken {
+        let Some(id) = id else { return if taken.is_some() { Ok(()) } else { nobody() } };
+        let Some(open) = taken else {
             handle.core().session.withdraw_request(id);
             return nobody();
-        }
+        };
+        handle.core().session.hold_with_request(id, Box::new(open));
         self.0.wheel.schedule(handle, deadline, now);
         Ok(())
     }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
 pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+pub use requests::Held;
 use requests::Requests;
 
 use crate::{
@@ -271,6 +272,11 @@ impl Session {
     /// many are open as may.
     pub fn open_request(&mut self, id: &str, deadline: Instant) -> bool {
         self.rare().requests.open(id, deadline)
+    }
+
+    /// Has the last request with this id hold something until it ends, or lets go of it where that has been.
+    pub fn hold_with_request(&mut self, id: &str, held: Held) {
+        self.rare().requests.hold(id, held);
     }
 
     /// Takes back the last request with this id, which nobody was given.

@@ -1,7 +1,7 @@
 //! Requests of one session that services have yet to answer, at most [`limits::OPEN_REQUESTS_MAX`]. One leaves by its
 //! reply, at its deadline, or with the session.
 
-use std::collections::VecDeque;
+use std::{any::Any, collections::VecDeque};
 
 use crate::{clock::Instant, limits};
 
@@ -14,16 +14,28 @@ struct OpenRequest {
     /// The client's own id. Nothing keeps a client from using one twice: then each has its own end.
     id: Box<str>,
     deadline: Instant,
+    /// What is let go of with it.
+    held: Option<Held>,
 }
+
+/// Something that lasts as long as a request does.
+pub type Held = Box<dyn Any + Send>;
 
 impl Requests {
     /// One more; false where there are as many as may be.
     pub fn open(&mut self, id: &str, deadline: Instant) -> bool {
         let has_room = self.0.len() < limits::OPEN_REQUESTS_MAX;
         if has_room {
-            self.0.push_back(OpenRequest { id: id.into(), deadline });
+            self.0.push_back(OpenRequest { id: id.into(), deadline, held: None });
         }
         has_room
+    }
+
+    /// The last one with this id holds something from now on, unless it has ended already.
+    pub fn hold(&mut self, id: &str, held: Held) {
+        if let Some(open) = self.0.iter_mut().rfind(|open| *open.id == *id) {
+            open.held = Some(held);
+        }
     }
 
     /// Forgets the last one with this id.

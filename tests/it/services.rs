@@ -296,6 +296,28 @@ async fn a_replica_that_dies_has_its_requests_time_out_and_the_others_go_on() {
     refused_with(&client.ask(&ask("9")).await, "no_service", Some("9"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_takes_requests_and_answers_none_gets_no_more_of_them() {
+    let gateway = Gateway::with(&[FORWARD_ALL, ("clients.reply_timeout", "1h")]).await;
+    let mut hangs = in_group(&gateway, "orders").await;
+    let mut answers = in_group(&gateway, "orders").await;
+    let mut rpc = gateway.rpc().await;
+    let mut client = gateway.client("alice").await;
+    client.say(&ask("0")).await;
+    let unanswered = received(&mut hangs).await;
+    for n in 1..20 {
+        client.say(&ask(n.to_string())).await;
+        let message = received(&mut answers).await;
+        reply(&mut rpc, &message, n).await;
+        assert_eq!(client.next().await["replyTo"], n.to_string());
+    }
+    // It comes round, and has its turn again.
+    reply(&mut rpc, &unanswered, 0).await;
+    assert_eq!(client.next().await["replyTo"], "0");
+    client.say(&ask("20")).await;
+    assert_eq!(received(&mut hangs).await.id, "20");
+}
+
 /// A service that stops reading, with more on its way than its connection takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stalled_replica_was_not_given_goes_to_another_when_it_ends() {

@@ -1,13 +1,16 @@
 //! Who listens to events, and who of a group gets a client's message.
 //!
-//! A message is given to that member of a group who has the fewest waiting, the longest without one among equals. So
-//! replicas that keep up take turns, and one that is stalled is left with what it had. It waits in the member's own
+//! A message is given to that member of a group who has the fewest to do, unanswered or not even taken, the longest
+//! without one among equals. So replicas that keep up take turns, and one that hangs is left with what it had. It waits in the member's own
 //! queue until the member takes it; where the member goes first, it is handed on to another. What nobody takes any more
 //! is let go of: the client hears that nobody answered.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
 };
 
 use futures_util::task::AtomicWaker;
@@ -79,6 +82,27 @@ pub struct Seat {
     pub task: AtomicWaker,
     /// The sequence that it reads next, for who asks how far it is behind.
     pub place: AtomicU64,
+    /// The requests that it was given and that are open, where it is of a group.
+    unanswered: AtomicUsize,
+}
+
+/// A request that members of groups were given. They have it to do for as long as this is there.
+#[derive(Debug, Default)]
+pub struct Open(Vec<Arc<Seat>>);
+
+impl Open {
+    fn count(&mut self, seat: &Arc<Seat>) {
+        seat.unanswered.fetch_add(1, Ordering::Relaxed);
+        self.0.push(Arc::clone(seat));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        for seat in &self.0 {
+            seat.unanswered.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What waits for one member of a group.
@@ -142,9 +166,11 @@ impl Member {
         self.seat.interest.group.as_deref()
     }
 
-    /// What it has to do: first how much waits for it, then how lately it got something.
-    fn load(&self) -> (usize, u64) {
-        (self.queue.len(), self.turn)
+    /// What speaks against giving it so many bytes more, the gravest first: that it takes no more, how much it has to do,
+    /// how lately it got something.
+    fn load(&self, bytes: usize) -> (bool, usize, u64) {
+        let unanswered = self.seat.unanswered.load(Ordering::Relaxed);
+        (!self.has_room(bytes), unanswered.max(self.queue.len()), self.turn)
     }
 
     /// Those of no group read the ring.
@@ -165,13 +191,14 @@ impl Audience {
     pub fn join(&mut self, interest: Interest, place: u64) -> Arc<Seat> {
         self.joined += 1;
         let (task, place) = (AtomicWaker::new(), AtomicU64::new(place));
-        let seat = Arc::new(Seat { id: self.joined, interest, task, place });
+        let seat = Arc::new(Seat { id: self.joined, interest, task, place, unanswered: AtomicUsize::new(0) });
         self.members.push(Member { seat: Arc::clone(&seat), queue: VecDeque::new(), bytes: 0, turn: 0 });
         seat
     }
 
     /// Who gets a message: whoever wants it and is of no group, and one of each group. `None`: nobody takes it.
     pub fn choose(&self, event: &Event) -> Option<Chosen> {
+        let bytes = message_of(event).map_or(0, Forwarded::bytes);
         let mut chosen: Vec<usize> = Vec::new();
         for (place, member) in self.members.iter().enumerate() {
             if !member.seat.interest.wants(&event.body) {
@@ -181,18 +208,19 @@ impl Audience {
                 |other: &&mut usize| member.group().is_some() && self.members[**other].group() == member.group();
             match chosen.iter_mut().find(of_group) {
                 None => chosen.push(place),
-                Some(other) if member.load() < self.members[*other].load() => *other = place,
+                Some(other) if member.load(bytes) < self.members[*other].load(bytes) => *other = place,
                 Some(_) => {}
             }
         }
-        let bytes = message_of(event).map_or(0, Forwarded::bytes);
         let taken = chosen.iter().any(|place| self.members[*place].has_room(bytes));
         taken.then_some(Chosen(chosen))
     }
 
-    /// Gives them the message, numbered by now. Who has to be woken.
-    pub fn give(&mut self, event: &Arc<Event>, chosen: Chosen) -> Vec<Arc<Seat>> {
+    /// Gives them the message, numbered by now. Who has to be woken, and what says that it is unanswered.
+    pub fn give(&mut self, event: &Arc<Event>, chosen: Chosen) -> (Vec<Arc<Seat>>, Open) {
         let bytes = message_of(event).map_or(0, Forwarded::bytes);
+        let awaits_reply = message_of(event).is_some_and(|message| message.id.is_some());
+        let mut open = Open::default();
         let mut takers = Vec::with_capacity(chosen.0.len());
         for place in chosen.0 {
             let member = &mut self.members[place];
@@ -205,13 +233,16 @@ impl Audience {
             if member.has_room(bytes) {
                 member.bytes += bytes;
                 member.queue.push_back(Queued::Message(Arc::clone(event)));
+                if awaits_reply {
+                    open.count(&member.seat);
+                }
             } else if let Some(Queued::Lost { count, last }) = member.queue.back_mut() {
                 (*count, *last) = (*count + 1, event.sequence);
             } else {
                 member.queue.push_back(Queued::Lost { count: 1, last: event.sequence });
             }
         }
-        takers
+        (takers, open)
     }
 
     /// The place in the order of what waits first for a member.
@@ -240,7 +271,8 @@ impl Audience {
             let Queued::Message(event) = &queued else { continue };
             let bytes = queued.bytes();
             let others = self.members.iter_mut().filter(|other| other.group() == gone.group());
-            let heir = others.filter(|other| other.seat.interest.wants(&event.body)).min_by_key(|other| other.load());
+            let heir =
+                others.filter(|other| other.seat.interest.wants(&event.body)).min_by_key(|other| other.load(bytes));
             let Some(heir) = heir.filter(|heir| heir.has_room(bytes)) else { continue };
             self.turns += 1;
             heir.turn = self.turns;

@@ -15,7 +15,7 @@ use std::{
     task::Poll,
 };
 
-pub use audience::Interest;
+pub use audience::{Interest, Open};
 use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
@@ -121,14 +121,15 @@ impl Events {
     }
 
     /// Makes an event of a client's message: for every consumer of no group that wants it, and for one of each group.
-    /// False: nobody takes it, and there is no event.
-    pub fn offer(&self, message: Forwarded) -> bool {
+    /// Who holds what this returns has those of groups count the request as one that they have yet to answer. `None`:
+    /// nobody takes it, and there is no event.
+    pub fn offer(&self, message: Forwarded) -> Option<Open> {
         let event = self.event(EventBody::MessageReceived(Box::new(message)));
         let (offered, next) = {
             let mut ring = self.ring.lock();
             (ring.offer(event), ring.next())
         };
-        let Some((takers, fell_out)) = offered else { return false };
+        let (takers, open, fell_out) = offered?;
         drop(fell_out);
         for seat in takers {
             seat.task.wake();
@@ -136,7 +137,7 @@ impl Events {
         for seat in self.seats.read().iter().filter(|seat| self.is_far_behind(seat, next)) {
             seat.task.wake();
         }
-        true
+        Some(open)
     }
 
     /// Whether anybody listens for such a message.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     Read,
-    audience::{Audience, Interest, Queued, Seat, message_of},
+    audience::{Audience, Interest, Open, Queued, Seat, message_of},
 };
 use crate::{
     limits,
@@ -99,10 +99,11 @@ impl Ring {
     }
 
     /// Appends a message for those who want it. `None`: nobody takes it, and it is no event.
-    pub fn offer(&mut self, event: Arc<Event>) -> Option<(Vec<Arc<Seat>>, FellOut)> {
+    pub fn offer(&mut self, event: Arc<Event>) -> Option<(Vec<Arc<Seat>>, Open, FellOut)> {
         let chosen = self.audience.choose(&event)?;
         let (event, fell_out) = self.push(event);
-        Some((self.audience.give(&event, chosen), fell_out))
+        let (takers, open) = self.audience.give(&event, chosen);
+        Some((takers, open, fell_out))
     }
 
     /// A new consumer, and the sequence of the next event.

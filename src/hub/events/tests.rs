@@ -23,6 +23,11 @@ fn message(type_name: &str, bytes: usize) -> Forwarded {
     }
 }
 
+/// Whether somebody takes a message, of which nobody waits for the answer.
+fn offer(events: &Events, message: Forwarded) -> bool {
+    events.offer(message).is_some()
+}
+
 fn in_group(name: &str) -> Interest {
     Interest { group: Some(name.into()), ..Interest::default() }
 }
@@ -151,7 +156,7 @@ fn a_consumer_goes_on_where_it_was_as_far_as_that_is_there() {
 #[test]
 fn a_message_that_nobody_wants_is_no_event() {
     let events = Events::new(16, Clock::system());
-    assert!(!events.offer(message("order", 1)));
+    assert!(!offer(&events, message("order", 1)));
     let types = |bits, message_types: &[&str]| Interest {
         types: bits,
         message_types: message_types.iter().map(|name| TypeName::parse(name).unwrap()).collect(),
@@ -161,14 +166,14 @@ fn a_message_that_nobody_wants_is_no_event() {
     let other_type = events.consume(types(Interest::ALL_TYPES, &["other", "another"]), Start::Now);
     let bob = Interest { user: Some(UserId::parse("bob").unwrap()), ..Interest::default() };
     let other_user = events.consume(bob, Start::Now);
-    assert!(!events.offer(message("order", 1)));
+    assert!(!offer(&events, message("order", 1)));
     assert_eq!(events.count(), 0);
     let mut wanting = events.consume(types(Interest::ALL_TYPES, &["order"]), Start::Now);
-    assert!(events.offer(message("order", 1)));
-    assert!(events.offer(message("other", 1)));
+    assert!(offer(&events, message("order", 1)));
+    assert!(offer(&events, message("other", 1)));
     assert_eq!(seen(&mut wanting), [1]);
     drop(wanting);
-    assert!(!events.offer(message("order", 1)), "it goes with its consumer");
+    assert!(!offer(&events, message("order", 1)), "it goes with its consumer");
     drop((sessions, other_type, other_user));
 }
 
@@ -180,7 +185,7 @@ fn each_message_goes_to_one_of_a_group_and_to_all_who_are_of_none() {
     let mut two = events.consume(in_group("a"), Start::Now);
     let mut of_another = events.consume(in_group("b"), Start::Now);
     for n in 0..6 {
-        assert!(events.offer(message("order", 1)));
+        assert!(offer(&events, message("order", 1)));
         if n == 2 {
             online(&events, "alice");
         }
@@ -200,10 +205,32 @@ fn who_is_stalled_is_left_with_what_it_has() {
     let mut live = events.consume(in_group("a"), Start::Now);
     let mut taken = 0;
     for _ in 0..100 {
-        assert!(events.offer(message("order", 1)));
+        assert!(offer(&events, message("order", 1)));
         taken += seen(&mut live).len();
     }
     assert_eq!((taken, seen(&mut stalled).len()), (99, 1));
+}
+
+#[test]
+fn who_reads_and_never_answers_is_given_no_more_than_others_have_open() {
+    let events = Events::new(1024, Clock::system());
+    let mut hangs = events.consume(in_group("a"), Start::Now);
+    let mut answers = events.consume(in_group("a"), Start::Now);
+    let (mut never, mut given) = (Vec::new(), 0);
+    for _ in 0..100 {
+        let open = events.offer(message("order", 1)).unwrap();
+        match seen(&mut hangs).is_empty() {
+            true => given += seen(&mut answers).len(),
+            false => never.push(open),
+        }
+    }
+    assert_eq!((never.len(), given), (1, 99));
+    // Its requests run into their timeouts, and what awaits no reply is nothing that it owes.
+    never.clear();
+    let unanswerable = || Forwarded { id: None, ..message("order", 1) };
+    let open: Vec<_> = (0..6).map(|_| events.offer(unanswerable()).unwrap()).collect();
+    assert_eq!((seen(&mut hangs).len(), seen(&mut answers).len()), (3, 3));
+    drop(open);
 }
 
 #[test]
@@ -215,7 +242,7 @@ fn what_a_member_was_not_given_yet_goes_to_another_that_wants_it() {
     let mut picky = events.consume(picky, Start::Now);
     let mut stranger = events.consume(in_group("b"), Start::Now);
     for _ in 0..6 {
-        assert!(events.offer(message("order", 1)));
+        assert!(offer(&events, message("order", 1)));
     }
     let Some(Read::Events(first)) = one.try_read() else { panic!() };
     assert_eq!(first[0].sequence, 1);
@@ -223,7 +250,7 @@ fn what_a_member_was_not_given_yet_goes_to_another_that_wants_it() {
     assert_eq!(seen(&mut one), [2, 3, 4, 5, 6], "its own and the other's, in order");
     assert_eq!(seen(&mut stranger), [1, 2, 3, 4, 5, 6]);
     assert_eq!(seen(&mut picky), [0; 0]);
-    assert!(events.offer(message("order", 1)));
+    assert!(offer(&events, message("order", 1)));
     drop((one, stranger));
     // Nobody who wants it is left in the group.
     assert_eq!(seen(&mut picky), [0; 0]);
@@ -233,7 +260,7 @@ fn what_a_member_was_not_given_yet_goes_to_another_that_wants_it() {
 async fn an_heir_is_woken_by_what_it_inherits() {
     let events = Events::new(16, Clock::system());
     let one = events.consume(in_group("a"), Start::Now);
-    assert!(events.offer(message("order", 1)));
+    assert!(offer(&events, message("order", 1)));
     let mut two = events.consume(in_group("a"), Start::Now);
     let waiting = tokio::spawn(async move { two.read().await });
     tokio::task::yield_now().await;
@@ -248,7 +275,7 @@ fn a_group_takes_so_much_and_says_what_it_did_not() {
     let mut member = events.consume(in_group("a"), Start::Now);
     let max = limits::GROUP_QUEUE_MESSAGES_MAX as u64;
     for _ in 0..max + 5 {
-        assert!(events.offer(message("order", 1)), "who is of no group takes it");
+        assert!(offer(&events, message("order", 1)), "who is of no group takes it");
     }
     let account = read_all(&mut member);
     assert_eq!((account.seen, account.lost), ((1..=max).collect(), 5));
@@ -256,16 +283,16 @@ fn a_group_takes_so_much_and_says_what_it_did_not() {
     assert_eq!((account.seen.len() as u64, account.lost), (16, max + 5 - 16));
     drop(alone);
     for n in 0..max + 5 {
-        assert_eq!(events.offer(message("order", 1)), n < max, "nobody takes more");
+        assert_eq!(offer(&events, message("order", 1)), n < max, "nobody takes more");
     }
     assert_eq!(events.count(), max + 5 + max, "what nobody takes is no event");
     assert_eq!(read_all(&mut member).seen.len() as u64, max);
 
     let large = limits::GROUP_QUEUE_BYTES_MAX;
-    assert!(events.offer(message("order", large + 1)), "an empty queue takes one of any size");
-    assert!(!events.offer(message("order", 1)));
+    assert!(offer(&events, message("order", large + 1)), "an empty queue takes one of any size");
+    assert!(!offer(&events, message("order", 1)));
     assert_eq!(read_all(&mut member).seen.len(), 1);
-    assert!(events.offer(message("order", large / 2)) && !events.offer(message("order", large / 2)));
+    assert!(offer(&events, message("order", large / 2)) && !offer(&events, message("order", large / 2)));
 }
 
 #[test]
@@ -276,19 +303,19 @@ fn large_messages_push_out_each_other_and_nothing_else() {
     let large = limits::EVENT_MESSAGE_BYTES_MAX / 4;
     for _ in 0..10 {
         online(&events, "a");
-        assert!(events.offer(message("file", large)));
+        assert!(offer(&events, message("file", large)));
     }
     assert_eq!(seen(&mut indifferent), (0..10).map(|n| 2 * n + 1).collect::<Vec<_>>());
     let account = read_all(&mut reader);
     // With what else belongs to a message there is room for three.
     assert_eq!((account.lost, account.seen.len()), (7, 13));
     assert_eq!(account.seen[7..], [15, 16, 17, 18, 19, 20], "{account:?}");
-    assert!(events.offer(message("file", 5 * large)));
+    assert!(offer(&events, message("file", 5 * large)));
     assert_eq!(seen(&mut reader), [21], "one of any size stays");
     for _ in 0..2000 {
         online(&events, "a");
     }
-    assert!(events.offer(message("file", 2 * large)) && events.offer(message("file", large)));
+    assert!(offer(&events, message("file", 2 * large)) && offer(&events, message("file", large)));
     let account = read_all(&mut reader);
     assert_eq!((account.seen.len() as u64 + account.lost, account.lost), (2002, 2002 - 1024), "room was given back");
 }
@@ -326,7 +353,7 @@ fn every_event_is_seen_or_told_as_lost_whoever_reads_how() {
             scope.spawn(move || {
                 for n in 0..EACH {
                     match (emitter + n) % 8 {
-                        0 => assert!(events.offer(message("order", 10))),
+                        0 => assert!(offer(events, message("order", 10))),
                         _ => online(events, "a"),
                     }
                 }
