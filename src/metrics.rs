@@ -339,11 +339,6 @@ impl Metrics {
         self.confirm_latency.percentiles()
     }
 
-    /// All of these times.
-    pub fn confirm_latency_spans(&self) -> &Spans {
-        &self.confirm_latency
-    }
-
     /// Takes a sample for [`Metrics::rates`]; call it once a second.
     pub fn sample(&self, now: crate::clock::Instant) {
         let sample = self.current(now);

@@ -151,14 +151,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 families = {family.name: family for family in text_string_to_metric_families(open(sys.argv[1]).read())}
 expected = """build ready start_time_seconds process_cpu_seconds process_resident_memory_bytes connections_open
     connections_open_peak connections sessions users_online messages traffic_bytes failures confirm_latency_seconds
-    scheduler_delay_seconds pending_notifications pending_bytes store_disk_bytes store_healthy event_streams events
+    reply_latency_seconds alert_firing alerts scheduler_delay_seconds pending_notifications pending_bytes store_disk_bytes store_healthy event_streams events
     events_lost""".split()
 missing = {"pushgate_" + name for name in expected} - families.keys()
 assert not missing, missing
 for family in families.values():
     assert family.name.startswith("pushgate_") and family.documentation, family
     for sample in family.samples:
-        assert set(sample.labels) <= {"le", "kind", "direction", "runtime", "version"}, sample
+        assert set(sample.labels) <= {"le", "alert", "kind", "direction", "runtime", "version"}, sample
 print(len(families), "families")
 END
 }

@@ -90,15 +90,37 @@ struct Ordered<'a> {
 impl Serialize for Ordered<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // Well-known types have forms of their own.
-        let Value::Object(fields) = self.value else { return self.value.serialize(serializer) };
+        let Value::Object(fields) = self.value else { return Free(self.value).serialize(serializer) };
         if self.descriptor.package_name() == "google.protobuf" {
-            return fields.serialize(serializer);
+            return Free(self.value).serialize(serializer);
         }
         let present = self.descriptor.fields().filter_map(|field| {
             let value = fields.get(field.json_name())?;
             Some((field.json_name().to_owned(), OrderedField { field, value }))
         });
         serializer.collect_map(present)
+    }
+}
+
+/// JSON that the proto carries as such: a whole number is written without a fraction, as far as doubles are exact.
+struct Free<'a>(&'a Value);
+
+/// Below it every whole double is exact.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
+
+impl Serialize for Free<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::Number(number) => match number.as_f64() {
+                Some(number) if number.fract() == 0.0 && number.abs() < WHOLE_MAX => {
+                    serializer.serialize_i64(number as i64)
+                }
+                _ => number.serialize(serializer),
+            },
+            Value::Array(many) => serializer.collect_seq(many.iter().map(Free)),
+            Value::Object(fields) => serializer.collect_map(fields.iter().map(|(name, one)| (name, Free(one)))),
+            other => other.serialize(serializer),
+        }
     }
 }
 
@@ -261,8 +283,10 @@ mod tests {
 
         let lost = proto::event::Event::EventsLost(proto::EventsLost { count: 3, epoch_changed: false });
         let event = proto::Event { sequence: 1, epoch: "e".to_owned(), time: None, event: Some(lost) };
-        let expected = r#"{"sequence":"1","epoch":"e","eventsLost":{"count":"3","epochChanged":false}}"#;
-        assert_eq!(json("Event", &event), expected);
+        assert_eq!(
+            json("Event", &event),
+            r#"{"sequence":"1","epoch":"e","eventsLost":{"count":"3","epochChanged":false}}"#
+        );
         let unknown = proto::SendToUserResponse { outcome: 99, ..Default::default() };
         assert!(json("SendToUserResponse", &unknown).contains(r#""outcome":99"#));
         assert!(serde_json::to_string(&document("NoSuchMessage", &unknown)).is_err());
@@ -285,7 +309,7 @@ mod tests {
             ..Default::default()
         };
         let text = json("MessageReceived", &message);
-        assert!(text.contains(r#""data":{"a":[1.0,-0.5,true,null]},"claims":{"role":"admin"}"#), "{text}");
+        assert!(text.contains(r#""data":{"a":[1,-0.5,true,null]},"claims":{"role":"admin"}"#), "{text}");
     }
 
     /// Every answer has its descriptor, and so has whatever it holds.

@@ -12,9 +12,22 @@ pub fn from_json(text: &[u8]) -> Option<Value> {
     serde_json::from_slice::<Json>(text).ok().map(value)
 }
 
-/// A session's claims.
+/// How deep a claim may nest to be shown: a message takes 100 levels, three of which are one of JSON's.
+const CLAIM_DEPTH_MAX: usize = 16;
+
+/// A session's claims. What nests deeper than a message can is `null`.
 pub fn claims(claims: &Claims) -> Struct {
-    Struct { fields: claims.iter().map(|(name, one)| (name.to_owned(), value(one.clone()))).collect() }
+    let shown = |one: &Json| value(as_deep_as(one, CLAIM_DEPTH_MAX));
+    Struct { fields: claims.iter().map(|(name, one)| (name.to_owned(), shown(one))).collect() }
+}
+
+fn as_deep_as(json: &Json, depth: usize) -> Json {
+    match json {
+        Json::Array(_) | Json::Object(_) if depth == 0 => Json::Null,
+        Json::Array(many) => many.iter().map(|one| as_deep_as(one, depth - 1)).collect(),
+        Json::Object(fields) => fields.iter().map(|(name, one)| (name.clone(), as_deep_as(one, depth - 1))).collect(),
+        plain => plain.clone(),
+    }
 }
 
 /// One JSON value.
@@ -36,6 +49,8 @@ pub fn value(json: Json) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
 
     #[test]
@@ -54,5 +69,22 @@ mod tests {
         for text in ["1e999", r#""\ud800""#, "{", ""] {
             assert_eq!(from_json(text.as_bytes()), None, "{text}");
         }
+    }
+
+    #[test]
+    fn claims_are_shown_no_deeper_than_a_message_can_be() {
+        let mut deep = serde_json::json!(1);
+        for _ in 0..100 {
+            deep = serde_json::json!([{ "in": deep }]);
+        }
+        let Json::Object(all) = serde_json::json!({ "name": "Alice", "roles": ["a", 7], "deep": deep }) else {
+            panic!()
+        };
+        let names: Vec<_> = all.keys().cloned().collect();
+        let shown = claims(&Claims::of(&all, &names));
+        assert_eq!(Struct::decode(shown.encode_to_vec().as_slice()).unwrap(), shown, "it can be read");
+        assert_eq!(shown.fields["name"].kind, Some(Kind::StringValue("Alice".to_owned())));
+        assert!(matches!(&shown.fields["roles"].kind, Some(Kind::ListValue(roles)) if roles.values.len() == 2));
+        assert!(claims(&Claims::default()).fields.is_empty());
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use figment::value::{Dict, Value};
 
+pub(super) use self::listeners::dev_problems;
 use super::{Config, Problem, layers};
 use crate::{
     api::scope::Scope,
@@ -17,7 +18,7 @@ use crate::{
     hub::TopicRule,
     limits, protocol,
     store::OnCorruption,
-    types::{ByteSize, Level, ListenAddress, Span},
+    types::{ByteSize, Level, Span},
 };
 
 const NOT_YET: &str = "is not available in this version";
@@ -121,7 +122,7 @@ fn kind(value: &Value) -> &'static str {
 /// Everything in `config` that no daemon could run with.
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Found(Vec::new());
-    listeners::listeners(config, &mut found);
+    listeners::check(config, &mut found);
     tokens(config, &mut found);
     auth(config, &mut found);
     spans(config, &mut found);
@@ -137,29 +138,6 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
         let text = error.to_string();
         found.add("log.filter", text.strip_prefix("log.filter: ").unwrap_or(&text));
     }
-    found.0
-}
-
-/// What `serve --dev` cannot run with: its page hands out a token and its admin API asks for none, so that only this
-/// machine may reach it.
-pub(super) fn dev_problems(config: &Config) -> Vec<Problem> {
-    let mut found = Found(Vec::new());
-    for (section, listen) in [("http", &config.http.listen), ("grpc", &config.grpc.listen), ("ops", &config.ops.listen)]
-    {
-        for (index, text) in listen.iter().enumerate() {
-            // What is no address at all is refused elsewhere.
-            let beyond = ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
-            found.require(!beyond, &format!("{section}.listen[{index}]"), || {
-                format!(
-                    "`{text}` can be reached from other machines, and --dev is for loopback only; listen on 127.0.0.1 \
-                     or [::1], or leave out --dev"
-                )
-            });
-        }
-    }
-    found.require(config.http.path != "/", "http.path", || {
-        "`/` is where --dev has its page; write another path, such as \"/ws\"".to_owned()
-    });
     found.0
 }
 

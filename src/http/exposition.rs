@@ -13,6 +13,7 @@ use prometheus_client::{
 use crate::{
     api::{Api, Figures},
     metrics::{Failure, Spans, Traffic},
+    types::AlertName,
 };
 
 /// What it is sent as.
@@ -61,6 +62,22 @@ impl Out<'_> {
 
     fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         self.family(name, help, MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    /// The same with a label.
+    fn gauges<'v>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        values: impl Iterator<Item = (&'v str, u64)>,
+    ) -> fmt::Result {
+        let mut family = self.family(name, help, MetricType::Gauge)?;
+        for (value, n) in values {
+            let labels: Labels<'_> = &[(label, value)];
+            family.encode_family(&labels)?.encode_gauge(&n)?;
+        }
+        Ok(())
     }
 
     /// `_total` is added to its name.
@@ -157,8 +174,9 @@ impl Collector for Node {
         out.histogram(
             "confirm_latency_seconds",
             "From handing a stored notification to a session to its confirmation, to two significant figures",
-            metrics.confirm_latency_spans(),
+            metrics.confirm_spans(),
         )?;
+        out.histogram("reply_latency_seconds", "From a client's request to a service's reply", &metrics.reply_latency)?;
         let runtimes = [("sessions", &metrics.scheduler_delay), ("calls", &metrics.calls_scheduler_delay)];
         out.histograms("scheduler_delay_seconds", "How late a runtime's tasks get their turn", "runtime", &runtimes)?;
         let (pending, bytes) = now.pending;
@@ -170,6 +188,10 @@ impl Collector for Node {
         out.gauge("pending_bytes", "Their bytes as accounted against the quotas", bytes)?;
         out.gauge("store_disk_bytes", "The store's files", now.store_disk_bytes)?;
         out.gauge("store_healthy", "1: the store takes writes", now.store_healthy.into())?;
+        let firing = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alert_is_firing(*name).into()));
+        out.gauges("alert_firing", "1: the alert fires", "alert", firing)?;
+        let fired = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alerts_fired(*name)));
+        out.counters("alerts", "Alerts that began to fire", "alert", fired)?;
         out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
         out.counter("events", "Events", now.events)?;
         out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())

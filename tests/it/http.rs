@@ -411,7 +411,13 @@ async fn a_call_keeps_its_deadline_and_ends_with_its_caller() {
     let stored = ops.with("grpc-timeout", "500m").post("/ws/send", &waits).await;
     assert_eq!(stored.good()["outcome"], "OUTCOME_STORED", "in time for an answer");
     assert!(begun.elapsed() < std::time::Duration::from_secs(10));
-    ops.with("grpc-timeout", "1n").post("/ws/send", &waits).await.refused(504, 4, "DEADLINE_EXCEEDED");
+    // A disk may be faster than that.
+    let hasty = async || ops.with("grpc-timeout", "1n").post("/ws/send", &waits).await;
+    let mut answer = hasty().await;
+    while answer.status == 200 {
+        answer = hasty().await;
+    }
+    answer.refused(504, 4, "DEADLINE_EXCEEDED");
 
     // As many as there is room for. Whoever finds none, because the question below has taken it, comes back.
     let calls: Vec<_> = (0..pushgate::limits::OPS_CALLS_MAX)
@@ -524,6 +530,9 @@ async fn metrics_are_openmetrics_of_what_happens() {
         ("pushgate_confirm_latency_seconds_count", 1.0),
         ("pushgate_confirm_latency_seconds_bucket{le=\"+Inf\"}", 1.0),
         ("pushgate_failures_total{kind=\"grpc_unauthenticated\"}", 1.0),
+        ("pushgate_alert_firing{alert=\"connections\"}", 0.0),
+        ("pushgate_alerts_total{alert=\"disk_free\"}", 0.0),
+        ("pushgate_reply_latency_seconds_count", 0.0),
     ] {
         assert_eq!(after.get(name), Some(&value), "{name}");
     }

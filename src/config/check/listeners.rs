@@ -1,10 +1,10 @@
-//! What is listened on: no address twice, none that would be open to more than is meant.
+//! Where the daemon may listen.
 
-use super::{Config, Found, NOT_YET};
+use super::{Config, Found, NOT_YET, Problem};
 use crate::types::{ListenAddress, TlsFiles};
 
-/// Everything that is wrong with the addresses and the endpoint's path.
-pub(super) fn listeners(config: &Config, found: &mut Found) {
+/// Addresses that cannot be listened on, and those that would be open to too many.
+pub(super) fn check(config: &Config, found: &mut Found) {
     found.require(!config.http.listen.is_empty(), "http.listen", || {
         "is empty, and without it no client can connect; write host:port, such as [\"0.0.0.0:7000\"]".to_owned()
     });
@@ -82,4 +82,27 @@ fn grpc_listener(config: &Config, key: &str, text: &str, address: &ListenAddress
             ),
         );
     }
+}
+
+/// What `serve --dev` cannot run with: its page hands out a token and its admin API asks for none, so that only this
+/// machine may reach it.
+pub(in crate::config) fn dev_problems(config: &Config) -> Vec<Problem> {
+    let mut found = Found(Vec::new());
+    for (section, listen) in [("http", &config.http.listen), ("grpc", &config.grpc.listen), ("ops", &config.ops.listen)]
+    {
+        for (index, text) in listen.iter().enumerate() {
+            // What is no address at all is refused elsewhere.
+            let beyond = ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
+            found.require(!beyond, &format!("{section}.listen[{index}]"), || {
+                format!(
+                    "`{text}` can be reached from other machines, and --dev is for loopback only; listen on 127.0.0.1 \
+                     or [::1], or leave out --dev"
+                )
+            });
+        }
+    }
+    found.require(config.http.path != "/", "http.path", || {
+        "`/` is where --dev has its page; write another path, such as \"/ws\"".to_owned()
+    });
+    found.0
 }
