@@ -11,10 +11,10 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
 require python3
 find_binary
 
-# The service's event stream is open.
+# The services' event streams are open.
 listening() {
     "$BIN" status --grpc "$GRPC" --json | python3 -c \
-        'import json, sys; sys.exit(json.load(sys.stdin)["eventStreams"]["open"] < 1)'
+        'import json, sys; sys.exit(json.load(sys.stdin)["eventStreams"]["open"] < 2)'
 }
 
 say "installing the libraries"
@@ -22,13 +22,16 @@ python3 -m venv "$WORK/python"
 quiet "$WORK/python/bin/pip" install --disable-pip-version-check 'websockets>=14' grpcio grpcio-tools
 
 PUSHGATE_HTTP__LISTEN='["127.0.0.1:0"]' PUSHGATE_GRPC__LISTEN='["127.0.0.1:0"]' PUSHGATE_OPS__LISTEN='["127.0.0.1:0"]' \
-    PUSHGATE_STORE__PATH="$WORK/data" start gateway serve --config "$PWD/examples/chat/pushgate.toml"
+    PUSHGATE_STORE__PATH="$WORK/data" PUSHGATE_CLIENTS__FORWARD='["chat.roll", "order.status"]' \
+    start gateway serve --config "$PWD/examples/chat/pushgate.toml"
 "$WORK/python/bin/python" examples/chat/service.py --grpc "$GRPC" --url "ws://$HTTP/ws" --listen 127.0.0.1:0 \
     >"$WORK/service.out" 2>"$WORK/service.err" &
 STARTED+=("$!")
+"$WORK/python/bin/python" examples/service.py "$GRPC" >"$WORK/orders.out" 2>&1 &
+STARTED+=("$!")
 within 30 grep -q 'the chat is at' "$WORK/service.out" || fail "no service: $(cat "$WORK/service.err")"
 PAGE=$(sed -n 's|^the chat is at \(.*\)/$|\1|p' "$WORK/service.out")
-within 30 listening || fail "the service does not listen to events: $(cat "$WORK/service.err")"
+within 30 listening || fail "the services do not listen to events: $(cat "$WORK/service.err" "$WORK/orders.out")"
 
 say "two people"
 "$WORK/python/bin/python" tests/clients/chat.py "$PAGE" || fail "the chat went wrong: $(cat "$WORK/service.err")"

@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(
             json("Session", &session),
             "{\"sessionId\":\"s\",\"userId\":\"\",\"device\":\"\",\"connectedAt\":\"2026-01-31T09:35:00.123Z\",\
-             \"remoteAddress\":\"\",\"userAgent\":\"\",\"state\":\"SESSION_STATE_LIVE\",\
+             \"remoteAddress\":\"\",\"userAgent\":\"\",\"topics\":[],\"state\":\"SESSION_STATE_LIVE\",\
              \"ackMode\":\"ACK_MODE_UNSPECIFIED\",\"outboxMessages\":7,\"outboxBytes\":\"0\",\"unconfirmed\":0,\
              \"rtt\":\"0.001500s\",\"messagesReceived\":\"0\",\"bytesReceived\":\"0\",\"messagesSent\":\"0\",\
              \"bytesSent\":\"18446744073709551615\"}"

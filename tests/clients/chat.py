@@ -91,6 +91,9 @@ async def chat():
             await bob.says(type="chat.roll", id="r1", data={"dice": "3d6"})
             reply = await bob.hears(type="reply", replyTo="r1")
             assert len(reply["data"]["dice"]) == 3 and sum(reply["data"]["dice"]) == reply["data"]["sum"], reply
+            await bob.says(type="order.status", id="o1", data={"order": 12})
+            reply = await bob.hears(type="reply", replyTo="o1")
+            assert reply["data"] == {"order": 12, "of": "bob", "state": "shipped"}, reply
         await ann.hears(type="user_left", userId="bob")
         await ann.says(type="message", to="bob", kind="chat", data={"text": "come back"})
         await ann.says(type="ping", id="p")
