@@ -26,6 +26,9 @@ pub struct Listener {
     pub hears_presence: bool,
 }
 
+/// The passes that whoever queues something does himself for a small audience, before he leaves it to a task.
+const PASSES_AT_ONCE: usize = 4;
+
 /// What is queued for an audience, in order.
 #[derive(Debug, Default)]
 pub struct Lane {
@@ -127,32 +130,54 @@ impl Lane {
             };
             let mut parcels = Parcel::pack(&jobs);
             let mut after = None;
-            loop {
-                let slice = audience.slice(after.as_ref());
-                after = slice.last().cloned();
-                let now = Instant::now();
-                let last_slice = slice.len() < limits::FANOUT_SLICE_SESSIONS;
-                for listener in slice {
-                    if let [only] = &mut parcels[..]
-                        && only.send_to(&listener)
-                    {
-                        continue;
-                    }
-                    parcels.iter_mut().for_each(|parcel| parcel.hand_to(&listener, now));
-                    listener.handle.flush();
-                }
-                if last_slice {
-                    break;
-                }
+            while serve(audience, &mut after, &mut parcels) {
                 tokio::task::yield_now().await;
             }
-            for parcel in parcels {
-                parcel.count();
-            }
-            for job in jobs {
-                job.lane_done();
-            }
+            done(parcels, &jobs);
             tokio::task::yield_now().await;
         }
     }
+
+    /// The same without turns for others, for an audience of a slice: a few passes of it. True: nothing is left. Else the
+    /// caller has it run. With no lock held.
+    pub fn run_at_once(&self, audience: &impl Audience) -> bool {
+        let _running = Running(self);
+        for _ in 0..PASSES_AT_ONCE {
+            let next = self.queue.lock().next_pass();
+            match next {
+                None => return true,
+                Some(Pass::Call(call)) => call(),
+                Some(Pass::Jobs(jobs)) => {
+                    let mut parcels = Parcel::pack(&jobs);
+                    let mut after = None;
+                    while serve(audience, &mut after, &mut parcels) {}
+                    done(parcels, &jobs);
+                }
+            }
+        }
+        false
+    }
+}
+
+/// Hands out to the next slice of the audience. False: it was the last.
+fn serve(audience: &impl Audience, after: &mut Option<Listener>, parcels: &mut [Parcel<'_>]) -> bool {
+    let slice = audience.slice(after.as_ref());
+    *after = slice.last().cloned();
+    let now = Instant::now();
+    let more = slice.len() == limits::FANOUT_SLICE_SESSIONS;
+    for listener in slice {
+        if let [only] = parcels
+            && only.send_to(&listener)
+        {
+            continue;
+        }
+        parcels.iter_mut().for_each(|parcel| parcel.hand_to(&listener, now));
+        listener.handle.flush();
+    }
+    more
+}
+
+fn done(parcels: Vec<Parcel<'_>>, jobs: &[Arc<Job>]) {
+    parcels.into_iter().for_each(Parcel::count);
+    jobs.iter().for_each(|job| job.lane_done());
 }

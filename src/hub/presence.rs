@@ -18,6 +18,7 @@ use super::{
     topics::{Room, RoomState},
 };
 use crate::{
+    limits,
     protocol::topics,
     types::{Claims, EventBody, SessionId, Topic, UserId},
 };
@@ -66,15 +67,25 @@ impl Hub {
         }
         let frame = topics::came_or_went(came, &room.name, user, claims, self.clock().unix_millis());
         let job = Job::of_presence(Outgoing::of(frame), except);
-        self.run_lane(room, |lane| lane.hand(job));
+        if room.lane.hand(job) {
+            self.spawn_lane(room);
+        }
     }
 
-    /// Queues something for a topic, and has it handed out where nobody is at it.
+    /// Queues something for a topic, and has it handed out where nobody is at it: at once to few, so that what somebody says
+    /// in several small topics is heard in that order, and nobody has to be woken. With no lock held.
     pub(super) fn run_lane(&self, room: &Arc<Room>, queue: impl FnOnce(&Lane) -> bool) {
         if queue(&room.lane) {
-            let room = Arc::clone(room);
-            self.0.life.spawn(async move { room.lane.run(&*room).await });
+            let small = room.state().sessions() <= limits::FANOUT_SLICE_SESSIONS;
+            if !(small && room.lane.run_at_once(&**room)) {
+                self.spawn_lane(room);
+            }
         }
+    }
+
+    fn spawn_lane(&self, room: &Arc<Room>) {
+        let room = Arc::clone(room);
+        self.0.life.spawn(async move { room.lane.run(&*room).await });
     }
 
     /// A client wants to know who is in a topic.

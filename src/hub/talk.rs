@@ -75,7 +75,7 @@ impl Core {
     }
 
     /// Queues a message that is to be stored. `None`: there is no room for it. True: nobody sends yet.
-    fn queue_send(&mut self, to: UserId, message: Notification, reply_to: Option<String>) -> Option<bool> {
+    pub(super) fn queue_send(&mut self, to: UserId, message: Notification, reply_to: Option<String>) -> Option<bool> {
         let sends = &mut self.aside().sends;
         let idle = sends.is_none();
         let sends = sends.get_or_insert_default();
@@ -90,7 +90,7 @@ impl Core {
     }
 
     /// The next message that is to be stored. `None`: whoever sends them is done.
-    fn next_send(&mut self) -> Option<(UserId, Notification, Option<String>)> {
+    pub(super) fn next_send(&mut self) -> Option<(UserId, Notification, Option<String>)> {
         let sends = &mut self.aside.as_mut()?.sends;
         let next = sends.as_mut().and_then(|sends| {
             let next = sends.waiting.pop_front()?;

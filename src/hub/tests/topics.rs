@@ -178,6 +178,29 @@ async fn nothing_is_subscribed_behind_the_end_of_a_session() {
     assert_eq!(world.hub.0.topics.len(), 0);
 }
 
+#[tokio::test]
+async fn what_a_session_wants_stored_waits_in_order_and_within_bounds() {
+    use crate::limits::{CLIENT_SENDS_BYTES_MAX, CLIENT_SENDS_MAX};
+    let world = World::new(Bounds::default());
+    let ann = world.attach(&user("ann"), &device("d")).await;
+    let mut core = ann.handle.core();
+    assert_eq!(core.queue_send(user("bob"), notification(1), Some("0".into())), Some(true), "nobody sends yet");
+    for n in 1..CLIENT_SENDS_MAX {
+        assert_eq!(core.queue_send(user("bob"), notification(1), Some(n.to_string())), Some(false));
+    }
+    assert_eq!(core.queue_send(user("bob"), notification(1), None), None);
+    for n in 0..CLIENT_SENDS_MAX {
+        assert_eq!(core.next_send().unwrap().2, Some(n.to_string()));
+    }
+    // Emptied, but whoever sends is still at it.
+    assert_eq!(core.queue_send(user("bob"), notification(CLIENT_SENDS_BYTES_MAX), None), Some(false), "alone");
+    assert_eq!(core.queue_send(user("bob"), notification(1), None), None);
+    assert!(core.next_send().is_some());
+    assert!(core.next_send().is_none());
+    assert!(core.aside.is_none(), "nothing is kept for it");
+    assert_eq!(core.queue_send(user("bob"), notification(1), None), Some(true));
+}
+
 #[test]
 fn a_membership_is_small_on_both_sides() {
     assert_eq!(topics::MEMBER_BYTES, 24);

@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use pushgate::client::{Error, Event, RequestError, SendError, State};
+use pushgate::{
+    client::{Error, Event, RequestError, SendError, State},
+    protocol::close::CloseCode,
+    types::{ClosedBy, UserId},
+};
 use serde_json::{Value, json};
 
 use super::support::{Played, Told, client_at, client_of, collecting};
@@ -193,6 +197,51 @@ async fn a_subscription_that_is_refused_is_told_and_dropped() {
     assert!(matches!(failures.next().await, Error::Subscription { .. }));
     until("no sign of more", true, async || client.ping().await.is_ok()).await;
     assert!(failures.0.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_the_gateway_are_taken_up_again_and_spoken_in() {
+    let rule = r#"[{ pattern = "room.*", subscribe = ["*"], publish = ["*"], presence = ["*"] }]"#;
+    let gateway = Gateway::with(&[("topics", rule), ("limits.topics_per_session", "2")]).await;
+    let (builder, mut messages) = collecting(client_of(&gateway, "alice"));
+    let alice = builder.connect().await.unwrap();
+    alice.subscribe("room.1").await.unwrap();
+    alice.join_room("room.2").await.unwrap();
+    let bob = client_of(&gateway, "bob").connect().await.unwrap();
+    bob.send_json(&json!({ "type": "publish", "topic": "room.1", "kind": "chat", "data": 1 })).unwrap();
+    bob.send_binary(&json!({ "type": "publish", "topic": "room.2", "kind": "picture" }), [7, 8]).unwrap();
+    let said = soon("a message", messages.recv()).await.unwrap();
+    assert_eq!(
+        (said.type_name(), said.topic(), said.kind(), said.data()),
+        ("publish", Some("room.1"), Some("chat"), Some("1"))
+    );
+    assert_eq!(said.from_user_id(), Some("bob"));
+    let said = soon("a message", messages.recv()).await.unwrap();
+    assert_eq!(
+        (said.topic(), said.kind(), said.bytes().map(|bytes| &**bytes)),
+        (Some("room.2"), Some("picture"), Some(&[7, 8][..]))
+    );
+    let there = alice.ask(&json!({ "type": "user_list", "topic": "room.1" }), LONG).await.unwrap();
+    assert_eq!(there.type_name(), "user_list");
+    // Over a limit it is put off, not given up.
+    let wanted = tokio::spawn({
+        let alice = alice.clone();
+        async move { alice.subscribe("room.3").await }
+    });
+    until("refused", true, async || gateway.errors("limit_reached").await > 0).await;
+    alice.unsubscribe("room.1").await.unwrap();
+    soon("the third", wanted).await.unwrap().unwrap();
+
+    let user = UserId::parse("alice").unwrap();
+    for session in gateway.hub.user_sessions(&user) {
+        session.close(CloseCode::RESTART, "again", ClosedBy::Gateway);
+    }
+    until("back in both", (1, 1), async || {
+        let mut rpc = gateway.rpc().await;
+        (rpc.publish("room.2", 2).await, rpc.publish("room.3", 3).await)
+    })
+    .await;
+    assert_eq!(gateway.rpc().await.publish("room.1", 1).await, 0, "she left it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

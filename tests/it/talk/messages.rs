@@ -151,6 +151,16 @@ async fn a_full_mailbox_is_said_to_who_fills_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_stored_is_said() {
+    let gateway = Gateway::with(&[EVERYBODY, DURABLE]).await;
+    let mut alice = gateway.client("alice").await;
+    gateway.hub.begin_drain();
+    let refused = alice.refused(&json!({ "type": "message", "to": "bob", "data": 1 })).await;
+    assert_eq!(refused, ("unavailable".to_owned(), "it cannot be stored now; try again later".to_owned()));
+    assert_eq!(gateway.errors("unavailable").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bytes_travel_both_ways_behind_their_envelope() {
     let gateway = Gateway::with(&[ROOMS, EVERYBODY, DURABLE]).await;
     let mut alice = gateway.client("alice").await;

@@ -81,7 +81,7 @@ async fn members_are_told_of_who_comes_and_goes_and_may_ask() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reconnect_within_the_linger_makes_no_noise() {
-    let gateway = Gateway::with(&[ROOMS, ("presence.linger", "300ms")]).await;
+    let gateway = Gateway::with(&[ROOMS, ("presence.linger", "1500ms")]).await;
     let mut rpc = gateway.rpc().await;
     let mut watcher = gateway.client("watcher").await;
     watcher.subscribe("room.1").await;
