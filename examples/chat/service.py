@@ -69,7 +69,7 @@ def roll(text):
 def answer(gateway, api, event):
     message = event.message_received
     try:
-        asked = json.loads(message.data or "null")
+        asked = json.loads(message.json or "null")
         dice = asked.get("dice", "1d6") if isinstance(asked, dict) else "1d6"
         notification = api.Notification(json=json.dumps(roll(str(dice))))
         request = api.SendToSessionRequest(session_id=message.session_id, notification=notification, reply_to=message.id)
@@ -85,7 +85,7 @@ def listen(address, api, rpc):
         try:
             with grpc.insecure_channel(address) as channel:
                 gateway = rpc.GatewayStub(channel)
-                wanted = api.StreamEventsRequest(types=["message_received"], group="dice")
+                wanted = api.StreamEventsRequest(types=["message_received"], group="dice", raw_json=True)
                 for event in gateway.StreamEvents(wanted):
                     if event.WhichOneof("event") == "message_received" and event.message_received.id:
                         answer(gateway, api, event)

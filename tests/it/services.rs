@@ -65,6 +65,23 @@ fn ask(id: impl Into<Value>) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_may_be_bytes() {
+    let gateway = Gateway::with(&[FORWARD_ALL]).await;
+    let mut events = any(&gateway).await;
+    let mut client = gateway.client("alice").await;
+    let envelope = json!({ "type": "scan", "id": "b-1" }).to_string();
+    let length = u32::try_from(envelope.len()).unwrap().to_be_bytes();
+    let payload = [0, 159, 146, 150, 255];
+    client.send(Message::binary([&length, envelope.as_bytes(), &payload].concat())).await;
+    let message = received(&mut events).await;
+    assert_eq!((&*message.r#type, &*message.id), ("scan", "b-1"));
+    assert_eq!(message.payload, Some(Received::Binary(payload.to_vec())));
+    reply(&mut gateway.rpc().await, &message, 7).await;
+    let answer = client.next().await;
+    assert_eq!((&answer["type"], &answer["replyTo"], &answer["data"]), (&json!("reply"), &json!("b-1"), &json!(7)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clients_request_reaches_a_service_and_its_reply_the_client() {
     let changes = [
         ("clients.forward", r#"["order.status", "notification"]"#),
