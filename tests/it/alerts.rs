@@ -4,7 +4,7 @@
 //! not: looks are a second apart, and so are the windows of rates and percentiles.
 
 use pushgate::{
-    api::proto::{Alert, AlertState, Notification, PurgePendingRequest, event::Event as Body},
+    api::proto::{Alert, AlertState, Notification, PurgePendingRequest, SendToSessionRequest, event::Event as Body},
     types::{AlertName, EventBody, UserId},
 };
 use serde_json::json;
@@ -189,10 +189,26 @@ async fn confirm_p99() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reply_p99() {
-    let (gateway, _, mut events) = watching("reply_p99", "1s", &[]).await;
-    gateway.hub.metrics().reply_latency.record(std::time::Duration::from_secs(3), 100);
+    let (gateway, mut rpc, mut events) = watching("reply_p99", "100ms", &[("clients.forward", r#"["order"]"#)]).await;
+    let mut service = rpc.events(&["message_received"], "").await;
+    let mut client = gateway.client("alice").await;
+    let mut asked = Vec::new();
+    for n in 0..30 {
+        client.say(&json!({ "type": "order", "id": n.to_string() })).await;
+        asked.push(service.body().await);
+    }
+    // It comes back when nobody has confirmed for so long.
+    rpc.try_send(confirmed("away", notification(1), 300)).await.unwrap();
+    for message in asked {
+        let Body::MessageReceived(message) = message else { panic!("{message:?}") };
+        let (session_id, reply_to) = (message.session_id, message.id);
+        rpc.send_to_session(SendToSessionRequest { session_id, reply_to, notification: Some(notification(2)) })
+            .await
+            .unwrap();
+        assert_eq!(client.next().await["type"], "reply");
+    }
     let fired = fires(&gateway, &mut events, AlertName::ReplyP99).await;
-    assert!((2.9..3.1).contains(&fired.value), "{fired:?}");
+    assert!((0.3..30.0).contains(&fired.value) && fired.threshold == 0.1, "{fired:?}");
     clears(&gateway, &mut events, &fired).await;
 }
 
