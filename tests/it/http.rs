@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use pushgate::{api::Api, http, lifecycle::Lifecycle, metrics::Failure, server::Ended};
+use pushgate::{api::Api, http, lifecycle::Lifecycle, metrics::Failure, server::Ended, types::AlertName};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -545,6 +545,9 @@ async fn metrics_are_openmetrics_of_what_happens() {
     let kinds: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_failures_total{kind=\"")).collect();
     assert_eq!(kinds.len(), Failure::ALL.len(), "one for each, and no more");
+    let alerts: BTreeSet<_> =
+        after.keys().filter_map(|name| name.strip_prefix("pushgate_alert_firing{alert=\"")).collect();
+    assert_eq!(alerts.len(), AlertName::ALL.len(), "one for each, off or not");
     assert_eq!(before.len(), after.len(), "no traffic makes a new series");
     for runtime in ["sessions", "calls"] {
         let of = format!("runtime=\"{runtime}\"");
