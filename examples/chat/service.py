@@ -85,7 +85,9 @@ def listen(address, api, rpc):
         try:
             with grpc.insecure_channel(address) as channel:
                 gateway = rpc.GatewayStub(channel)
-                wanted = api.StreamEventsRequest(types=["message_received"], group="dice", raw_json=True)
+                wanted = api.StreamEventsRequest(
+                    types=["message_received"], message_types=["chat.roll"], group="dice", raw_json=True
+                )
                 for event in gateway.StreamEvents(wanted):
                     if event.WhichOneof("event") == "message_received" and event.message_received.id:
                         answer(gateway, api, event)
