@@ -75,7 +75,7 @@ async fn a_request_may_be_bytes() {
     client.send(Message::binary([&length, envelope.as_bytes(), &payload].concat())).await;
     let message = received(&mut events).await;
     assert_eq!((&*message.r#type, &*message.id), ("scan", "b-1"));
-    assert_eq!(message.payload, Some(Received::Binary(payload.to_vec())));
+    assert_eq!(message.payload, Some(Received::Binary(payload.to_vec().into())));
     reply(&mut gateway.rpc().await, &message, 7).await;
     let answer = client.next().await;
     assert_eq!((&answer["type"], &answer["replyTo"], &answer["data"]), (&json!("reply"), &json!("b-1"), &json!(7)));
