@@ -34,7 +34,7 @@ pub enum Reaction<'a> {
     Reply(Bytes, Option<Failure>),
     /// These were confirmed.
     Confirmed(Vec<Confirmed>),
-    /// Verify this token, then call [`Session::set_token_expiry`] where it is good. The text is the client's own id.
+    /// Verify this token, then call [`Session::set_token_expiry`](super::Session::set_token_expiry) where it is good. The text is the client's own id.
     Reauthenticate(AuthRequest, Option<String>),
     /// It is for the services, if it is for anybody.
     Forward(Unanswered<'a>),
@@ -42,7 +42,7 @@ pub enum Reaction<'a> {
     Subscribe(Membership, Option<String>),
     /// Leave that.
     Unsubscribe(Membership, Option<String>),
-    /// Say who is in that, if it is allowed; then call [`Session::listed`].
+    /// Say who is in that, if it is allowed; then call [`Session::listed`](super::Session::listed).
     ListUsers(Topic, Option<String>),
     /// Pass it on, if it is allowed.
     Say(Box<Saying>),
