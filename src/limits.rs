@@ -47,6 +47,11 @@ pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
 /// Tokens that are known to be good until they run out, at most, and half as many at least; some 200 bytes each. As many
 /// as `limits.connections` has by default, so that a node's clients may come back all at once.
 pub const VERIFIED_TOKENS_MAX: usize = 256 * 1024;
+/// Topics that a session may join and leave at once, so that one that comes back finds its way; and how many more a second.
+/// Each of them may be told to a thousand others.
+pub const MEMBERSHIP_CHANGES_MAX: u32 = 1024;
+/// See [`MEMBERSHIP_CHANGES_MAX`].
+pub const MEMBERSHIP_CHANGES_PER_SECOND: u32 = 8;
 /// The most bytes of a token's claims that a session keeps, as JSON; a token with more is refused.
 pub const KEPT_CLAIMS_BYTES_MAX: usize = 4096;
 /// The most of them with which a token that was found good is remembered.

@@ -252,7 +252,7 @@ pub struct Inner {
     pub scheduler_delay: Spans,
     /// The same of the runtime that calls run on.
     pub calls_scheduler_delay: Spans,
-    /// From a client's request to the first reply of a service.
+    /// From a client's request to the first reply of a service, or to the end of the wait for it.
     pub reply_latency: Spans,
     alerts: alerts::Alerts,
     failures: [Counter; Failure::ALL.len()],

@@ -176,9 +176,13 @@ fn parse(place: &'static str, text: &str) -> Result<EnvFilter, LogError> {
 
 /// Reads directives; which of them is wrong, and why.
 fn directives(text: &str) -> Result<EnvFilter, String> {
-    let parse = |text: &str| EnvFilter::builder().parse(text).map_err(|error| error.to_string());
-    parse(text).map_err(|problem| {
-        let bad = text.split(',').find_map(|part| parse(part).err().map(|problem| (part, problem)));
+    // Blanks around a directive are not the parser's affair, which takes them for a part of it; nor are patterns for fields,
+    // which could be made to take any amount of memory.
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let builder = || EnvFilter::builder().with_regex(false);
+    let parse = |text: &str| builder().parse(text).map_err(|error| error.to_string());
+    parse(&parts.join(",")).map_err(|problem| {
+        let bad = parts.iter().find_map(|part| parse(part).err().map(|problem| (part, problem)));
         bad.map_or(problem, |(part, problem)| format!("`{part}`: {problem}"))
     })
 }
@@ -250,6 +254,22 @@ mod tests {
         ] {
             let said = directives(text).unwrap_err();
             assert!(said.starts_with(bad), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn blanks_around_directives_are_nothing_and_patterns_are_text() {
+        for (text, plain) in [
+            ("info, pushgate::store=debug", "info,pushgate::store=debug"),
+            (" pushgate=debug , warn ,", "pushgate=debug,warn"),
+        ] {
+            assert_eq!(directives(text).unwrap().to_string(), directives(plain).unwrap().to_string());
+        }
+        // What is of no use does no harm.
+        for text in
+            ["info, é=debug", "é, ü=trace", "[s{f=(0|1)*1(0|1)(0|1)(0|1)(0|1)(0|1)(0|1)(0|1)(0|1)(0|1)(0|1)}]=trace"]
+        {
+            let _ = directives(text);
         }
     }
 

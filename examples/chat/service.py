@@ -69,8 +69,12 @@ def roll(text):
 def answer(gateway, api, event):
     message = event.message_received
     try:
+        # Whatever a client sends gets here: JSON of any shape, bytes, numbers without end.
         asked = json.loads(message.json or "null")
         dice = asked.get("dice", "1d6") if isinstance(asked, dict) else "1d6"
+    except ValueError:
+        dice = ""
+    try:
         notification = api.Notification(json=json.dumps(roll(str(dice))))
         request = api.SendToSessionRequest(session_id=message.session_id, notification=notification, reply_to=message.id)
         gateway.SendToSession(request, timeout=5)

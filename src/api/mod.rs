@@ -134,6 +134,12 @@ impl Api {
         Err(ApiError::PermissionDenied { caller: Arc::clone(&caller.name), scope })
     }
 
+    /// Whether a caller may call what takes that scope; looked at again where it is done. For transports that would read and
+    /// parse what comes before they ask.
+    pub fn check_scope(&self, caller: &Caller, scope: Scope) -> Result<(), ApiError> {
+        self.authorise(caller, scope).map(drop)
+    }
+
     /// `CloseUserSessions`.
     pub fn close_user_sessions(
         &self,

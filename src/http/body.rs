@@ -23,6 +23,11 @@ impl Upload {
         Self { body, comes: !headers.contains_key(header::EXPECT) }
     }
 
+    /// Whether there is one.
+    pub fn is_expected(&self) -> bool {
+        !self.body.is_end_stream()
+    }
+
     /// All of it, `limit` bytes at most.
     ///
     /// # Errors

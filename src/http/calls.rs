@@ -18,6 +18,7 @@ use crate::{
         Api, ApiError, Caller,
         access::{self, Access},
         json, proto,
+        scope::Scope,
     },
     clock::Instant,
     limits,
@@ -66,6 +67,14 @@ impl Call {
         matches!(self, Call::Online | Call::Stats | Call::Sessions)
     }
 
+    fn scope(self) -> Scope {
+        match self {
+            Call::Online | Call::Stats | Call::Sessions => Scope::Read,
+            Call::Send | Call::Broadcast => Scope::Send,
+            Call::Cleanup => Scope::Admin,
+        }
+    }
+
     fn check_method(self, method: &Method) -> Result<(), Refusal> {
         match (self.reads(), method) {
             (true, &Method::GET | &Method::HEAD) | (false, &Method::POST) => Ok(()),
@@ -110,6 +119,7 @@ impl Calls {
         })?;
         guard::check(&head.method, &head.headers, matches!(access, Access::Open(_)))?;
         let caller = access.caller(&head.headers)?;
+        self.api.check_scope(&caller, call.scope())?;
         let deadline = access::deadline(&head.headers);
         let _room = self.room.try_acquire().map_err(|_| {
             let message = format!("{} calls are under way", limits::OPS_CALLS_MAX);
@@ -117,6 +127,9 @@ impl Calls {
         })?;
         let (query, caller) = (head.uri.query().unwrap_or_default(), &caller);
         let input = if call.reads() {
+            if upload.is_expected() {
+                return Err(ApiError::invalid("body", "must not be there: a GET has its fields in its query").into());
+            }
             Input::Query(query)
         } else {
             body::check_type(&head.headers)?;

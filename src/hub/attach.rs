@@ -228,6 +228,7 @@ impl Hub {
                     let mut core = handle.core();
                     core.session.set_token_expiry(token_end(&identity, unix), now, unix);
                     core.set_claims(identity.claims());
+                    self.hear_by_token(handle, &core);
                     let topics = self.subscribe_by_token(handle, &mut core, identity.topics());
                     self.auth_success(handle, &core, waiting, &topics, reply_to)
                 };

@@ -82,6 +82,8 @@ impl Hub {
     /// Nobody answered in time: the client is told, under the session's lock. Flush it afterwards.
     pub(super) fn push_timeout(&self, handle: &Handle, core: &mut Core, id: &str) {
         self.metrics().failure(Failure::ReplyTimeout);
+        // What was never answered took at least so long.
+        self.metrics().reply_latency.record(self.0.clients.reply_timeout.0, 1);
         let frame = server::error(ErrorCode::Timeout, "no service answered in time", Some(id));
         handle.append(core, Entry::message(frame));
     }

@@ -4,7 +4,7 @@
 //! A list is made in its turn among what is on its way to the members: who came or went before it was told before it, and
 //! who comes or goes later is told later.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use bytes::Bytes;
 
@@ -22,6 +22,23 @@ use crate::{
     protocol::topics,
     types::{Claims, EventBody, SessionId, Topic, UserId},
 };
+
+/// How often what one read of a client's messages brings is handed out at once, before it is left to tasks.
+const AT_ONCE_MAX: u8 = 16;
+
+thread_local! {
+    static AT_ONCE_LEFT: Cell<u8> = const { Cell::new(AT_ONCE_MAX) };
+}
+
+/// A task of this thread begins with something else.
+pub(super) fn begin_turn() {
+    AT_ONCE_LEFT.set(AT_ONCE_MAX);
+}
+
+fn has_turn_left() -> bool {
+    let left = AT_ONCE_LEFT.get().checked_sub(1);
+    left.map(|left| AT_ONCE_LEFT.set(left)).is_some()
+}
 
 impl Hub {
     pub(super) async fn run_presence(&self) {
@@ -76,7 +93,7 @@ impl Hub {
     /// in several small topics is heard in that order, and nobody has to be woken. With no lock held.
     pub(super) fn run_lane(&self, room: &Arc<Room>, queue: impl FnOnce(&Lane) -> bool) {
         if queue(&room.lane) {
-            let small = room.state().sessions() <= limits::FANOUT_SLICE_SESSIONS;
+            let small = room.state().sessions() <= limits::FANOUT_SLICE_SESSIONS && has_turn_left();
             if !(small && room.lane.run_at_once(&**room)) {
                 self.spawn_lane(room);
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Hub, handle::Handle, log::End};
+use super::{Hub, handle::Handle, log::End, presence::begin_turn};
 use crate::{
     protocol::{
         frame::{ControlFrame, Incoming},
@@ -15,6 +15,7 @@ use crate::{
 impl Hub {
     /// Bytes arrived: the peer is alive.
     pub fn received(&self, handle: &Handle, bytes: usize) {
+        begin_turn();
         let mut core = handle.core();
         core.session.received(self.clock().now());
         core.counts.bytes_received += bytes as u64;

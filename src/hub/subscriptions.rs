@@ -98,6 +98,16 @@ impl Hub {
         entered
     }
 
+    /// A session has another token: what it may know of others in its topics goes by that.
+    pub(super) fn hear_by_token(&self, handle: &Arc<Handle>, core: &Core) {
+        let claims = core.claims();
+        let client = Client { user: &handle.user.id, claims: &claims };
+        for room in core.rooms().iter().filter(|room| room.shows_presence) {
+            let hears = self.0.rules.allows(Action::Presence, &room.name, client);
+            room.state().set_hears(handle, hears);
+        }
+    }
+
     /// A service wants these sessions in a topic.
     pub async fn subscribe(&self, topic: &Topic, sessions: &[Arc<Handle>]) -> Changes {
         let mut changes = Changes::default();

@@ -11,6 +11,7 @@ use super::{
     filter::Filter,
     handle::{Aside, Core, Handle},
     outgoing::Outgoing,
+    presence::begin_turn,
     rules::{Action, Client},
     send::{Outcome, SendError, SendOptions, Sent, Wait},
     sessions::Job,
@@ -127,10 +128,12 @@ impl Hub {
         }
         let outgoing = self.outgoing(&notification)?;
         let mut sessions = 0;
+        // Who is in it is looked at after the wait, which may be long.
+        let permit = self.0.sessions.room(&outgoing).await;
         if let Some(room) = self.0.topics.get(topic) {
-            let permit = self.0.sessions.room(&outgoing).await;
             let filter = (!filter.is_empty()).then_some(filter);
             let (job, handed) = Job::to_topic(outgoing, Arc::new(notification), filter, None, permit);
+            begin_turn();
             self.run_lane(&room, |lane| lane.hand(job));
             sessions = handed.await.unwrap_or_default();
         }

@@ -259,6 +259,13 @@ impl RoomState {
         back == Some(None)
     }
 
+    /// Whether a member is told of those who come and go, from now on.
+    pub fn set_hears(&mut self, handle: &Arc<Handle>, hears: bool) {
+        if let Some(standing) = self.members.get_mut(&Seat(Arc::clone(handle))) {
+            standing.hears = hears;
+        }
+    }
+
     /// Takes a session out. `None`: it was not in it.
     pub fn remove(&mut self, handle: &Arc<Handle>) -> Option<Left> {
         let seat = Seat(Arc::clone(handle));

@@ -18,11 +18,16 @@ pub struct Bucket {
 impl Bucket {
     /// Spends a point, if there is one.
     pub fn admit(&mut self, now: Instant) -> bool {
+        self.admit_of(POINTS_MAX, POINTS_PER_SECOND, now)
+    }
+
+    /// The same where there are so many at most, and so many come back a second.
+    pub fn admit_of(&mut self, most: u32, a_second: u32, now: Instant) -> bool {
         let back = self.since.map_or(0, |since| now.saturating_duration_since(since).as_millis());
-        let back = u64::try_from(back).unwrap_or(u64::MAX).saturating_mul(POINTS_PER_SECOND.into());
+        let back = u64::try_from(back).unwrap_or(u64::MAX).saturating_mul(a_second.into());
         self.spent = self.spent.saturating_sub(back);
         self.since = Some(now);
-        let admitted = self.spent + 1000 <= u64::from(POINTS_MAX) * 1000;
+        let admitted = self.spent + 1000 <= u64::from(most) * 1000;
         if admitted {
             self.charge(1);
         }

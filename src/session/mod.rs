@@ -23,6 +23,7 @@ use requests::Requests;
 
 use crate::{
     clock::Instant,
+    limits,
     metrics::Failure,
     protocol::{
         ack_mode::AckMode,
@@ -86,6 +87,7 @@ struct Rare {
     reauths: PerMinute,
     requests: Requests,
     lists: Bucket,
+    memberships: Bucket,
 }
 
 /// Counts within a minute that starts with its first count.
@@ -314,6 +316,16 @@ impl Session {
                     let text = "at most 10 new `auth` messages a minute; the token in force stays";
                     Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
                 }
+            }
+            Request::Subscribe(_) | Request::Unsubscribe(_)
+                if !self.rare().memberships.admit_of(
+                    limits::MEMBERSHIP_CHANGES_MAX,
+                    limits::MEMBERSHIP_CHANGES_PER_SECOND,
+                    now,
+                ) =>
+            {
+                let text = "topics joined and left too often in too short a time; try again later";
+                Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
             }
             Request::Subscribe(of) => Reaction::Subscribe(of, id.map(str::to_owned)),
             Request::Unsubscribe(of) => Reaction::Unsubscribe(of, id.map(str::to_owned)),

@@ -440,6 +440,27 @@ async fn a_call_keeps_its_deadline_and_ends_with_its_caller() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_call_is_told_before_his_body_is_read() {
+    let gateway = Gateway::start().await;
+    let mut raw = Raw::connect(gateway.ops).await;
+    let answer = raw
+        .request(
+            "POST /ws/send HTTP/1.1\r\nHost: ops\r\nAuthorization: Bearer read-token\r\nContent-Type: application/json\r\n\
+             Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n",
+        )
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    // A body where none is read would be a filter that does not filter.
+    let mut raw = Raw::connect(gateway.ops).await;
+    let answer = raw
+        .request(&format!(
+            "GET /ws/sessions HTTP/1.1\r\nHost: ops\r\nAuthorization: Bearer {ADMIN}\r\nContent-Length: 2\r\n\r\n{{}}"
+        ))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_is_not_waited_for() {
     let gateway = Gateway::start().await;
     let mut raw = Raw::connect(gateway.ops).await;

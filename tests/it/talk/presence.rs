@@ -256,3 +256,42 @@ async fn a_list_and_what_is_told_around_it_add_up() {
     let all: Vec<_> = present.into_iter().collect();
     assert_eq!(all, ["user-0", "user-1", "user-2", "user-3", "watcher"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_know_of_others_goes_by_the_token_in_force() {
+    let rules = ("topics", r#"[{ pattern = "room.*", subscribe = ["*"], presence = ["role=host"] }]"#);
+    let gateway = Gateway::with(&[rules, ("presence.linger", "50ms")]).await;
+    let token = |role: &str| Token::of("alice").with("role", role);
+    let mut alice = gateway.client_by(&token("guest"), "").await;
+    let mut bob = gateway.client("bob").await;
+    alice.subscribe("room.1").await;
+    bob.subscribe("room.1").await;
+    for (role, hears) in [("host", true), ("guest", false)] {
+        let renewed = alice.ask(&json!({ "type": "auth", "token": token(role).sign() })).await;
+        assert_eq!(renewed["type"], "auth_success", "{renewed}");
+        for request in ["unsubscribe", "subscribe"] {
+            bob.ask(&json!({ "type": request, "topic": "room.1" })).await;
+        }
+        if hears {
+            assert_eq!([alice.came_or_went().await, alice.came_or_went().await], ["-bob", "+bob"]);
+        }
+    }
+    alice.nothing_more().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coming_and_going_has_a_rate() {
+    let gateway = rooms().await;
+    let mut client = gateway.client("alice").await;
+    let mut refused = 0;
+    for n in 0..1100 {
+        let request = if n % 2 == 0 { "subscribe" } else { "unsubscribe" };
+        let answer = client.ask(&json!({ "type": request, "topic": "room.1" })).await;
+        if answer["type"] == "error" {
+            assert_eq!(answer["code"], "rate_limited", "{answer}");
+            assert!(n >= 1024, "{n}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+}
