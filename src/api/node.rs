@@ -43,7 +43,7 @@ impl Api {
             message: "the process that this gateway is part of has set its logs up by itself".to_owned(),
         })?;
         // Before it may be too quiet for that: who reads the log has to know why it changes.
-        tracing::warn!(caller = %caller.name, filter, "a caller asks for another log filter");
+        tracing::warn!(caller = %caller.name, filter, "a caller sets the log filter");
         let previous = control(filter).map_err(|problem| ApiError::invalid("filter", &problem))?;
         Ok(proto::SetLogFilterResponse { previous })
     }
