@@ -141,6 +141,9 @@ impl Hub {
         if state.sessions.len() == 1 {
             self.0.users_online.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
+        // Whoever finds it from here on waits for its core, so that what he has for it comes behind `auth_success`.
+        let mut core = handle.core();
+        core.set_claims(identity.claims());
         // Before its event, so that a snapshot that begins behind that finds it.
         self.0.sessions.insert(&handle);
         self.0.events.emit(EventBody::SessionOpened {
@@ -154,15 +157,11 @@ impl Hub {
             state.online = true;
             self.0.events.emit(EventBody::UserOnline { user: user.id.clone() });
         }
-        {
-            let mut core = handle.core();
-            core.set_claims(identity.claims());
-            let topics = self.subscribe_by_token(&handle, &mut core, identity.topics());
-            // The first that it hears: what is for its user waits for his lock, and what comes from its topics for the core.
-            let hello = self.auth_success(&handle, &core, waiting, &topics, reply_to);
-            core.outbox.push(Entry::message(hello));
-            handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
-        }
+        let topics = self.subscribe_by_token(&handle, &mut core, identity.topics());
+        let hello = self.auth_success(&handle, &core, waiting, &topics, reply_to);
+        core.outbox.push(Entry::message(hello));
+        handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
+        drop(core);
         Ok(Some(handle))
     }
 

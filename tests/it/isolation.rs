@@ -6,7 +6,7 @@
 use std::{
     io::{self, IoSlice},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
@@ -16,7 +16,7 @@ use std::{
 use futures_util::stream;
 use pushgate::{
     api::proto::{self, SendBatchRequest},
-    hub::{Hub, Peer, SendOptions, Wait, Wire},
+    hub::{Handle, Hub, Peer, SendOptions, Wait, Wire},
     limits::FANOUT_SLICE_SESSIONS,
     session::{Granted, Options},
     types::{Device, Notification, NotificationId, Payload, TypeName, UserId},
@@ -78,13 +78,17 @@ impl Writes {
 async fn attach(hub: &Hub, user: &str, count: usize) -> Arc<Writes> {
     let writes = Arc::new(Writes::default());
     for _ in 0..count {
-        let identity = hub.authenticator().verify(&Token::of(user).sign()).unwrap();
-        let options = Options { device: Some(Device::parse("phone").unwrap()), ..Options::default() };
-        let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
-        let granted = Granted { identity, options, reply_to: None };
-        hub.attach(granted, peer, Arc::new(Counted(Arc::clone(&writes)))).await.unwrap();
+        attach_over(hub, user, Arc::new(Counted(Arc::clone(&writes)))).await;
     }
     writes
+}
+
+async fn attach_over(hub: &Hub, user: &str, wire: Arc<dyn Wire>) -> Arc<Handle> {
+    let identity = hub.authenticator().verify(&Token::of(user).sign()).unwrap();
+    let options = Options { device: Some(Device::parse("phone").unwrap()), ..Options::default() };
+    let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
+    let granted = Granted { identity, options, reply_to: None };
+    hub.attach(granted, peer, wire).await.unwrap()
 }
 
 fn notification(hub: &Hub, stored: bool) -> Notification {
@@ -138,6 +142,49 @@ async fn a_broadcast_is_written_in_slices() {
     // There are as many shards as can run at once, each with a slice; and the runtime turns the order of those who
     // yielded round, so that each may be the last of one round and the first of the next.
     assert!(in_a_row <= 2 * FANOUT_SLICE_SESSIONS * shards, "{in_a_row} in a row");
+}
+
+/// What is written to a session first.
+#[derive(Default)]
+struct First(OnceLock<Vec<u8>>);
+
+impl Wire for First {
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.get_or_init(|| slices[0].to_vec());
+        Ok(slices.iter().map(|slice| slice.len()).sum())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn auth_success_comes_first_whatever_is_broadcast_meanwhile() {
+    const SESSIONS: usize = 3000;
+    let gateway = Gateway::start().await;
+    let over = Arc::new(AtomicBool::new(false));
+    let talkers: Vec<_> = (0..2)
+        .map(|_| {
+            let (hub, over) = (gateway.hub.clone(), Arc::clone(&over));
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    hub.broadcast(notification(&hub, false)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for _ in 0..SESSIONS {
+        let wire = Arc::new(First::default());
+        let session = attach_over(&gateway.hub, "alice", Arc::<First>::clone(&wire)).await;
+        // Another may be writing for it yet, whose batch it joined.
+        while wire.0.get().is_none() {
+            tokio::task::yield_now().await;
+        }
+        let first = String::from_utf8_lossy(wire.0.get().unwrap()).into_owned();
+        assert!(first.contains(r#""type":"auth_success""#), "{first}");
+        gateway.hub.detach(&session);
+    }
+    over.store(true, Ordering::Relaxed);
+    for talker in talkers {
+        talker.await.unwrap();
+    }
 }
 
 /// The sessions' runtime has one thread here, and it does nothing else meanwhile.
