@@ -265,7 +265,10 @@ impl Handle {
 
     /// The same, written at once: without a detour where nothing else waits. Call it without holding any lock.
     pub fn send(&self, outgoing: &Outgoing) -> bool {
-        let mut core = self.core.lock();
+        self.send_under(self.core.lock(), outgoing)
+    }
+
+    fn send_under(&self, mut core: MutexGuard<'_, Core>, outgoing: &Outgoing) -> bool {
         let entry = outgoing.entry(core.session.binary, None);
         let admitted = self.admit(&mut core, entry.frame.as_slice().len());
         let batch = if admitted { core.outbox.push_and_begin(entry) } else { core.outbox.begin(false) };
@@ -282,12 +285,7 @@ impl Handle {
             return None;
         }
         let deadline = reply_to.and_then(|id| core.session.answer_request(id));
-        let entry = outgoing.entry(core.session.binary, None);
-        let admitted = self.admit(&mut core, entry.frame.as_slice().len());
-        let batch = if admitted { core.outbox.push_and_begin(entry) } else { core.outbox.begin(false) };
-        drop(core);
-        self.write_batches(batch);
-        Some((admitted, deadline))
+        Some((self.send_under(core, outgoing), deadline))
     }
 
     /// As [`Handle::push`], but where it finds no room what waits is written first: not slow is who takes what he is
