@@ -64,39 +64,28 @@ impl Out<'_> {
         self.family(name, help, MetricType::Gauge)?.encode_gauge(&value)
     }
 
-    /// The same with a label.
-    fn gauges<'v>(
-        &mut self,
-        name: &str,
-        help: &str,
-        label: &'static str,
-        values: impl Iterator<Item = (&'v str, u64)>,
-    ) -> fmt::Result {
-        let mut family = self.family(name, help, MetricType::Gauge)?;
-        for (value, n) in values {
-            let labels: Labels<'_> = &[(label, value)];
-            family.encode_family(&labels)?.encode_gauge(&n)?;
-        }
-        Ok(())
-    }
-
     /// `_total` is added to its name.
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         count(&mut self.family(name, help, MetricType::Counter)?, value)
     }
 
-    /// The same with a label.
-    fn counters<'v>(
+    /// A family with a label: a value each.
+    fn labelled<'v>(
         &mut self,
         name: &str,
         help: &str,
+        of: MetricType,
         label: &'static str,
         values: impl Iterator<Item = (&'v str, u64)>,
     ) -> fmt::Result {
-        let mut family = self.family(name, help, MetricType::Counter)?;
+        let mut family = self.family(name, help, of)?;
         for (value, n) in values {
             let labels: Labels<'_> = &[(label, value)];
-            count(&mut family.encode_family(&labels)?, n)?;
+            let mut one = family.encode_family(&labels)?;
+            match of {
+                MetricType::Counter => count(&mut one, n)?,
+                _ => one.encode_gauge(&n)?,
+            }
         }
         Ok(())
     }
@@ -152,22 +141,25 @@ impl Collector for Node {
         out.gauge("users_online", "Users with at least one session", now.users_online)?;
         let both =
             |of: fn(&Traffic) -> u64| [("received", of(&metrics.received)), ("sent", of(&metrics.sent))].into_iter();
-        out.counters(
+        out.labelled(
             "messages",
             "WebSocket messages from and to clients, control frames left out",
+            MetricType::Counter,
             "direction",
             both(|traffic| traffic.messages.get()),
         )?;
-        out.counters(
+        out.labelled(
             "traffic_bytes",
             "Bytes from and to clients, frame headers and control frames included",
+            MetricType::Counter,
             "direction",
             both(|traffic| traffic.bytes.get()),
         )?;
         let failures = Failure::ALL.iter().map(|failure| (failure.as_str(), metrics.failures(*failure)));
-        out.counters(
+        out.labelled(
             "failures",
             "What was refused or went wrong, by kind; the kinds are those of GetStatus.errors",
+            MetricType::Counter,
             "kind",
             failures,
         )?;
@@ -189,9 +181,9 @@ impl Collector for Node {
         out.gauge("store_disk_bytes", "The store's files", now.store_disk_bytes)?;
         out.gauge("store_healthy", "1: the store takes writes", now.store_healthy.into())?;
         let firing = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alert_is_firing(*name).into()));
-        out.gauges("alert_firing", "1: the alert fires", "alert", firing)?;
+        out.labelled("alert_firing", "1: the alert fires", MetricType::Gauge, "alert", firing)?;
         let fired = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alerts_fired(*name)));
-        out.counters("alerts", "Alerts that began to fire", "alert", fired)?;
+        out.labelled("alerts", "Alerts that began to fire", MetricType::Counter, "alert", fired)?;
         out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
         out.counter("events", "Events", now.events)?;
         out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())
