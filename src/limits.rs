@@ -20,6 +20,10 @@ pub const TOPIC_BYTES_MAX: usize = 200;
 pub const TOPIC_PATTERN_BYTES_MAX: usize = 256;
 /// The rules of `[[topics]]`; a message of a client may meet all of them.
 pub const TOPIC_RULES_MAX: usize = 256;
+/// What is kept of a durable topic where its rule does not say how much, and the most that it may say.
+pub const TOPIC_RECORDS: u32 = 1000;
+/// See [`TOPIC_RECORDS`].
+pub const TOPIC_RECORDS_MAX: u32 = 65_536;
 /// The users and sessions that one Subscribe or Unsubscribe may name.
 pub const SUBSCRIBERS_MAX: usize = 1000;
 /// A client's stored messages that wait to be taken by the store, of one session; with more it is told to slow down.
@@ -210,6 +214,7 @@ const _: () = assert!(USER_AGENT_BYTES_MAX <= PATTERN_BYTES_MAX, "what is shown 
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
 const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");
+const _: () = assert!(TOPIC_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a topic in one byte");
 const _: () = assert!(
     WRITER_QUEUE_BYTES_MAX < STORE_CHUNK_BYTES_MAX * u16::MAX as usize,
     "the largest record that the queue takes has chunks that two bytes can number"

@@ -20,11 +20,15 @@ pub enum Bug {
     RecalledIsCounted,
     /// After a restart offsets go on from the clock, whatever was given before.
     OffsetReused,
+    /// A device is told that it is in a durable topic before that is on disk.
+    JoinedBeforeDurable,
+    /// What is published to a durable topic goes to who is there alone: nobody pulls it.
+    TopicNotPulled,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 7] = [
+    pub const ALL: [Bug; 9] = [
         Bug::CursorAtPush,
         Bug::LiveTooEarly,
         Bug::DuplicateBeforeDurable,
@@ -32,6 +36,8 @@ impl Bug {
         Bug::RecallOfUnconfirmed,
         Bug::RecalledIsCounted,
         Bug::OffsetReused,
+        Bug::JoinedBeforeDurable,
+        Bug::TopicNotPulled,
     ];
 }
 

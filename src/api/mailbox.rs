@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     hub::{DeviceInfo, MailboxError, Purge},
-    types::{Device, Notification, Offset, UserId},
+    types::{Device, Notification, Offset, Topic, UserId},
 };
 
 impl Api {
@@ -128,7 +128,12 @@ fn device_row(info: &DeviceInfo) -> proto::Device {
         pending: info.pending,
         pending_broadcasts: info.broadcasts,
         gap: info.gap,
+        topics: info.topics.iter().map(device_topic).collect(),
     }
+}
+
+fn device_topic((topic, cursor, pending): &(Topic, Offset, u32)) -> proto::DeviceTopic {
+    proto::DeviceTopic { topic: topic.to_string(), cursor: cursor.get(), pending: *pending }
 }
 
 impl From<MailboxError> for ApiError {

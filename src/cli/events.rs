@@ -132,17 +132,18 @@ fn body(body: &Body) -> (&'static str, String) {
         Body::UserOnline(e) => ("user_online", who(&e.user_id, "")),
         Body::UserOffline(e) => ("user_offline", who(&e.user_id, "")),
         Body::NotificationConfirmed(e) => {
-            let text = format!("{}, {} {}, offset {}", who(&e.user_id, &e.device), id(e.broadcast), e.id, e.offset);
+            let (who, id) = (who(&e.user_id, &e.device), id(e.broadcast, &e.topic));
+            let text = format!("{who}, {id} {}, offset {}", e.id, e.offset);
             ("notification_confirmed", text)
         }
         Body::NotificationExpired(e) => {
             let whose = whose(&e.user_id, "");
-            ("notification_expired", format!("{whose}, {} {}, offset {}", id(e.broadcast), e.id, e.offset))
+            ("notification_expired", format!("{whose}, {} {}, offset {}", id(e.broadcast, &e.topic), e.id, e.offset))
         }
         Body::NotificationDropped(e) => {
             let device = e.device.as_deref().map(|name| if name.is_empty() { "(unnamed)" } else { name });
             let whose = whose(&e.user_id, device.unwrap_or_default());
-            let (id, why) = (id(e.broadcast), drop_reason(e.reason()));
+            let (id, why) = (id(e.broadcast, &e.topic), drop_reason(e.reason()));
             ("notification_dropped", format!("{whose}, {id} {}, offset {}: {why}", e.id, e.offset))
         }
         Body::DeviceForgotten(e) => {
@@ -230,6 +231,7 @@ fn drop_reason(reason: proto::DropReason) -> &'static str {
         proto::DropReason::MaxAttempts => "tried delivery.max_attempts times",
         proto::DropReason::DeviceForgotten => "its device was forgotten",
         proto::DropReason::UserForgotten => "its user was forgotten",
+        proto::DropReason::TopicFull => "the oldest of its topic, made room",
     }
 }
 
@@ -238,8 +240,12 @@ fn whose(user: &str, device: &str) -> String {
     if user.is_empty() { "all who lack it".to_owned() } else { who(user, device) }
 }
 
-fn id(broadcast: bool) -> &'static str {
-    if broadcast { "broadcast id" } else { "id" }
+fn id(broadcast: bool, topic: &str) -> String {
+    match (broadcast, topic) {
+        (true, _) => "broadcast id".to_owned(),
+        (false, "") => "id".to_owned(),
+        (false, topic) => format!("topic {topic}, id"),
+    }
 }
 
 fn who(user: &str, device: &str) -> String {
@@ -276,6 +282,7 @@ mod tests {
                 offset: 7,
                 reason: reason.into(),
                 broadcast: user.is_empty(),
+                topic: String::new(),
             };
             body(&Body::NotificationDropped(event)).1
         };

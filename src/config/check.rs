@@ -46,7 +46,7 @@ pub(super) fn type_problems(values: &Value) -> Vec<Problem> {
     full.auth.keys = vec![KeyConfig::new(Algorithm::HS256)];
     full.grpc.tokens = vec![TokenConfig { scopes: Scope::ALL.to_vec(), ..TokenConfig::default() }];
     full.store.on_corruption = Some(OnCorruption::Quarantine);
-    full.topics = vec![TopicRule::default()];
+    full.topics = vec![TopicRule { ttl: Some(Span::secs(1)), max_records: Some(1), ..TopicRule::default() }];
     let template = Value::from(layers::table_of(Value::serialize(full)));
     let mut problems = Vec::new();
     compare(values, &template, &mut Vec::new(), &mut problems);

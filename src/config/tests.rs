@@ -700,12 +700,6 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
         ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
         ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
         ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
-        (
-            "[topics]",
-            "pattern = \"a\"\ndurable = true",
-            "topics[0].durable",
-            format!("keeping what is published {not_yet}; leave it out"),
-        ),
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }
@@ -741,8 +735,26 @@ fn the_rules_of_topics_are_read_checked_and_shown() {
     refused("[[topics]]\npattern = \"a\"\npublish = \"*\"", &format!("pushgate.toml: topics[0].publish: {list}"));
     refused(
         "[[topics]]\npattern = \"a\"\nread = []",
-        "pushgate.toml: unknown key `topics[0].read`; allowed here: durable, pattern, presence, publish, subscribe",
+        "pushgate.toml: unknown key `topics[0].read`; allowed here: durable, max_records, pattern, presence, publish, subscribe, ttl",
     );
+    let kept = "[[topics]]\npattern = \"a\"\ndurable = true\n";
+    let config =
+        Input::toml(&format!("{kept}ttl = \"90d\"\nmax_records = 5\n[store]\nmax_ttl = \"100d\"")).load().config;
+    assert_eq!(
+        (config.topics[0].ttl, config.topics[0].max_records),
+        (Some(crate::types::Span::secs(90 * 86_400)), Some(5))
+    );
+    for (line, key, text) in [
+        ("ttl = \"31d\"", "ttl", "`31d` is not allowed; allowed: 1s to 30d (store.max_ttl)"),
+        ("ttl = \"1ms\"", "ttl", "`1ms` is not allowed; allowed: 1s to 30d (store.max_ttl)"),
+        ("max_records = 0", "max_records", "`0` is not allowed; allowed: 1 to 65536"),
+        ("max_records = 65537", "max_records", "`65537` is not allowed; allowed: 1 to 65536"),
+    ] {
+        refused(&format!("{kept}{line}"), &format!("pushgate.toml: topics[0].{key}: {text}"));
+        let text = "nothing is kept without `durable = true`; add that, or leave this out";
+        let problems = Input::toml(&format!("[[topics]]\npattern = \"a\"\n{line}")).refusal();
+        assert!(problems.contains(&format!("pushgate.toml: topics[0].{key}: {text}")), "{problems:?}");
+    }
     refused(
         "[[topics]]\npattern = \"a{b\"",
         "pushgate.toml: topics[0].pattern: `a{b` is no pattern; braces hold `sub` or the name of a claim, such as \

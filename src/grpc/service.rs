@@ -162,6 +162,6 @@ impl Gateway for Service {
     }
 
     async fn list_topics(&self, request: Request<ListTopicsRequest>) -> Result<Response<ListTopicsResponse>, Status> {
-        self.answer(request, async |caller, _, request| self.0.list_topics(&caller, &request)).await
+        self.answer(request, async |caller, _, request| self.0.list_topics(&caller, &request).await).await
     }
 }

@@ -8,6 +8,7 @@ use super::{
     Hub,
     handle::{Closing, Core, Counts, Handle, Peer},
     outbox::{Entry, Wire},
+    shared_log::SharedLog,
     user::{User, UserState},
 };
 use crate::{
@@ -62,14 +63,16 @@ impl Hub {
         loop {
             let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
             self.ensure_device(&user, &device).await?;
+            let logs = self.ensure_members(&user, &device, &identity).await?;
             if self.is_draining() {
                 return Err(AttachError::Draining);
             }
             let registered =
-                self.register(&user, &device, &identity, &options, reply_to.as_deref(), &peer, &mut wire)?;
+                self.register(&user, &device, &identity, &logs, &options, reply_to.as_deref(), &peer, &mut wire)?;
             if let Some(handle) = registered {
-                // Registered first, and then the broadcast log is looked at: what joins it from now on finds the session.
-                self.plan_broadcast(&handle);
+                // Registered first, and then the logs that many read are looked at: what joins them from now on finds the
+                // session.
+                let _ = self.plan_pull(&handle);
                 self.schedule_look(&handle);
                 handle.flush();
                 tracing::debug!(session = %handle.id, user = %handle.user.id, device = %handle.device, "session opened");
@@ -88,13 +91,15 @@ impl Hub {
         if state.sessions.len() >= limit && open() >= limit { Err(AttachError::UserConnections) } else { Ok(()) }
     }
 
-    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile, or the store's engine lost.
+    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile, or came into a durable topic
+    /// whose log is not among these, or the store's engine was lost.
     #[allow(clippy::too_many_arguments, reason = "one step of attach, split off for its lock's extent")]
     fn register(
         &self,
         user: &Arc<User>,
         device: &Device,
         identity: &Identity,
+        logs: &[Arc<SharedLog>],
         options: &Options,
         reply_to: Option<&str>,
         peer: &Peer,
@@ -111,6 +116,9 @@ impl Hub {
         let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
             return Ok(None);
         };
+        if !self.knows_all(known, identity, logs) {
+            return Ok(None);
+        }
         let Some(wire) = wire.take() else { return Ok(None) };
         known.row.last_seen = unix;
         let (cursor, broadcast) = (known.row.cursor, known.row.broadcast);
@@ -128,7 +136,7 @@ impl Hub {
         if live {
             session.delivery.go_live(Log::User, state.log.last);
         }
-        let waiting = self.waiting(state, device);
+        let waiting = self.waiting(state, device, logs);
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
         let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
@@ -157,21 +165,30 @@ impl Hub {
             state.online = true;
             self.0.events.emit(EventBody::UserOnline { user: user.id.clone() });
         }
-        let topics = self.subscribe_by_token(&handle, &mut core, identity.topics());
+        let mut topics = self.subscribe_by_token(&handle, &mut core, identity.topics());
+        if let Some(known) = state.devices.iter().find(|known| known.name == *device) {
+            topics.extend(self.follow_all(&handle, &mut core, known, logs));
+        }
         let hello = self.auth_success(&handle, &core, waiting, &topics, reply_to);
         core.outbox.push(Entry::message(hello));
-        handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
+        handle.note_flow(Log::User, &core.session.delivery);
         drop(core);
         Ok(Some(handle))
     }
 
     /// What waits for a device.
-    fn waiting(&self, state: &UserState, device: &Device) -> Waiting {
+    fn waiting(&self, state: &UserState, device: &Device, logs: &[Arc<SharedLog>]) -> Waiting {
         let Some(known) = state.devices.iter().find(|known| known.name == *device) else {
             return Waiting { pending: 0, gap: false };
         };
-        let broadcasts = self.0.broadcasts.state().log.alive_above(known.row.broadcast, self.clock().unix_millis());
-        Waiting { pending: state.log.pending_above(known.row.cursor) + broadcasts, gap: state.lacks(known) }
+        let now = self.clock().unix_millis();
+        let broadcasts = self.0.broadcasts.state().log.alive_above(known.row.broadcast, now);
+        let of_topics = logs.iter().filter_map(|log| {
+            let member = known.members().iter().find(|member| log.id.topic() == Some(&member.topic))?;
+            Some(log.state().log.alive_above(member.row.cursor, now))
+        });
+        let pending = state.log.pending_above(known.row.cursor) + broadcasts + of_topics.sum::<usize>();
+        Waiting { pending, gap: state.lacks(known) || known.lacks_of(logs) }
     }
 
     /// `auth_success` for a session, as things stand.
@@ -221,7 +238,7 @@ impl Hub {
                 let waiting = {
                     let mut state = handle.user.state();
                     self.expire(&handle.user, &mut state);
-                    self.waiting(&state, &handle.device)
+                    self.waiting(&state, &handle.device, &handle.followed_logs())
                 };
                 let hello = {
                     let mut core = handle.core();

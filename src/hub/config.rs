@@ -80,4 +80,10 @@ pub struct TopicRule {
     /// Whether what is published is kept for members that are away.
     #[serde(default)]
     pub durable: bool,
+    /// How long that is kept; unset: `store.ttl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Span>,
+    /// How much of it is kept at most, of each topic; then the oldest goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_records: Option<u32>,
 }

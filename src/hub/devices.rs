@@ -14,7 +14,7 @@ use crate::{
     limits,
     session::Log,
     store::{DeviceRow, Done, Op, StoreError},
-    types::{Device, DropReason, EventBody, ForgetReason, Offset, UnixMillis},
+    types::{Device, DropReason, EventBody, ForgetReason, LogId, Offset, UnixMillis},
 };
 
 /// A device seen within this time does not make room for another.
@@ -98,7 +98,7 @@ impl Hub {
             // Most have one and never another.
             state.devices.reserve_exact(1);
         }
-        state.devices.push(DeviceState { name: device.clone(), row, durable: false, attempts: None });
+        state.devices.push(DeviceState::new(device.clone(), row, false));
         Ok(row)
     }
 
@@ -139,7 +139,9 @@ impl Hub {
         done: Option<Done>,
     ) -> bool {
         let Some(index) = state.devices.iter().position(|known| known.name == *name) else { return false };
-        let device = state.devices.remove(index).name;
+        let removed = state.devices.remove(index);
+        let topics = removed.members().iter().map(|member| member.topic.clone()).collect();
+        let device = removed.name;
         let at = self.clock().unix_millis();
         state.forgotten.retain(|(known, _)| *known != device);
         state.forgotten.push((device.clone(), at));
@@ -150,6 +152,7 @@ impl Hub {
             device: device.clone(),
             at,
             unremembered,
+            topics,
             hold: Arc::clone(&state.log.hold),
             done,
         };
@@ -181,8 +184,10 @@ impl Hub {
             head.filter(|_| max > 0 && by_client).map(|head| (head.log, head.offset))
         };
         let Some((log, offset)) = head else { return };
+        let shared = self.shared_log_of(handle, log);
+        let topic = shared.as_ref().and_then(LogId::topic);
         let Some(known) = state.device(&handle.device) else { return };
-        if known.cursor(log) >= offset {
+        if known.is_past(log, topic, offset) {
             return;
         }
         let before = known.attempts.filter(|(at, _)| *at == offset).map_or(0, |(_, count)| count);
@@ -191,19 +196,24 @@ impl Hub {
             return;
         }
         known.attempts = None;
-        known.confirm(log, offset);
+        known.confirm(log, topic, offset);
         if log == Log::User {
             known.row.lost = known.row.lost.max(offset);
         }
         let user = &handle.user;
         if let Some(known) = state.devices.iter().find(|known| known.name == handle.device) {
             self.put_cursor(user, known, &state.log);
+            if let Some(topic) = topic {
+                self.put_member_cursor(user, known, topic, &state.log);
+            }
         }
-        let (of, entry) = match log {
-            Log::User => (Some(user.id.clone()), state.log.entry(offset).cloned()),
-            Log::Broadcast => (None, self.0.broadcasts.state().log.entry(offset).cloned()),
+        let entry = match log {
+            Log::User => state.log.entry(offset).cloned(),
+            Log::Broadcast => self.0.broadcasts.state().log.entry(offset).cloned(),
+            Log::Topic(_) => handle.followed(log).and_then(|followed| followed.state().log.entry(offset).cloned()),
         };
         let Some(entry) = entry else { return };
+        let of = shared.unwrap_or_else(|| user.log());
         tracing::warn!(user = %user.id, device = %handle.device, id = %entry.id, attempts = max, "given up: never acked");
         self.dropped(of, Some((user.id.clone(), handle.device.clone())), &entry, DropReason::MaxAttempts);
         // Nobody is left who could confirm it: it ends with that.

@@ -43,41 +43,36 @@ impl Hub {
     pub(super) fn ended(&self, log: &LogId, state: &mut LogState, entries: &[IndexEntry], why: Why) {
         for entry in entries {
             state.ended(entry.offset, entry.remembered, why.end());
-            let user = log.user().cloned();
             match why {
                 Why::Done | Why::Damaged => {}
                 Why::Expired => {
                     self.metrics().failure(Failure::Expired);
-                    let (id, offset) = (entry.id.clone(), entry.offset);
-                    self.0.events.emit(EventBody::NotificationExpired { user, id, offset });
+                    let (log, id, offset) = (log.clone(), entry.id.clone(), entry.offset);
+                    self.0.events.emit(EventBody::NotificationExpired { log, id, offset });
                 }
-                Why::Dropped(reason) => self.dropped(user, None, entry, reason),
+                Why::Dropped(reason) => self.dropped(log.clone(), None, entry, reason),
             }
         }
     }
 
     /// A notification was dropped: for one device, or for all that lack it.
-    pub(super) fn dropped(
-        &self,
-        user: Option<UserId>,
-        device: Option<(UserId, Device)>,
-        entry: &IndexEntry,
-        reason: DropReason,
-    ) {
+    pub(super) fn dropped(&self, log: LogId, device: Option<(UserId, Device)>, entry: &IndexEntry, reason: DropReason) {
         let failure = match reason {
             DropReason::LaggardLost => Some(Failure::LaggardLost),
             DropReason::Overflow => Some(Failure::OverflowLost),
             DropReason::MaxAttempts => Some(Failure::MaxAttempts),
             // What a caller asked for is no failure.
-            DropReason::Superseded | DropReason::Purged | DropReason::DeviceForgotten | DropReason::UserForgotten => {
-                None
-            }
+            DropReason::Superseded
+            | DropReason::Purged
+            | DropReason::DeviceForgotten
+            | DropReason::UserForgotten
+            | DropReason::TopicFull => None,
         };
         if let Some(failure) = failure {
             self.metrics().failure(failure);
         }
         let (id, offset) = (entry.id.clone(), entry.offset);
-        self.0.events.emit(EventBody::NotificationDropped { user, device, id, offset, reason });
+        self.0.events.emit(EventBody::NotificationDropped { log, device, id, offset, reason });
     }
 
     /// Ends notifications that were taken out of a user's log, and deletes them, under the log's lock.
@@ -88,11 +83,11 @@ impl Hub {
         }
     }
 
-    /// Ends broadcasts that were taken out of their log, and deletes them, under its lock.
-    pub(super) fn end_broadcasts(&self, state: &mut LogState, entries: &[IndexEntry], why: Why) {
+    /// Ends what was taken out of a log that many read, and deletes it, under its lock.
+    pub(super) fn end_shared(&self, log: &LogId, state: &mut LogState, entries: &[IndexEntry], why: Why) {
         if !entries.is_empty() {
-            self.ended(&LogId::Broadcast, state, entries, why);
-            self.delete(&LogId::Broadcast, state, entries, None);
+            self.ended(log, state, entries, why);
+            self.delete(log, state, entries, None);
         }
     }
 
@@ -136,10 +131,14 @@ impl Hub {
                     let entries = state.log.take_offsets(&[offset]);
                     self.end(&handle.user, state, &entries, Why::Expired);
                 }
-                Log::Broadcast => {
-                    let mut broadcasts = self.0.broadcasts.state();
-                    let entries = broadcasts.log.take_offsets(&[offset]);
-                    self.end_broadcasts(&mut broadcasts.log, &entries, Why::Expired);
+                Log::Broadcast | Log::Topic(_) => {
+                    let followed = handle.followed(of);
+                    let shared = if of == Log::Broadcast { Some(&self.0.broadcasts) } else { followed.as_ref() };
+                    // One of a topic that it is in no more is found by the sweep.
+                    let Some(shared) = shared else { continue };
+                    let mut state = shared.state();
+                    let entries = state.log.take_offsets(&[offset]);
+                    self.end_shared(&shared.id, &mut state.log, &entries, Why::Expired);
                 }
             }
         }

@@ -4,17 +4,19 @@
 //! never across a write.
 
 mod closing;
+mod flows;
 
 use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32},
     },
 };
 
 use bytes::Bytes;
 pub use closing::Closing;
+use flows::Followed;
 use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -91,6 +93,9 @@ pub struct Aside {
     pub claims: Claims,
     /// Its topics.
     pub(super) rooms: Vec<Arc<Room>>,
+    /// Those of them that are durable.
+    #[allow(clippy::box_collection, reason = "mostly not there, in every such session's memory")]
+    followed: Option<Box<Vec<Followed>>>,
     /// What it says to others and is to be stored.
     pub(super) sends: Option<Box<Sends>>,
 }
@@ -110,10 +115,10 @@ pub struct Handle {
     /// The same, for spans.
     pub opened: Instant,
     /// Whether it is Pulling, by log: what [`Flow`] says, readable without the lock.
-    pulling: [AtomicBool; Log::ALL.len()],
+    pulling: [AtomicBool; flows::PLACES],
     task: AtomicWaker,
     /// Whether it is in the list of those that are woken when more of the broadcast log is readable.
-    pub(super) waits_for_broadcasts: AtomicBool,
+    waits_for_broadcasts: AtomicBool,
     /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
     pub(super) look_at_tick: AtomicU32,
     wire: Arc<dyn Wire>,
@@ -147,7 +152,7 @@ impl Handle {
             peer,
             connected_at: shared.clock.unix_millis(),
             opened: shared.clock.now(),
-            pulling: [AtomicBool::new(true), AtomicBool::new(true)],
+            pulling: [AtomicBool::new(true), AtomicBool::new(true), AtomicBool::new(false)],
             task: AtomicWaker::new(),
             waits_for_broadcasts: AtomicBool::new(false),
             look_at_tick: AtomicU32::new(0),
@@ -162,24 +167,9 @@ impl Handle {
         self.core.lock()
     }
 
-    /// Whether it is Pulling a log.
-    pub fn is_pulling(&self, log: Log) -> bool {
-        self.pulling[log as usize].load(Ordering::Acquire)
-    }
-
     /// Whether it is being closed.
     pub fn is_closing(&self) -> bool {
         self.core().closing.is_some()
-    }
-
-    /// Whether it is Pulling any log.
-    pub fn is_behind(&self) -> bool {
-        Log::ALL.into_iter().any(|log| self.is_pulling(log))
-    }
-
-    /// Follows the core's flow, under the core's lock.
-    pub fn note_flow(&self, log: Log, flow: Flow) {
-        self.pulling[log as usize].store(flow == Flow::Pulling, Ordering::Release);
     }
 
     /// Registers the connection's task to be woken.
@@ -220,7 +210,7 @@ impl Handle {
             Offer::Had => false,
             Offer::Behind => {
                 if was == Flow::Live {
-                    self.note_flow(log, Flow::Pulling);
+                    self.note_flow(log, &core.session.delivery);
                     self.wake();
                 }
                 false

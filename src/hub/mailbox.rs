@@ -6,13 +6,13 @@ use super::{
     Hub,
     ends::Why,
     send::CloseFilter,
-    user::{DeviceState, UserState},
+    user::{DeviceState, Member, UserState},
 };
 use crate::{
     protocol::close::CloseCode,
     session::Log,
     store::{DeviceRow, IndexEntry, Op, PageLimit, StoreError},
-    types::{Device, DropReason, EventBody, ForgetReason, Notification, Offset, UserId},
+    types::{Device, DropReason, EventBody, ForgetReason, Notification, Offset, Topic, UserId},
 };
 
 /// How long a purge waits for a store that is opened again.
@@ -56,6 +56,8 @@ pub struct DeviceInfo {
     pub pending: u32,
     /// What waits for it in the broadcast log.
     pub broadcasts: u32,
+    /// The durable topics that it is in, by name; its cursor in each, and what waits for it there.
+    pub topics: Vec<(Topic, Offset, u32)>,
     /// Whether it lacks something for good that it was not told of.
     pub gap: bool,
 }
@@ -183,7 +185,7 @@ impl Hub {
         let waiting: Vec<IndexEntry> = state.log.index.iter().filter(|entry| entry.offset > from).cloned().collect();
         let Some(last) = waiting.last().map(|entry| entry.offset) else { return Vec::new() };
         let Some(known) = state.device(name) else { return Vec::new() };
-        known.confirm(Log::User, last);
+        known.confirm(Log::User, None, last);
         known.row.lost = last;
         let known: DeviceState = known.clone();
         self.put_cursor(user, &known, &state.log);
@@ -200,7 +202,7 @@ impl Hub {
             // Those that end altogether, unconfirmed, are reported with their end.
             if !is_gone(entry) || entry.confirmed {
                 let device = Some((user.id.clone(), name.clone()));
-                self.dropped(Some(user.id.clone()), device, entry, DropReason::Purged);
+                self.dropped(user.log(), device, entry, DropReason::Purged);
             }
         }
         let (confirmed, unconfirmed): (Vec<_>, Vec<_>) = gone.into_iter().partition(|entry| entry.confirmed);
@@ -212,19 +214,43 @@ impl Hub {
     pub async fn devices(&self, id: &UserId) -> Result<Vec<DeviceInfo>, MailboxError> {
         let user = self.user(id).await?;
         self.broadcasts().await?;
+        let mut members: Vec<Topic> = {
+            let state = user.state();
+            state.devices.iter().flat_map(|known| known.members()).map(|member| member.topic.clone()).collect()
+        };
+        members.sort_unstable();
+        members.dedup();
+        let mut logs = Vec::with_capacity(members.len());
+        for topic in &members {
+            logs.push(self.topic_log(topic).await?);
+        }
         let mut guard = user.state();
         let state = &mut *guard;
         self.expire(&user, state);
         self.forget_unseen(&user, state);
         let broadcasts = self.0.broadcasts.state();
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let topics = |known: &DeviceState| {
+            let mut topics: Vec<_> = known
+                .members()
+                .iter()
+                .map(|Member { topic, row, .. }| {
+                    let log = logs.iter().find(|log| log.id.topic() == Some(topic));
+                    let pending = log.map_or(0, |log| log.state().log.pending_above(row.cursor));
+                    (topic.clone(), row.cursor, number(pending))
+                })
+                .collect();
+            topics.sort_unstable();
+            topics
+        };
         let info = |known: &DeviceState| DeviceInfo {
             name: known.name.clone(),
             row: known.row,
             sessions: number(state.sessions.iter().filter(|session| session.device == known.name).count()),
             pending: number(state.log.pending_above(known.row.cursor)),
             broadcasts: number(broadcasts.log.pending_above(known.row.broadcast)),
-            gap: state.lacks(known),
+            topics: topics(known),
+            gap: state.lacks(known) || known.lacks_of(&logs),
         };
         let mut devices: Vec<_> = state.devices.iter().filter(|known| known.durable).map(info).collect();
         devices.sort_by(|a, b| a.name.cmp(&b.name));

@@ -13,6 +13,7 @@ mod attach;
 mod broadcast;
 pub mod config;
 mod devices;
+mod durable;
 mod ends;
 mod events;
 mod filter;
@@ -30,6 +31,7 @@ mod replay;
 mod rules;
 mod send;
 mod sessions;
+mod shared_log;
 mod subscriptions;
 mod sweep;
 mod talk;
@@ -66,9 +68,9 @@ pub use subscriptions::{Changes, TopicRow};
 pub use sweep::CleanedUp;
 
 use self::{
-    broadcast::Broadcasts,
     handle::Shared,
     sessions::Sessions,
+    shared_log::{SharedLog, TopicLogs},
     timers::{Leavers, Wheel},
     topics::{Room, Topics},
     user::User,
@@ -162,8 +164,9 @@ struct Inner {
     users: Users,
     users_online: AtomicU64,
     sessions: Sessions,
-    broadcasts: Arc<Broadcasts>,
+    broadcasts: Arc<SharedLog>,
     topics: Topics,
+    topic_logs: TopicLogs,
     events: Arc<Events>,
     wheel: Wheel,
     leavers: Leavers<Arc<User>>,
@@ -219,8 +222,9 @@ impl Hub {
             users: Users::new(),
             users_online: AtomicU64::new(0),
             sessions: Sessions::new(),
-            broadcasts: Arc::default(),
+            broadcasts: SharedLog::of_broadcasts(),
             topics: Topics::new(),
+            topic_logs: TopicLogs::default(),
             events: Events::new(events.buffer as usize, clock.clone()),
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),

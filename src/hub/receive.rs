@@ -9,7 +9,7 @@ use crate::{
         server,
     },
     session::{Confirmed, Log, Reaction, Tick, Verdict},
-    types::EventBody,
+    types::{EventBody, LogId},
 };
 
 impl Hub {
@@ -101,9 +101,14 @@ impl Hub {
         let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
         let mut news = Vec::new();
         for one in confirmed {
-            // Another session of the device may have been faster.
-            if known.confirm(one.log, one.offset) {
-                news.push(one);
+            let shared = self.shared_log_of(handle, one.log);
+            let topic = shared.as_ref().and_then(LogId::topic);
+            // Another session of the device may have been faster; one that left a topic has nothing to confirm there.
+            if known.confirm(one.log, topic, one.offset) {
+                if let Some(topic) = topic {
+                    self.put_member_cursor(user, known, topic, &state.log);
+                }
+                news.push((one, shared));
             }
         }
         if news.is_empty() {
@@ -112,7 +117,7 @@ impl Hub {
         known.row.last_seen = self.clock().unix_millis();
         known.attempts = None;
         self.put_cursor(user, known, &state.log);
-        for one in news {
+        for (one, shared) in news {
             if one.log == Log::User {
                 let remembered = state.log.confirm(one.offset);
                 state.log.ended(one.offset, remembered, End::Confirmed);
@@ -127,10 +132,19 @@ impl Hub {
                 session: handle.id,
                 id: one.id.clone(),
                 offset: one.offset,
-                broadcast: one.log == Log::Broadcast,
+                shared,
             });
         }
         self.drop_done(user, state);
+    }
+
+    /// Which log that is, where it is none of the user's own.
+    pub(super) fn shared_log_of(&self, handle: &Handle, log: Log) -> Option<LogId> {
+        match log {
+            Log::User => None,
+            Log::Broadcast => Some(LogId::Broadcast),
+            Log::Topic(_) => handle.followed(log).map(|log| log.id.clone()),
+        }
     }
 
     /// Something of this session may be due.

@@ -16,13 +16,13 @@ use tokio::sync::oneshot;
 use super::{
     Hub,
     log::LogState,
-    user::{DeviceState, User, UserState},
+    user::{DeviceState, Member, User, UserState},
 };
 use crate::{
     metrics::Failure,
-    session::{Flow, Log},
+    session::Log,
     store::{DeviceRow, Mailbox, Op, StoreError},
-    types::{Offset, UnixMillis},
+    types::{Offset, Topic, UnixMillis},
 };
 
 /// What of a user is in memory and not on disk.
@@ -32,6 +32,8 @@ struct Ahead {
     cursors: Vec<usize>,
     /// Devices that are not there.
     devices: Vec<usize>,
+    /// Memberships of devices that are newer, or not there.
+    members: Vec<(usize, Topic)>,
 }
 
 impl Hub {
@@ -132,10 +134,13 @@ impl Hub {
             };
             self.write_counted(&mut state.log, op);
         }
+        for (index, topic) in &ahead.members {
+            self.put_member_cursor(user, &state.devices[*index], topic, &state.log);
+        }
         for session in &state.sessions {
             let mut core = session.core();
             core.session.delivery.pull(Log::User);
-            session.note_flow(Log::User, Flow::Pulling);
+            session.note_flow(Log::User, &core.session.delivery);
         }
         state.maybe_pulling = !state.sessions.is_empty();
     }
@@ -147,6 +152,11 @@ impl Hub {
             self.metrics().failure(Failure::DiskFull);
             if let Err(error) = self.broadcasts().await {
                 self.not_read_anew(&error, "the broadcast log");
+            }
+            for log in self.0.topic_logs.all() {
+                if let Err(error) = self.load_shared(&log).await {
+                    self.not_read_anew(&error, "the log of a topic");
+                }
             }
             let mut users = self.0.users.all();
             users.retain(|user| user.is_loaded());
@@ -178,12 +188,20 @@ impl UserState {
     fn merge(&mut self, mut mailbox: Mailbox) -> Ahead {
         let mut ahead = Ahead::default();
         let known = std::mem::take(&mut self.devices);
-        let durable = |(name, row)| DeviceState { name, row, durable: true, attempts: None };
+        let durable = |(name, row)| DeviceState::new(name, row, true);
         self.devices = std::mem::take(&mut mailbox.devices).into_iter().map(durable).collect();
+        for (name, topic, row) in std::mem::take(&mut mailbox.members) {
+            // One without its device is left over from a device that was forgotten.
+            if let Some(device) = self.device(&name) {
+                device.members_mut().push(Member { topic, row, durable: true });
+            }
+        }
         for known in known {
             match self.devices.iter_mut().enumerate().find(|(_, stored)| stored.name == known.name) {
                 Some((index, stored)) => {
                     stored.attempts = known.attempts;
+                    let newer = stored.merge_members(known.members());
+                    ahead.members.extend(newer.into_iter().map(|topic| (index, topic)));
                     let newest = newest(&stored.row, &known.row);
                     if newest != stored.row {
                         stored.row = newest;
@@ -191,6 +209,8 @@ impl UserState {
                     }
                 }
                 None if known.durable => {
+                    let topics = known.members().iter().filter(|member| member.durable);
+                    ahead.members.extend(topics.map(|member| (self.devices.len(), member.topic.clone())));
                     ahead.devices.push(self.devices.len());
                     self.devices.push(known);
                 }

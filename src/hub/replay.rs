@@ -1,15 +1,22 @@
 //! How a Pulling session gets from its position to the present: a page at a time from the store, up to the log's
 //! applied mark, no more than its window takes; then Live, under the log's lock, when nothing is left.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
-use super::{Hub, ends::Why, handle::Handle, log::LogState, outgoing::Outgoing};
+use super::{
+    Hub,
+    ends::Why,
+    handle::Handle,
+    log::LogState,
+    outgoing::Outgoing,
+    shared_log::{SharedLog, SharedState},
+};
 use crate::{
     metrics::Failure,
     protocol::server::Draft,
     session::{Flow, Log},
     store::{Page, PageLimit, StoreError},
-    types::{LogId, Offset, UnixMillis},
+    types::{LogId, Offset, Topic, UnixMillis},
 };
 
 /// What a session's task does next about its logs.
@@ -28,6 +35,8 @@ pub enum Pull {
 pub struct PageRequest {
     of: Log,
     log: LogId,
+    /// The log, where many read it.
+    shared: Option<Arc<SharedLog>>,
     after: Offset,
     upto: Offset,
     records: usize,
@@ -37,21 +46,29 @@ pub struct PageRequest {
 impl Hub {
     /// Decides what a session's task does next, and turns the session Live in each log where nothing is left to pull.
     pub fn plan_pull(&self, handle: &Arc<Handle>) -> Pull {
-        match self.plan_user(handle) {
-            Pull::Read(request) => Pull::Read(request),
-            Pull::Live => self.plan_broadcast(handle),
-            Pull::Wait => match self.plan_broadcast(handle) {
-                Pull::Live => Pull::Wait,
-                other => other,
-            },
+        let mut waits = false;
+        let mut decides = |plan: Pull| match plan {
+            Pull::Read(request) => Some(Pull::Read(request)),
+            Pull::Wait => {
+                waits = true;
+                None
+            }
+            Pull::Live => None,
+        };
+        if let Some(read) = decides(self.plan_user(handle)).or_else(|| decides(self.plan_broadcast(handle))) {
+            return read;
         }
+        if let Some(read) = handle.pulled_topics().iter().find_map(|log| decides(self.plan_shared(handle, log))) {
+            return read;
+        }
+        if waits { Pull::Wait } else { Pull::Live }
     }
 
     fn plan_user(&self, handle: &Arc<Handle>) -> Pull {
         let mut guard = handle.user.state();
         let state = &mut *guard;
         let was = handle.is_pulling(Log::User);
-        let plan = self.plan(handle, Log::User, &state.log);
+        let plan = self.plan(handle, Log::User, &state.log, || (handle.user.log(), None));
         match plan {
             Pull::Live if was => self.drop_done(&handle.user, state),
             Pull::Wait => state.maybe_pulling = true,
@@ -62,22 +79,33 @@ impl Hub {
 
     /// The same for the broadcast log alone.
     pub(super) fn plan_broadcast(&self, handle: &Arc<Handle>) -> Pull {
-        let mut state = self.0.broadcasts.state();
-        let plan = self.plan(handle, Log::Broadcast, &state.log);
+        self.plan_shared(handle, &self.0.broadcasts)
+    }
+
+    /// The same for one log that many read.
+    fn plan_shared(&self, handle: &Arc<Handle>, shared: &Arc<SharedLog>) -> Pull {
+        let mut guard = shared.state();
+        let SharedState { log, waiting } = &mut *guard;
+        let plan = self.plan(handle, shared.of, log, || (shared.id.clone(), Some(Arc::clone(shared))));
         // One that waits for its window or its socket is woken by those, and each is in the list once.
-        let waits = plan == Pull::Wait && !handle.is_closing() && {
-            let position = handle.core().session.delivery.position(Log::Broadcast);
-            self.is_stale(&state.log)
-                || state.log.first_above(position).is_none_or(|first| first.offset > state.log.applied)
+        let waits = matches!(plan, Pull::Wait) && !handle.is_closing() && {
+            let position = handle.core().session.delivery.position(shared.of);
+            self.is_stale(log) || log.first_above(position).is_none_or(|first| first.offset > log.applied)
         };
-        if waits && !handle.waits_for_broadcasts.swap(true, Ordering::AcqRel) {
-            state.waiting.push(Arc::downgrade(handle));
+        if waits && !handle.note_waiting(shared.of, true) {
+            waiting.push(Arc::downgrade(handle));
         }
         plan
     }
 
     /// What is to be done about one log, under its lock.
-    fn plan(&self, handle: &Handle, of: Log, log: &LogState) -> Pull {
+    fn plan(
+        &self,
+        handle: &Handle,
+        of: Log,
+        log: &LogState,
+        name: impl FnOnce() -> (LogId, Option<Arc<SharedLog>>),
+    ) -> Pull {
         let mut core = handle.core();
         if core.closing.is_some() {
             return Pull::Wait;
@@ -93,11 +121,14 @@ impl Hub {
         let first = log.first_above(position);
         #[cfg(test)]
         let first =
+            first.filter(|_| !matches!(of, Log::Topic(_)) || !crate::planted::is(crate::planted::Bug::TopicNotPulled));
+        #[cfg(test)]
+        let first =
             first.filter(|first| first.offset <= log.applied || !crate::planted::is(crate::planted::Bug::LiveTooEarly));
         let Some(first) = first else {
             // Nothing lies between the position and the last assigned offset, and the lock keeps it so.
             core.session.delivery.go_live(of, log.last);
-            handle.note_flow(of, Flow::Live);
+            handle.note_flow(of, &core.session.delivery);
             return Pull::Live;
         };
         if first.offset > log.applied {
@@ -110,11 +141,9 @@ impl Hub {
             return Pull::Wait;
         }
         let (records, bytes) = core.session.delivery.room(window);
-        let name = match of {
-            Log::User => handle.user.log(),
-            Log::Broadcast => LogId::Broadcast,
-        };
-        Pull::Read(PageRequest { of, log: name, after: position, upto: log.applied, records, bytes })
+        let upto = log.applied;
+        let (log, shared) = name();
+        Pull::Read(PageRequest { of, log, shared, after: position, upto, records, bytes })
     }
 
     /// Reads a page.
@@ -135,9 +164,9 @@ impl Hub {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let of = request.of;
         // What was deleted since the page was read is left out.
-        let waiting = match of {
-            Log::User => self.still_waiting(&request.log, &mut handle.user.state().log, &page, unix),
-            Log::Broadcast => self.still_waiting(&request.log, &mut self.0.broadcasts.state().log, &page, unix),
+        let waiting = match &request.shared {
+            None => self.still_waiting(&request.log, &mut handle.user.state().log, &page, unix),
+            Some(shared) => self.still_waiting(&request.log, &mut shared.state().log, &page, unix),
         };
         let mut progress = page.records.is_empty() && (page.complete || !page.damaged.is_empty());
         let (mut whole, mut excluded) = (page.complete, false);
@@ -160,7 +189,7 @@ impl Hub {
             }
             #[cfg(test)]
             if crate::planted::is(crate::planted::Bug::CursorAtPush) {
-                handle.user.state().device(&handle.device).map(|known| known.confirm(of, *offset));
+                handle.user.state().device(&handle.device).map(|known| known.confirm(of, request.log.topic(), *offset));
             }
             progress = true;
         }
@@ -169,7 +198,7 @@ impl Hub {
         }
         handle.ping_behind_data();
         if excluded {
-            self.pass_excluded(handle);
+            self.pass_excluded(handle, of, request.log.topic());
         }
         // Live before the client has seen the page, where it was the last: what he makes happen by it finds him so.
         let _ = self.plan_pull(handle);
@@ -177,19 +206,22 @@ impl Hub {
         progress
     }
 
-    /// Moves a device past broadcasts that leave its user out, where nothing of that log is unconfirmed: they are not to be
-    /// looked at again at each connection.
-    fn pass_excluded(&self, handle: &Arc<Handle>) {
+    /// Moves a device past what leaves its user out, where nothing of that log is unconfirmed: it is not to be looked at again
+    /// at each connection.
+    fn pass_excluded(&self, handle: &Arc<Handle>, log: Log, topic: Option<&Topic>) {
         let mut guard = handle.user.state();
         let state = &mut *guard;
         let position = {
             let core = handle.core();
             let delivery = &core.session.delivery;
-            (!delivery.has_in_flight(Log::Broadcast)).then(|| delivery.position(Log::Broadcast))
+            (!delivery.has_in_flight(log) && !delivery.is_outside(log)).then(|| delivery.position(log))
         };
         let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
-        if position.is_some_and(|position| known.confirm(Log::Broadcast, position)) {
-            self.put_cursor(&handle.user, known, &state.log);
+        if position.is_some_and(|position| known.confirm(log, topic, position)) {
+            match topic {
+                None => self.put_cursor(&handle.user, known, &state.log),
+                Some(topic) => self.put_member_cursor(&handle.user, known, topic, &state.log),
+            }
         }
     }
 

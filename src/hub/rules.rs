@@ -7,7 +7,7 @@
 //!
 //! A grant is `*` (every client) or `claim=text` (the claim is that text, or a list that holds it).
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::config::TopicRule;
 use crate::{
@@ -55,9 +55,19 @@ pub struct Rules {
 #[derive(Clone, Debug)]
 struct Rule {
     pattern: Pattern,
+    kept: Option<Kept>,
     subscribe: Vec<Grant>,
     publish: Vec<Grant>,
     presence: Vec<Grant>,
+}
+
+/// How what is published to a durable topic is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// For how long; `None`: `store.ttl`.
+    pub ttl: Option<Duration>,
+    /// How much at most; then the oldest goes.
+    pub max_records: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -99,7 +109,9 @@ impl Rules {
             let mut grants = |name, list| grants(&key(name), list, &mut bad);
             let (subscribe, publish) = (grants("subscribe", &rule.subscribe), grants("publish", &rule.publish));
             let presence = grants("presence", &rule.presence);
-            compiled.extend(pattern.map(|pattern| Rule { pattern, subscribe, publish, presence }));
+            let max_records = rule.max_records.unwrap_or(limits::TOPIC_RECORDS) as usize;
+            let kept = rule.durable.then(|| Kept { ttl: rule.ttl.map(|ttl| ttl.0), max_records });
+            compiled.extend(pattern.map(|pattern| Rule { pattern, kept, subscribe, publish, presence }));
         }
         let message = grants("clients.message", message, &mut bad);
         if bad.is_empty() { Ok(Self { topics: compiled, message }) } else { Err(bad) }
@@ -120,6 +132,12 @@ impl Rules {
     pub fn may_show_presence(&self, topic: &Topic) -> bool {
         let shows = |rule: &&Rule| !rule.presence.is_empty() && rule.pattern.matches(topic.as_str(), None);
         self.topics.iter().any(|rule| shows(&rule))
+    }
+
+    /// How what is published to a topic is kept, where it is: as the first rule says whose pattern matches the name, whoever
+    /// publishes. `None`: it is not kept.
+    pub fn kept(&self, topic: &Topic) -> Option<Kept> {
+        self.topics.iter().find(|rule| rule.pattern.matches(topic.as_str(), None))?.kept
     }
 
     /// The claims that have to be known of a session for that.
@@ -276,7 +294,7 @@ mod tests {
             subscribe: list(subscribe),
             publish: list(publish),
             presence: list(presence),
-            durable: false,
+            ..TopicRule::default()
         }
     }
 

@@ -364,7 +364,7 @@ impl Hub {
         #[cfg(test)]
         if crate::planted::is(crate::planted::Bug::CursorAtPush) {
             for handle in &unflushed.0 {
-                state.device(&handle.device).map(|known| known.confirm(crate::session::Log::User, offset));
+                state.device(&handle.device).map(|known| known.confirm(crate::session::Log::User, None, offset));
             }
         }
         let sessions = unflushed.count();

@@ -52,8 +52,8 @@ struct Shard {
 pub struct Job {
     outgoing: Outgoing,
     notification: Option<Arc<Notification>>,
-    /// Its place in the broadcast log, where it is durable.
-    offset: Option<Offset>,
+    /// Its log and its place there, where it is durable.
+    place: Option<(Log, Offset)>,
     /// Whom it leaves out.
     not_for: HashSet<UserId>,
     /// Which sessions it is for, where it is not for all of them.
@@ -82,7 +82,7 @@ impl Job {
         let job = Self {
             outgoing,
             notification,
-            offset: None,
+            place: None,
             not_for,
             filter: None,
             except: None,
@@ -101,10 +101,11 @@ impl Job {
         notification: Arc<Notification>,
         filter: Option<Filter>,
         except: Option<SessionId>,
+        place: Option<(Log, Offset)>,
         room: Option<OwnedSemaphorePermit>,
     ) -> (Arc<Self>, oneshot::Receiver<u32>) {
         let (job, handed) = Self::new(outgoing, Some(notification), 1, room);
-        (Arc::new(Self { filter, except, ..job }), handed)
+        (Arc::new(Self { filter, except, place, ..job }), handed)
     }
 
     /// Who came to a topic, or left it; not for that session of his.
@@ -128,7 +129,7 @@ impl Job {
     /// Whether it is the same bytes for everybody, whatever becomes of other messages.
     fn is_plain(&self) -> bool {
         let for_all = self.not_for.is_empty() && self.filter.is_none() && self.except.is_none() && !self.presence;
-        self.offset.is_none() && for_all && self.outgoing.is_plain()
+        self.place.is_none() && for_all && self.outgoing.is_plain()
     }
 
     pub(super) fn lane_done(&self) {
@@ -193,10 +194,14 @@ impl<'a> Parcel<'a> {
             return;
         }
         for (job, count) in self.jobs.iter().zip(&mut self.taken) {
-            let taken = match job.offset.zip(job.notification.as_ref()) {
+            let taken = match job.place.zip(job.notification.as_ref()) {
+                Some(((log, offset), _)) if job.except == Some(handle.id) => {
+                    handle.pass(log, offset);
+                    false
+                }
                 _ if job.leaves_out(listener) => false,
                 None => handle.push_or_write(&job.outgoing),
-                Some((offset, notification)) => handle.offer(Log::Broadcast, notification, offset, &job.outgoing, now),
+                Some(((log, offset), notification)) => handle.offer(log, notification, offset, &job.outgoing, now),
             };
             *count += u32::from(taken);
         }
@@ -205,7 +210,7 @@ impl<'a> Parcel<'a> {
     /// Writes the only one there is at once, where it is for that session. False: it is one that is appended and flushed.
     pub(super) fn send_to(&mut self, listener: &Listener) -> bool {
         let [job] = self.jobs else { return false };
-        if job.offset.is_some() {
+        if job.place.is_some() {
             return false;
         }
         if !job.leaves_out(listener) {
@@ -295,11 +300,11 @@ impl Sessions {
         outgoing: Outgoing,
         notification: Arc<Notification>,
         filter: Option<Filter>,
-        offset: Option<Offset>,
+        place: Option<(Log, Offset)>,
         room: Option<OwnedSemaphorePermit>,
     ) -> (Arc<Job>, oneshot::Receiver<u32>) {
         let (job, handed) = Job::new(outgoing, Some(notification), self.shards.len(), room);
-        (Arc::new(Job { filter, offset, ..job }), handed)
+        (Arc::new(Job { filter, place, ..job }), handed)
     }
 
     /// Queues a broadcast for every session that is there now. Whoever calls it in an order has it kept.

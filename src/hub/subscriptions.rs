@@ -4,19 +4,21 @@
 //! first), so that an end of the session finds all of them and nothing is subscribed behind it. Events, and what other
 //! members are told, are queued under the topic's lock, so that nobody is told that somebody left who came back.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Hub,
     handle::{Core, Handle},
     outbox::Entry,
     rules::{Action, Client},
+    talk::Errand,
     topics::Room,
 };
 use crate::{
     limits,
     metrics::Failure,
     protocol::{client::Membership, error_code::ErrorCode, server, topics},
+    store::StoreError,
     types::{Claims, EventBody, SessionId, SubscriptionCause, Topic},
 };
 
@@ -44,6 +46,8 @@ pub struct Changes {
     pub changed: u32,
     /// Sessions that could not be subscribed, over a limit.
     pub refused: u32,
+    /// Of a durable topic: devices that are in it now, or not any more.
+    pub devices: u32,
 }
 
 impl Hub {
@@ -54,9 +58,17 @@ impl Hub {
         if !self.may_subscribe(handle, &of.topic) {
             return self.forbid(handle, "this client may not subscribe to this topic", reply_to);
         }
+        if self.is_durable(&of.topic) {
+            return self.queue_errand(handle, Errand::Join(of.clone(), reply_to.map(str::to_owned)));
+        }
         let mut core = handle.core();
         let entered = self.enter(handle, &mut core, &of.topic, SubscriptionCause::Client, Some(Entry::message(answer)));
         drop(core);
+        self.tell_entered(handle, entered, reply_to);
+    }
+
+    /// Tells a client why it is not in a topic, where it is not.
+    pub(super) fn tell_entered(&self, handle: &Handle, entered: Entered, reply_to: Option<&str>) {
         let text = match entered {
             Entered::New | Entered::Already | Entered::Closing => return,
             Entered::SessionFull => format!(
@@ -73,7 +85,15 @@ impl Hub {
 
     /// A client does not want to be in a topic any more. That it may leave whatever brought it there.
     pub(super) fn client_unsubscribes(&self, handle: &Arc<Handle>, of: &Membership, reply_to: Option<&str>) {
+        if self.is_durable(&of.topic) {
+            return self.queue_errand(handle, Errand::Leave(of.clone(), reply_to.map(str::to_owned)));
+        }
         let left = self.leave(handle, &mut handle.core(), &of.topic, SubscriptionCause::Client);
+        self.tell_left(handle, of, left, reply_to);
+    }
+
+    /// Tells a client that it is not in a topic.
+    pub(super) fn tell_left(&self, handle: &Handle, of: &Membership, left: bool, reply_to: Option<&str>) {
         if !left && !self.may_subscribe(handle, &of.topic) {
             return self.forbid(handle, "this client is not in this topic, and may not subscribe to it", reply_to);
         }
@@ -85,10 +105,10 @@ impl Hub {
         self.0.rules.allows(Action::Subscribe, topic, Client { user: &handle.user.id, claims: &claims })
     }
 
-    /// The topics of its token, on a session that begins: those that it is in from now on. Under its user's lock.
+    /// The topics of its token, but for durable ones: those that it is in from now on.
     pub(super) fn subscribe_by_token(&self, handle: &Arc<Handle>, core: &mut Core, wanted: &[Topic]) -> Vec<Topic> {
         let mut entered = Vec::new();
-        for topic in wanted {
+        for topic in wanted.iter().filter(|topic| !self.is_durable(topic)) {
             match self.enter(handle, core, topic, SubscriptionCause::Token, None) {
                 Entered::New => entered.push(topic.clone()),
                 Entered::Already | Entered::Closing => {}
@@ -141,15 +161,36 @@ impl Hub {
         changes
     }
 
-    /// Topics with the lowest names above `after` that begin with `prefix`, at most `max`, in order.
-    pub fn topic_page(&self, prefix: &str, after: Option<&Topic>, max: usize) -> Vec<TopicRow> {
+    /// Topics with the lowest names above `after` that begin with `prefix`, at most `max`, in order: those that somebody is
+    /// in, and those that something is kept of.
+    pub async fn topic_page(
+        &self,
+        prefix: &str,
+        after: Option<&Topic>,
+        max: usize,
+    ) -> Result<Vec<TopicRow>, StoreError> {
+        let kept = self.0.store.topics_after(prefix, after.cloned(), max).await;
+        let kept = kept.inspect_err(|error| self.store_error(error))?;
         let rooms = self.0.topics.page(prefix, after, max);
-        rooms.iter().map(TopicRow::of).collect()
+        let mut rows: BTreeMap<Topic, TopicRow> = rooms
+            .iter()
+            .map(|room| (room.name.clone(), TopicRow { durable: self.is_durable(&room.name), ..TopicRow::of(room) }))
+            .collect();
+        for (topic, counters) in kept {
+            if counters.count == 0 && !rows.contains_key(&topic) {
+                continue;
+            }
+            let durable = self.is_durable(&topic);
+            let row = rows.entry(topic.clone()).or_insert_with(|| TopicRow::empty(topic));
+            (row.durable, row.records, row.bytes) = (durable, counters.count, counters.bytes);
+        }
+        Ok(rows.into_values().take(max).collect())
     }
 
-    /// One topic, if somebody is in it.
-    pub fn topic(&self, name: &Topic) -> Option<TopicRow> {
-        self.0.topics.get(name).as_ref().map(TopicRow::of)
+    /// One topic, if somebody is in it, or something is kept of it.
+    pub async fn topic(&self, name: &Topic) -> Result<Option<TopicRow>, StoreError> {
+        let page = self.topic_page(name.as_str(), None, 1).await?;
+        Ok(page.into_iter().find(|row| row.name == *name))
     }
 
     /// The sessions in a topic with the lowest ids above `after`, at most `max`, in order.
@@ -158,7 +199,7 @@ impl Hub {
     }
 
     /// Subscribes a session whose core is locked; `answer` goes before whatever comes from the topic.
-    fn enter(
+    pub(super) fn enter(
         &self,
         handle: &Arc<Handle>,
         core: &mut Core,
@@ -210,8 +251,9 @@ impl Hub {
     }
 
     /// Takes a session whose core is locked out of a topic. False: it was not in it.
-    fn leave(&self, handle: &Arc<Handle>, core: &mut Core, topic: &Topic, cause: SubscriptionCause) -> bool {
+    pub(super) fn leave(&self, handle: &Arc<Handle>, core: &mut Core, topic: &Topic, cause: SubscriptionCause) -> bool {
         let Some(room) = core.take_room(topic) else { return false };
+        self.unfollow(handle, core, topic);
         let claims = if room.shows_presence { self.public_claims(core) } else { Claims::default() };
         self.vacate(&room, handle, &claims, cause);
         true
@@ -284,11 +326,21 @@ pub struct TopicRow {
     pub sessions: usize,
     /// Users in it, those among them whose last session ended a moment ago where account is kept of them.
     pub users: usize,
+    /// Whether what is published to it is kept.
+    pub durable: bool,
+    /// What is kept of it.
+    pub records: u32,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 impl TopicRow {
+    fn empty(name: Topic) -> Self {
+        Self { name, sessions: 0, users: 0, durable: false, records: 0, bytes: 0 }
+    }
+
     fn of(room: &Arc<Room>) -> Self {
         let state = room.state();
-        Self { name: room.name.clone(), sessions: state.sessions(), users: state.users() }
+        Self { sessions: state.sessions(), users: state.users(), ..Self::empty(room.name.clone()) }
     }
 }

@@ -1,7 +1,7 @@
 //! What goes because its time has come: expired notifications, ids that were remembered long enough, devices that were
 //! not seen for long.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::sync::oneshot;
@@ -10,13 +10,15 @@ use super::{Hub, log::LogState};
 use crate::{
     limits,
     store::{Due, Op, StoreError},
-    types::{UnixMillis, UserId},
+    types::{LogId, UnixMillis, UserId},
 };
 
 /// How often what has expired is looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Buckets looked at in one step of a sweep.
 const BUCKETS_MAX: usize = 1024;
+/// How long a topic's log that nobody uses stays in memory, in milliseconds.
+const TOPIC_LOG_KEPT: u64 = 60_000;
 /// How long a bucket waits for the last of what is in it to expire.
 const BUCKET: Duration = Duration::from_secs(60);
 /// The same of a look at those that are not due yet; the next sweeps find what is beyond.
@@ -44,6 +46,7 @@ impl Hub {
         loop {
             interval.tick().await;
             self.sweep_all().await;
+            self.0.topic_logs.forget_idle(UnixMillis(self.clock().unix_millis().0.saturating_sub(TOPIC_LOG_KEPT)));
         }
     }
 
@@ -111,22 +114,26 @@ impl Hub {
         let full = due.len() == max;
         // A log may have several minutes due; one look at it serves them all.
         let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
-        let mut broadcasts = Vec::new();
+        let mut many: HashMap<LogId, Vec<Due>> = HashMap::new();
         for row in due {
             match row.log.user().cloned() {
                 Some(user) => users.entry(user).or_default().push(row),
-                None => broadcasts.push(row),
+                None => many.entry(row.log.clone()).or_default().push(row),
             }
         }
         let (mut written, mut expired) = (Vec::new(), 0);
-        if !broadcasts.is_empty() {
-            match self.broadcasts().await {
+        for (id, rows) in many {
+            let log = match id.topic() {
+                None => self.broadcasts().await.map(Arc::clone),
+                Some(topic) => self.topic_log(topic).await,
+            };
+            match log {
                 Ok(log) => {
                     let mut state = log.state();
-                    expired += self.expire_broadcasts(&mut state);
-                    written.push(self.forget_due(&state.log, broadcasts));
+                    expired += self.expire_shared(&id, &mut state.log);
+                    written.push(self.forget_due(&state.log, rows));
                 }
-                Err(error) => tracing::error!(%error, "expired broadcasts could not be deleted"),
+                Err(error) => tracing::error!(log = %id, %error, "what has expired could not be deleted"),
             }
         }
         let users: Vec<_> = stream::iter(users)

@@ -10,6 +10,7 @@ use super::{
     admit::Unflushed,
     filter::Filter,
     handle::{Aside, Core, Handle},
+    outbox::Entry,
     outgoing::Outgoing,
     presence::begin_turn,
     rules::{Action, Client},
@@ -21,18 +22,50 @@ use crate::{
     limits,
     metrics::Failure,
     protocol::{
-        client::{Recipient, Verb},
+        client::{Membership, Recipient, Verb},
         error_code::ErrorCode,
+        topics,
     },
     session::Saying,
-    types::{Notification, NotificationId, Topic, TypeName, UserId},
+    types::{Notification, NotificationId, SubscriptionCause, Topic, TypeName, UserId},
 };
 
-/// Messages of a session that are to be stored, in order. A task sends them for as long as this is there.
+/// What a session wants that has to wait for the store, in order. A task does it for as long as this is there.
 #[derive(Debug, Default)]
 pub(super) struct Sends {
-    waiting: VecDeque<(UserId, Notification, Option<String>)>,
+    waiting: VecDeque<Errand>,
     bytes: usize,
+}
+
+/// What has to wait for the store, and the client's id of it.
+#[derive(Debug)]
+pub(super) enum Errand {
+    /// A message that is to be stored.
+    Send(UserId, Notification, Option<String>),
+    /// What is published to a durable topic.
+    Publish(Topic, Notification, Option<String>),
+    /// To be in a durable topic.
+    Join(Membership, Option<String>),
+    /// To be in it no more.
+    Leave(Membership, Option<String>),
+}
+
+impl Errand {
+    fn bytes(&self) -> usize {
+        match self {
+            Errand::Send(_, message, _) | Errand::Publish(_, message, _) => message.payload.bytes().len(),
+            Errand::Join(..) | Errand::Leave(..) => 0,
+        }
+    }
+
+    pub(super) fn reply_to(&self) -> Option<&str> {
+        match self {
+            Errand::Send(.., reply_to)
+            | Errand::Publish(.., reply_to)
+            | Errand::Join(_, reply_to)
+            | Errand::Leave(_, reply_to) => reply_to.as_deref(),
+        }
+    }
 }
 
 impl Core {
@@ -70,32 +103,32 @@ impl Core {
     /// Gives back what nothing is in any more.
     fn tidy(&mut self) {
         self.aside = self.aside.take().filter(|aside| {
-            let Aside { claims, rooms, sends } = &**aside;
-            !claims.is_empty() || !rooms.is_empty() || sends.is_some()
+            let Aside { claims, rooms, sends, .. } = &**aside;
+            !claims.is_empty() || !rooms.is_empty() || !aside.follows_none() || sends.is_some()
         });
     }
 
-    /// Queues a message that is to be stored. `None`: there is no room for it. True: nobody sends yet.
-    pub(super) fn queue_send(&mut self, to: UserId, message: Notification, reply_to: Option<String>) -> Option<bool> {
+    /// Queues what has to wait for the store. `None`: there is no room for it. True: nobody is at it yet.
+    pub(super) fn queue(&mut self, errand: Errand) -> Option<bool> {
         let sends = &mut self.aside().sends;
         let idle = sends.is_none();
         let sends = sends.get_or_insert_default();
-        let bytes = message.payload.bytes().len();
+        let bytes = errand.bytes();
         let full = sends.waiting.len() >= limits::CLIENT_SENDS_MAX;
         if full || (!sends.waiting.is_empty() && sends.bytes + bytes > limits::CLIENT_SENDS_BYTES_MAX) {
             return None;
         }
         sends.bytes += bytes;
-        sends.waiting.push_back((to, message, reply_to));
+        sends.waiting.push_back(errand);
         Some(idle)
     }
 
-    /// The next message that is to be stored. `None`: whoever sends them is done.
-    pub(super) fn next_send(&mut self) -> Option<(UserId, Notification, Option<String>)> {
+    /// The next that has to wait for the store. `None`: whoever does it is done.
+    pub(super) fn next_errand(&mut self) -> Option<Errand> {
         let sends = &mut self.aside.as_mut()?.sends;
         let next = sends.as_mut().and_then(|sends| {
             let next = sends.waiting.pop_front()?;
-            sends.bytes -= next.1.payload.bytes().len();
+            sends.bytes -= next.bytes();
             Some(next)
         });
         if next.is_none() {
@@ -107,9 +140,13 @@ impl Core {
 }
 
 impl Hub {
-    /// Publishes to the members of a topic, as a service. Returns once it was handed to all of them.
-    pub async fn publish(&self, topic: &Topic, notification: Notification) -> Result<Sent, SendError> {
+    /// Publishes to the members of a topic, as a service. Returns once it was handed to all of them and, where the topic is
+    /// durable, is on disk.
+    pub async fn publish(&self, topic: &Topic, notification: Notification, own_id: bool) -> Result<Sent, SendError> {
         let notification = Notification { topic: Some(topic.clone()), ..notification };
+        if self.is_durable(topic) && !notification.is_now_or_never() {
+            return self.publish_durably(topic, notification, own_id, None).await;
+        }
         self.broadcast_in(topic, Filter::default(), notification).await
     }
 
@@ -132,7 +169,7 @@ impl Hub {
         let permit = self.0.sessions.room(&outgoing).await;
         if let Some(room) = self.0.topics.get(topic) {
             let filter = (!filter.is_empty()).then_some(filter);
-            let (job, handed) = Job::to_topic(outgoing, Arc::new(notification), filter, None, permit);
+            let (job, handed) = Job::to_topic(outgoing, Arc::new(notification), filter, None, None, permit);
             begin_turn();
             self.run_lane(&room, |lane| lane.hand(job));
             sessions = handed.await.unwrap_or_default();
@@ -178,9 +215,15 @@ impl Hub {
             accepted_at: now,
             expires_at: durable.then(|| now.saturating_add(self.quotas().ttl)),
         };
+        let id = || reply_to.map(str::to_owned);
         let said = match to {
+            Recipient::Topic(topic) if verb == Verb::Publish && self.is_durable(&topic) => {
+                return self.queue_errand(handle, Errand::Publish(topic, message, id()));
+            }
+            Recipient::User(user) if durable => {
+                return self.queue_errand(handle, Errand::Send(user, message, id()));
+            }
             Recipient::Topic(topic) => self.say_to_topic(handle, &topic, message),
-            Recipient::User(user) if durable => self.say_durably(handle, user, message, reply_to),
             Recipient::User(user) => self.say_to_user(handle, &user, message),
         };
         if let Err(error) = said {
@@ -193,7 +236,7 @@ impl Hub {
         let Some(room) = self.0.topics.get(topic) else { return Ok(()) };
         let permit = self.0.sessions.room_now(&outgoing).ok_or(NotSaid::Busy)?;
         // Nobody waits for how many it reaches.
-        let (job, _) = Job::to_topic(outgoing, Arc::new(message), None, Some(handle.id), Some(permit));
+        let (job, _) = Job::to_topic(outgoing, Arc::new(message), None, Some(handle.id), None, Some(permit));
         self.run_lane(&room, |lane| lane.hand(job));
         Ok(())
     }
@@ -215,31 +258,61 @@ impl Hub {
         Ok(())
     }
 
-    fn say_durably(
-        &self,
-        handle: &Arc<Handle>,
-        to: UserId,
-        message: Notification,
-        reply_to: Option<&str>,
-    ) -> Result<(), NotSaid> {
-        let queued = handle.core().queue_send(to, message, reply_to.map(str::to_owned));
-        if queued.ok_or(NotSaid::Busy)? {
-            let (hub, handle) = (self.clone(), Arc::clone(handle));
-            self.0.life.spawn(async move { hub.send_for(&handle).await });
+    /// Has what has to wait for the store done, behind what the session wanted before.
+    pub(super) fn queue_errand(&self, handle: &Arc<Handle>, errand: Errand) {
+        let reply_to = errand.reply_to().map(str::to_owned);
+        let queued = handle.core().queue(errand);
+        match queued {
+            None => self.not_said(handle, &NotSaid::Busy, reply_to.as_deref()),
+            Some(true) => {
+                let (hub, handle) = (self.clone(), Arc::clone(handle));
+                self.0.life.spawn(async move { hub.run_errands(&handle).await });
+            }
+            Some(false) => {}
         }
-        Ok(())
     }
 
-    /// Sends what a session wants stored, in its order, until nothing is left.
-    async fn send_for(&self, handle: &Handle) {
+    /// Does what a session wants of the store, in its order, until nothing is left.
+    async fn run_errands(&self, handle: &Arc<Handle>) {
         loop {
-            let Some((to, message, reply_to)) = handle.core().next_send() else { return };
-            let options = SendOptions { wait: Wait::Accepted, own_id: false };
-            if let Err(error) = self.send(&to, message, options).await {
+            let Some(errand) = handle.core().next_errand() else { return };
+            if let Err((error, reply_to)) = self.run_errand(handle, errand).await {
                 self.not_said(handle, &error.into(), reply_to.as_deref());
-                handle.flush();
+            }
+            handle.flush();
+        }
+    }
+
+    async fn run_errand(&self, handle: &Arc<Handle>, errand: Errand) -> Result<(), (SendError, Option<String>)> {
+        match errand {
+            Errand::Send(to, message, reply_to) => {
+                let options = SendOptions { wait: Wait::Accepted, own_id: false };
+                self.send(&to, message, options).await.map_err(|error| (error, reply_to))?;
+            }
+            Errand::Publish(topic, message, reply_to) => {
+                let sent = self.publish_durably(&topic, message, false, Some(handle.id)).await;
+                let sent = sent.map_err(|error| (error, reply_to))?;
+                if let Some(offset) = sent.offset {
+                    self.pass_own(handle, &topic, offset);
+                }
+            }
+            Errand::Join(of, reply_to) => {
+                let answer = topics::membership(true, &of, reply_to.as_deref(), self.clock().unix_millis());
+                match self.join_for(handle, &of.topic, Entry::message(answer)).await {
+                    Ok(Some(entered)) => self.tell_entered(handle, entered, reply_to.as_deref()),
+                    Ok(None) => {}
+                    Err(error) => return Err((error.into(), reply_to)),
+                }
+            }
+            Errand::Leave(of, reply_to) => {
+                let left = self.part_from(&handle.user, &handle.device, &of.topic, SubscriptionCause::Client).await;
+                match left {
+                    Ok(left) => self.tell_left(handle, &of, left, reply_to.as_deref()),
+                    Err(error) => return Err((error.into(), reply_to)),
+                }
             }
         }
+        Ok(())
     }
 
     /// Tells a client why what it said is not passed on.

@@ -7,12 +7,12 @@ use std::sync::{Arc, atomic::AtomicUsize};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{handle::Handle, log::LogState};
+use super::{handle::Handle, log::LogState, shared_log::SharedLog};
 use crate::{
     clock::Instant,
     session::Log,
-    store::{DeviceRow, IndexEntry, LogObserver, StoreError},
-    types::{Device, LogId, Offset, UnixMillis, UserId},
+    store::{DeviceRow, IndexEntry, LogObserver, MemberRow, StoreError},
+    types::{Device, LogId, Offset, Topic, UnixMillis, UserId},
 };
 
 /// A user. Kept in memory while he has sessions or writes under way, and a while longer.
@@ -43,29 +43,105 @@ pub struct DeviceState {
     pub durable: bool,
     /// What it was handed and ended a live session over without an ack, and how often.
     pub attempts: Option<(Offset, u32)>,
+    /// The durable topics that it is in.
+    #[allow(clippy::box_collection, reason = "mostly not there, in every device's memory")]
+    members: Option<Box<Vec<Member>>>,
+}
+
+/// A durable topic that a device is in.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Which.
+    pub topic: Topic,
+    /// What is stored of it.
+    pub row: MemberRow,
+    /// Whether that is on disk.
+    pub durable: bool,
 }
 
 impl DeviceState {
+    /// A device that is in no topic.
+    pub fn new(name: Device, row: DeviceRow, durable: bool) -> Self {
+        Self { name, row, durable, attempts: None, members: None }
+    }
+
+    /// The durable topics that it is in.
+    pub fn members(&self) -> &[Member] {
+        self.members.as_ref().map_or(&[], |members| members)
+    }
+
+    /// The same, to be changed.
+    pub fn members_mut(&mut self) -> &mut Vec<Member> {
+        self.members.get_or_insert_default()
+    }
+
+    /// That topic, if it is in it.
+    pub fn member(&mut self, topic: &Topic) -> Option<&mut Member> {
+        self.members.as_mut()?.iter_mut().find(|member| member.topic == *topic)
+    }
+
+    /// Takes over what is newer in memory than on disk; of which topics.
+    pub fn merge_members(&mut self, known: &[Member]) -> Vec<Topic> {
+        let mut newer = Vec::new();
+        // One whose creation failed is none: whoever asked for it has heard.
+        for known in known.iter().filter(|known| known.durable) {
+            match self.member(&known.topic) {
+                Some(stored) if stored.row.cursor >= known.row.cursor => {}
+                Some(stored) => {
+                    stored.row.cursor = known.row.cursor;
+                    newer.push(known.topic.clone());
+                }
+                None => {
+                    self.members_mut().push(known.clone());
+                    newer.push(known.topic.clone());
+                }
+            }
+        }
+        newer
+    }
+
+    /// Whether it lacks something of its durable topics for good that it was not told of: it made room for others.
+    pub fn lacks_of(&self, logs: &[Arc<SharedLog>]) -> bool {
+        self.members().iter().any(|member| {
+            let log = logs.iter().find(|log| log.id.topic() == Some(&member.topic));
+            log.is_some_and(|log| log.state().log.lost > member.row.cursor)
+        })
+    }
+
+    /// Keeps it in those alone.
+    pub fn retain_members(&mut self, kept: impl FnMut(&Member) -> bool) {
+        if let Some(members) = &mut self.members {
+            members.retain(kept);
+            if members.is_empty() {
+                self.members = None;
+            }
+        }
+    }
+
     /// Whether its row says that it confirmed the notification of its user's log at `offset`. It did not where it began
     /// later; and what it was moved past, purged or given up, ends at `lost`.
     pub fn confirmed(&self, offset: Offset) -> bool {
         self.row.began < offset && self.row.lost < offset && offset <= self.row.cursor
     }
 
-    /// Up to where it confirmed a log.
-    pub fn cursor(&self, log: Log) -> Offset {
+    /// Its cursor in a log, of which topic where it is one's; `None`: it does not read that.
+    fn cursor_mut(&mut self, log: Log, topic: Option<&Topic>) -> Option<&mut Offset> {
         match log {
-            Log::User => self.row.cursor,
-            Log::Broadcast => self.row.broadcast,
+            Log::User => Some(&mut self.row.cursor),
+            Log::Broadcast => Some(&mut self.row.broadcast),
+            Log::Topic(_) => self.member(topic?).map(|member| &mut member.row.cursor),
         }
     }
 
-    /// Moves its cursor up; false where it is there or beyond.
-    pub fn confirm(&mut self, log: Log, offset: Offset) -> bool {
-        let cursor = match log {
-            Log::User => &mut self.row.cursor,
-            Log::Broadcast => &mut self.row.broadcast,
-        };
+    /// Whether it is past that offset.
+    pub fn is_past(&mut self, log: Log, topic: Option<&Topic>, offset: Offset) -> bool {
+        self.cursor_mut(log, topic).is_none_or(|cursor| *cursor >= offset)
+    }
+
+    /// Moves its cursor in a log up, of which topic where it is one's; false where it is there or beyond, or does not read
+    /// that log any more.
+    pub fn confirm(&mut self, log: Log, topic: Option<&Topic>, offset: Offset) -> bool {
+        let Some(cursor) = self.cursor_mut(log, topic) else { return false };
         let moves = offset > *cursor;
         *cursor = offset.max(*cursor);
         moves

@@ -23,18 +23,20 @@ pub enum Flow {
     Live,
 }
 
-/// A log that every session reads.
+/// A log that a session reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Log {
-    /// Its user's own.
+    /// Its user's own. Every session reads it.
     User,
-    /// The one of durable broadcasts.
+    /// The one of durable broadcasts. Every session reads it.
     Broadcast,
+    /// That of a durable topic, by the number that it has in this process.
+    Topic(u32),
 }
 
 impl Log {
-    /// Both.
-    pub const ALL: [Log; 2] = [Log::User, Log::Broadcast];
+    /// Those that every session reads.
+    pub const EVERY: [Log; 2] = [Log::User, Log::Broadcast];
 }
 
 /// What became of a notification that was offered to a session.
@@ -78,10 +80,39 @@ pub struct InFlight {
     expired: bool,
 }
 
+/// A position, and in the highest bit, which no offset has, whether the session is Live: one word of each session's memory.
 #[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    flow: Flow,
-    position: Offset,
+struct Place(u64);
+
+impl Place {
+    const LIVE: u64 = 1 << 63;
+    /// In a topic that the session is not in: nothing of it is for it.
+    const NONE: Place = Place(Self::LIVE | Offset::MAX.get());
+
+    /// Pulling, from there.
+    fn behind(position: Offset) -> Self {
+        Self(position.get())
+    }
+
+    fn flow(self) -> Flow {
+        if self.0 & Self::LIVE == 0 { Flow::Pulling } else { Flow::Live }
+    }
+
+    fn position(self) -> Offset {
+        Offset::new(self.0 & !Self::LIVE)
+    }
+
+    fn set_flow(&mut self, flow: Flow) {
+        self.0 = self.position().get() | if flow == Flow::Live { Self::LIVE } else { 0 };
+    }
+
+    fn set_position(&mut self, position: Offset) {
+        self.0 = (self.0 & Self::LIVE) | position.get();
+    }
+
+    fn advance(&mut self, to: Offset) {
+        self.set_position(self.position().max(to));
+    }
 }
 
 /// See the module's documentation.
@@ -89,6 +120,9 @@ struct Place {
 pub struct Delivery {
     user: Place,
     broadcast: Place,
+    /// Where it is in the durable topics that it is in.
+    #[allow(clippy::box_collection, reason = "mostly not there, in every session's memory")]
+    topics: Option<Box<Vec<(u32, Place)>>>,
     /// In the order of delivery.
     in_flight: VecDeque<InFlight>,
     in_flight_bytes: usize,
@@ -100,56 +134,100 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    fn place(&self, log: Log) -> &Place {
+    fn place(&self, log: Log) -> Place {
         match log {
-            Log::User => &self.user,
-            Log::Broadcast => &self.broadcast,
+            Log::User => self.user,
+            Log::Broadcast => self.broadcast,
+            Log::Topic(number) => {
+                let found = self.topics().iter().find(|(known, _)| *known == number);
+                found.map_or(Place::NONE, |(_, place)| *place)
+            }
         }
     }
 
-    fn place_mut(&mut self, log: Log) -> &mut Place {
+    fn topics(&self) -> &[(u32, Place)] {
+        self.topics.as_ref().map_or(&[], |topics| topics)
+    }
+
+    /// `None`: a topic that it is not in.
+    fn place_mut(&mut self, log: Log) -> Option<&mut Place> {
         match log {
-            Log::User => &mut self.user,
-            Log::Broadcast => &mut self.broadcast,
+            Log::User => Some(&mut self.user),
+            Log::Broadcast => Some(&mut self.broadcast),
+            Log::Topic(number) => {
+                let found = self.topics.as_mut()?.iter_mut().find(|(known, _)| *known == number);
+                found.map(|(_, place)| place)
+            }
         }
     }
 
     /// Starts behind `cursor`, Pulling.
     pub fn start(&mut self, log: Log, cursor: Offset) {
-        *self.place_mut(log) = Place { flow: Flow::Pulling, position: cursor };
+        if let Log::Topic(number) = log
+            && self.place_mut(log).is_none()
+        {
+            self.topics.get_or_insert_default().push((number, Place::default()));
+        }
+        if let Some(place) = self.place_mut(log) {
+            *place = Place::behind(cursor);
+        }
+    }
+
+    /// It is not in that topic any more. What is in flight of it stays so.
+    pub fn stop(&mut self, topic: Log) {
+        if let Some(topics) = &mut self.topics {
+            topics.retain(|(known, _)| Log::Topic(*known) != topic);
+            if topics.is_empty() {
+                self.topics = None;
+            }
+        }
+    }
+
+    /// Whether it is in a durable topic no more: nothing of that log is for it.
+    pub fn is_outside(&self, log: Log) -> bool {
+        matches!(log, Log::Topic(number) if !self.topics().iter().any(|(known, _)| *known == number))
+    }
+
+    /// The durable topics that it pulls.
+    pub fn pulled_topics(&self) -> impl Iterator<Item = u32> {
+        self.topics().iter().filter(|(_, place)| place.flow() == Flow::Pulling).map(|(number, _)| *number)
     }
 
     /// Turns Live; the caller holds the log's lock and found nothing above the position up to `last`.
     pub fn go_live(&mut self, log: Log, last: Offset) {
-        let place = self.place_mut(log);
-        place.flow = Flow::Live;
-        place.position = place.position.max(last);
+        if let Some(place) = self.place_mut(log) {
+            place.set_flow(Flow::Live);
+            place.advance(last);
+        }
     }
 
     /// Pulls a log from where it is.
     pub fn pull(&mut self, log: Log) {
-        self.place_mut(log).flow = Flow::Pulling;
+        if let Some(place) = self.place_mut(log) {
+            place.set_flow(Flow::Pulling);
+        }
     }
 
     /// How the session gets a log.
     pub fn flow(&self, log: Log) -> Flow {
-        self.place(log).flow
+        self.place(log).flow()
     }
 
     /// Whether it is Live in every log.
     pub fn is_live(&self) -> bool {
-        Log::ALL.iter().all(|log| self.flow(*log) == Flow::Live)
+        Log::EVERY.iter().all(|log| self.flow(*log) == Flow::Live) && self.pulled_topics().next().is_none()
     }
 
     /// Everything of the log up to here was handed over, or was not there.
     pub fn position(&self, log: Log) -> Offset {
-        self.place(log).position
+        self.place(log).position()
     }
 
     /// A page found nothing more up to here.
     pub fn advance(&mut self, log: Log, to: Offset) {
-        let place = self.place_mut(log);
-        place.position = place.position.max(to);
+        if let Some(place) = self.place_mut(log) {
+            place.advance(to);
+        }
     }
 
     /// Offers what was just sent. `fits_outbox` says whether the outbox has room for it.
@@ -171,7 +249,7 @@ impl Delivery {
             return Offer::Had;
         }
         if !fits_outbox || !self.admits(bytes, window) {
-            self.place_mut(log).flow = Flow::Pulling;
+            self.pull(log);
             return Offer::Behind;
         }
         Offer::Taken(self.hand_over(log, offset, id, bytes, now))
@@ -184,7 +262,9 @@ impl Delivery {
         let (id, handed_at) = (id.clone(), now);
         self.in_flight.push_back(InFlight { log, offset, id, bytes, expired: false, handed_at, written_at: None });
         self.in_flight_bytes += bytes as usize;
-        self.place_mut(log).position = offset;
+        if let Some(place) = self.place_mut(log) {
+            place.set_position(offset);
+        }
         sequence
     }
 
@@ -253,6 +333,13 @@ impl Delivery {
         // At the head there is nobody left to confirm it for.
         while self.in_flight.front().is_some_and(|entry| entry.expired) {
             self.pop();
+        }
+    }
+
+    /// Passes what came from this very session, and is not for it. Nothing where the session pulls the log.
+    pub fn pass(&mut self, log: Log, offset: Offset) {
+        if self.flow(log) == Flow::Live {
+            self.advance(log, offset);
         }
     }
 
@@ -387,6 +474,42 @@ mod tests {
         let confirmed = delivery.confirm_through(Offset::new(13));
         let confirmed: Vec<_> = confirmed.iter().map(|one| (one.log, one.offset.get())).collect();
         assert_eq!(confirmed, [(Log::User, 5), (Log::Broadcast, 12), (Log::User, 13)]);
+    }
+
+    #[test]
+    fn a_topic_has_a_place_from_its_start_to_its_stop() {
+        let mut delivery = live();
+        delivery.go_live(Log::Broadcast, Offset::ZERO);
+        let (id, now) = (NotificationId::generate(), Instant::now());
+        let topic = |delivery: &mut Delivery, number, offset| {
+            delivery.offer(Log::Topic(number), Offset::new(offset), &id, 1, 4, true, now)
+        };
+        assert_eq!(topic(&mut delivery, 7, 5), Offer::Had, "it is not in it");
+        delivery.start(Log::Topic(7), Offset::new(3));
+        delivery.start(Log::Topic(8), Offset::new(4));
+        assert!(!delivery.is_live());
+        assert_eq!(delivery.pulled_topics().collect::<Vec<_>>(), [7, 8]);
+        delivery.go_live(Log::Topic(7), Offset::new(4));
+        assert!(matches!(topic(&mut delivery, 7, 5), Offer::Taken(0)));
+        assert_eq!(topic(&mut delivery, 8, 6), Offer::Behind);
+        delivery.stop(Log::Topic(7));
+        assert_eq!(topic(&mut delivery, 7, 8), Offer::Had);
+        delivery.advance(Log::Topic(7), Offset::new(9));
+        delivery.go_live(Log::Topic(8), Offset::new(6));
+        assert!(delivery.is_live());
+        assert_eq!(delivery.confirm_below(1).iter().map(|one| one.log).collect::<Vec<_>>(), [Log::Topic(7)]);
+        delivery.stop(Log::Topic(8));
+        assert!(delivery.topics.is_none());
+    }
+
+    #[test]
+    fn what_is_its_own_is_passed() {
+        let mut delivery = live();
+        delivery.pass(Log::User, Offset::new(3));
+        assert_eq!(offer(&mut delivery, 3, 1), Offer::Had);
+        delivery.pull(Log::User);
+        delivery.pass(Log::User, Offset::new(5));
+        assert_eq!(delivery.position(Log::User), Offset::new(3), "it pulls what is before that");
     }
 
     #[test]

@@ -35,14 +35,14 @@ pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflo
 pub use embedded::{Permit, record::chunks_of, tools};
 pub use error::{BackupError, OpenError, StoreError};
 pub use model::{
-    Backup, Counters, DeviceRow, Disk, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, Op, Page, PageLimit,
-    Place, Remembered, Totals,
+    Backup, Counters, DeviceRow, Disk, Done, Due, DueId, Hold, IndexEntry, LogObserver, Mailbox, MemberRow, Op, Page,
+    PageLimit, Place, Remembered, Totals,
 };
 pub use staging::Recallable;
 
 use crate::{
     clock::Clock,
-    types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId},
+    types::{Device, LogId, NotificationId, Offset, Topic, UnixMillis, UserId},
 };
 use embedded::{
     backup,
@@ -297,20 +297,21 @@ impl Store {
             .await?;
         let (index, unreadable) = self.whole_index(generation, &log, first).await?;
         let (unreadable, forgotten) = (unreadable + profile.unreadable, profile.forgotten);
-        let mailbox = Mailbox::of(profile.counters, profile.devices, forgotten, index, unreadable);
+        let mut mailbox = Mailbox::of(profile.counters, profile.devices, forgotten, index, unreadable);
+        mailbox.members = profile.members;
         self.0.shared.admit(mailbox.counters.last).await?;
         Ok(mailbox)
     }
 
-    /// What the store has of the broadcast log; its devices stand with their users.
-    pub async fn load_broadcasts(&self) -> Result<Mailbox, StoreError> {
+    /// What the store has of a log that many read, the broadcast log or a topic's; its devices stand with their users.
+    pub async fn load_shared(&self, log: &LogId) -> Result<Mailbox, StoreError> {
         let generation = self.generation();
-        let read = |engine: &dyn Engine| {
-            let log = LogId::Broadcast;
-            Ok((queries::counters(engine, &log)?, queries::index(engine, &log, Offset::ZERO)?))
+        let of = log.clone();
+        let read = move |engine: &dyn Engine| {
+            Ok((queries::counters(engine, &of)?, queries::index(engine, &of, Offset::ZERO)?))
         };
         let (counters, first) = self.read(generation, read).await?;
-        let (index, mut unreadable) = self.whole_index(generation, &LogId::Broadcast, first).await?;
+        let (index, mut unreadable) = self.whole_index(generation, log, first).await?;
         unreadable += usize::from(matches!(counters, Some(Err(_))));
         let mailbox = Mailbox::of(counters.and_then(Result::ok), Vec::new(), Vec::new(), index, unreadable);
         self.0.shared.admit(mailbox.counters.last).await?;
@@ -351,6 +352,19 @@ impl Store {
     ) -> Result<Option<Remembered>, StoreError> {
         let (log, id) = (log.clone(), id.clone());
         self.read(self.generation(), move |engine| queries::remembered(engine, &log, &id, now)).await
+    }
+
+    /// The durable topics that something is stored of with names that begin with `prefix`, by name from behind `after` on;
+    /// at most `max`.
+    pub async fn topics_after(
+        &self,
+        prefix: &str,
+        after: Option<Topic>,
+        max: usize,
+    ) -> Result<Vec<(Topic, Counters)>, StoreError> {
+        let prefix = prefix.to_owned();
+        let read = move |engine: &dyn Engine| queries::topics_after(engine, &prefix, after.as_ref(), max);
+        self.read(self.generation(), read).await
     }
 
     /// Devices of all users, in a stable order from behind `after` on; at most `max`.

@@ -8,7 +8,10 @@ use super::{
     StoreError,
     embedded::{Permit, keys::expiry_minute},
 };
-use crate::types::{CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, UnixMillis, UserId};
+use crate::types::{
+    CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, SubscriptionCause, Topic, UnixMillis,
+    UserId,
+};
 
 /// Kept by an op until it is durable, or has failed: a clone from a user's state, so that its owner sees whether
 /// something of that user is still on its way.
@@ -122,6 +125,17 @@ pub struct DeviceRow {
     pub last_seen: UnixMillis,
 }
 
+/// A device in a durable topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemberRow {
+    /// Up to where the device has confirmed the topic's log.
+    pub cursor: Offset,
+    /// Where in the topic's log it began: what is at or below is not for it.
+    pub began: Offset,
+    /// Who wanted it in the topic.
+    pub cause: SubscriptionCause,
+}
+
 /// A user as the store has him; empty where it does not know him.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mailbox {
@@ -131,6 +145,8 @@ pub struct Mailbox {
     pub devices: Vec<(Device, DeviceRow)>,
     /// Devices that he had, and when each was forgotten.
     pub forgotten: Vec<(Device, UnixMillis)>,
+    /// The durable topics of his devices.
+    pub members: Vec<(Device, Topic, MemberRow)>,
     /// What is pending, by offset, expired ones included.
     pub index: Vec<IndexEntry>,
     /// What is wrong with it, where something is: rows were lost or cannot be read.
@@ -167,7 +183,7 @@ impl Mailbox {
         };
         let last = found.last.max(written.last).max(cursor);
         let counters = Counters { last, lost: written.lost, ..found };
-        Self { counters, devices, forgotten, index, damaged }
+        Self { counters, devices, forgotten, members: Vec::new(), index, damaged }
     }
 }
 
@@ -306,6 +322,35 @@ pub enum Op {
         /// The answer.
         done: Done,
     },
+    /// A device came into a durable topic, or confirmed more of its log. Lazy, where nobody waits for it; the latest of
+    /// several counts.
+    PutMember {
+        /// Whose device.
+        user: UserId,
+        /// Which.
+        device: Device,
+        /// Which topic.
+        topic: Topic,
+        /// Its row.
+        row: MemberRow,
+        /// Kept until then.
+        hold: Hold,
+        /// The answer.
+        done: Option<Done>,
+    },
+    /// A device left a durable topic. No lazy `PutMember` may follow.
+    RemoveMember {
+        /// Whose device.
+        user: UserId,
+        /// Which.
+        device: Device,
+        /// Which topic.
+        topic: Topic,
+        /// Kept until then.
+        hold: Hold,
+        /// The answer.
+        done: Option<Done>,
+    },
     /// A device went. No `Cursor` for it may follow, unless a `PutDevice` does before.
     RemoveDevice {
         /// Whose.
@@ -316,6 +361,8 @@ pub enum Op {
         at: UnixMillis,
         /// Forgotten devices of which nothing is kept any more.
         unremembered: Vec<Device>,
+        /// The durable topics that it was in.
+        topics: Vec<Topic>,
         /// Kept until then.
         hold: Hold,
         /// The answer.
@@ -356,6 +403,8 @@ impl fmt::Debug for Op {
             Op::Delete { log, places, .. } => write!(f, "Delete({log:?}, {} places)", places.len()),
             Op::Cursor { user, device, .. } => write!(f, "Cursor({user:?}, {device:?})"),
             Op::PutDevice { user, device, .. } => write!(f, "PutDevice({user:?}, {device:?})"),
+            Op::PutMember { user, device, topic, .. } => write!(f, "PutMember({user:?}, {device:?}, {topic:?})"),
+            Op::RemoveMember { user, device, topic, .. } => write!(f, "RemoveMember({user:?}, {device:?}, {topic:?})"),
             Op::RemoveDevice { user, device, .. } => write!(f, "RemoveDevice({user:?}, {device:?})"),
             Op::ForgetUser { user, .. } => write!(f, "ForgetUser({user:?})"),
             Op::ForgetDue { due, .. } => write!(f, "ForgetDue({due:?})"),
@@ -387,6 +436,8 @@ impl Op {
         match self {
             Op::Append { done, .. }
             | Op::Delete { done, .. }
+            | Op::PutMember { done, .. }
+            | Op::RemoveMember { done, .. }
             | Op::RemoveDevice { done, .. }
             | Op::ForgetDue { done, .. }
             | Op::ForgetId { done, .. } => done,

@@ -265,6 +265,7 @@ async fn everything_survives_closing_and_opening_again() {
             device: device("gone"),
             at: UnixMillis(9),
             unremembered: Vec::new(),
+            topics: Vec::new(),
             hold,
             done: Some(done),
         });
@@ -283,7 +284,14 @@ async fn everything_survives_closing_and_opening_again() {
         let devices = vec![(Device::UNNAMED, row(ann.counters.last)), (device("phone"), row(first))];
         assert_eq!(
             found,
-            Mailbox { counters: ann.counters, devices, forgotten, index: ann.index.clone(), damaged: None }
+            Mailbox {
+                counters: ann.counters,
+                devices,
+                forgotten,
+                members: Vec::new(),
+                index: ann.index.clone(),
+                damaged: None
+            }
         );
         assert_eq!(store.load(&user("stranger")).await.unwrap(), Mailbox::default());
         assert!(store.disk_bytes() > 0);
@@ -738,11 +746,11 @@ fn a_store_of_a_newer_version_is_refused_and_left_alone() {
         let config = Config { engine, ..config_at(folder.path()) };
         drop(open(&config));
         let raw = (Kind::of(engine).open)(&config.path, Durability::Process).unwrap();
-        raw.commit(vec![(Key::Format.encode(), Some(3u32.to_le_bytes().to_vec()))]).unwrap();
+        raw.commit(vec![(Key::Format.encode(), Some(4u32.to_le_bytes().to_vec()))]).unwrap();
         drop(raw);
         match Store::open(&config, Clock::system()).map(drop) {
             Err(OpenError::Format { found, supported, .. }) => {
-                assert_eq!((&*found, &*supported), ("format version 3", "format version 2"));
+                assert_eq!((&*found, &*supported), ("format version 4", "format version 3"));
             }
             other => panic!("{other:?}"),
         }
@@ -1129,6 +1137,7 @@ async fn a_full_disk_fails_the_batch_and_what_waits_and_the_store_goes_on_in_ano
                 device: device("x"),
                 at: UnixMillis(1),
                 unremembered: Vec::new(),
+                topics: Vec::new(),
                 hold,
                 done: Some(done),
             },

@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use super::{Alert, Claims, Device, NotificationId, Offset, Payload, SessionId, Topic, TypeName, UnixMillis, UserId};
+use super::{
+    Alert, Claims, Device, LogId, NotificationId, Offset, Payload, SessionId, Topic, TypeName, UnixMillis, UserId,
+};
 
 /// Who ended a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub enum DropReason {
     DeviceForgotten,
     /// Its user was forgotten.
     UserForgotten,
+    /// The oldest of a durable topic that keeps as many records as it may made room.
+    TopicFull,
 }
 
 /// Why a device was forgotten.
@@ -146,18 +150,17 @@ pub enum EventBody {
         session: SessionId,
         id: NotificationId,
         offset: Offset,
-        broadcast: bool,
+        /// `None`: the user's own log.
+        shared: Option<LogId>,
     },
     NotificationExpired {
-        /// `None`: it was a durable broadcast.
-        user: Option<UserId>,
+        log: LogId,
         id: NotificationId,
         offset: Offset,
     },
     NotificationDropped {
-        /// `None`: it was a durable broadcast.
-        user: Option<UserId>,
-        /// `None`: for all devices that lack it. Else the one device, and its user, who is not `user` for a broadcast.
+        log: LogId,
+        /// `None`: for all devices that lack it. Else the one device, and its user.
         device: Option<(UserId, Device)>,
         id: NotificationId,
         offset: Offset,
@@ -253,10 +256,11 @@ impl EventBody {
             | EventBody::Unsubscribed { user, .. }
             | EventBody::DeviceForgotten { user, .. } => Some(user),
             EventBody::MessageReceived(message) => Some(&message.user),
-            EventBody::NotificationDropped { user, device, .. } => {
-                user.as_ref().or(device.as_ref().map(|(owner, _)| owner))
+            EventBody::NotificationDropped { log, device, .. } => {
+                log.user().or(device.as_ref().map(|(owner, _)| owner))
             }
-            EventBody::NotificationExpired { user, .. } | EventBody::AuthFailed { user, .. } => user.as_ref(),
+            EventBody::NotificationExpired { log, .. } => log.user(),
+            EventBody::AuthFailed { user, .. } => user.as_ref(),
             EventBody::Alert(_) | EventBody::Draining { .. } => None,
         }
     }

@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc};
 
 use uuid::Uuid;
 
+use super::topic::Topic;
 use crate::limits;
 
 /// Why a string is not the identifier it was meant to be. The text names the rule, never the value.
@@ -229,6 +230,8 @@ pub enum LogId {
     User(UserId),
     /// The one that durable broadcasts join.
     Broadcast,
+    /// A durable topic's.
+    Topic(Topic),
 }
 
 impl LogId {
@@ -236,7 +239,15 @@ impl LogId {
     pub fn user(&self) -> Option<&UserId> {
         match self {
             LogId::User(user) => Some(user),
-            LogId::Broadcast => None,
+            LogId::Broadcast | LogId::Topic(_) => None,
+        }
+    }
+
+    /// The topic, where it is a topic's.
+    pub fn topic(&self) -> Option<&Topic> {
+        match self {
+            LogId::Topic(topic) => Some(topic),
+            LogId::User(_) | LogId::Broadcast => None,
         }
     }
 }
@@ -246,6 +257,7 @@ impl fmt::Display for LogId {
         match self {
             LogId::User(user) => write!(f, "the log of user {user}"),
             LogId::Broadcast => f.write_str("the broadcast log"),
+            LogId::Topic(topic) => write!(f, "the log of topic {topic}"),
         }
     }
 }

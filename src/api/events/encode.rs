@@ -7,7 +7,8 @@ use crate::{
         values,
     },
     types::{
-        Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, Payload, SubscriptionCause, UserId,
+        Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, LogId, Payload, SubscriptionCause,
+        Topic, UserId,
     },
 };
 
@@ -88,30 +89,33 @@ fn body(body: &EventBody, raw_json: bool) -> Body {
         EventBody::UserOnline { user } => Body::UserOnline(proto::UserOnline { user_id: user.to_string() }),
         EventBody::UserOffline { user } => Body::UserOffline(proto::UserOffline { user_id: user.to_string() }),
         EventBody::MessageReceived(message) => Body::MessageReceived(message_received(message, raw_json)),
-        EventBody::NotificationConfirmed { user, device, session, id, offset, broadcast } => {
+        EventBody::NotificationConfirmed { user, device, session, id, offset, shared } => {
             Body::NotificationConfirmed(proto::NotificationConfirmed {
                 user_id: user.to_string(),
                 device: device.to_string(),
                 session_id: session.to_string(),
                 id: id.to_string(),
                 offset: offset.get(),
-                broadcast: *broadcast,
+                broadcast: *shared == Some(LogId::Broadcast),
+                topic: shared.as_ref().map(topic_of).unwrap_or_default(),
             })
         }
-        EventBody::NotificationExpired { user, id, offset } => Body::NotificationExpired(proto::NotificationExpired {
-            user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
+        EventBody::NotificationExpired { log, id, offset } => Body::NotificationExpired(proto::NotificationExpired {
+            user_id: log.user().map(UserId::to_string).unwrap_or_default(),
             id: id.to_string(),
             offset: offset.get(),
-            broadcast: user.is_none(),
+            broadcast: *log == LogId::Broadcast,
+            topic: topic_of(log),
         }),
-        EventBody::NotificationDropped { user, device, id, offset, reason } => {
+        EventBody::NotificationDropped { log, device, id, offset, reason } => {
             Body::NotificationDropped(proto::NotificationDropped {
                 user_id: body.user().map(UserId::to_string).unwrap_or_default(),
                 device: device.as_ref().map(|(_, name)| name.to_string()),
                 id: id.to_string(),
                 offset: offset.get(),
                 reason: drop_reason(*reason).into(),
-                broadcast: user.is_none(),
+                broadcast: *log == LogId::Broadcast,
+                topic: topic_of(log),
             })
         }
         EventBody::DeviceForgotten { user, device, reason } => Body::DeviceForgotten(proto::DeviceForgotten {
@@ -149,6 +153,10 @@ fn body(body: &EventBody, raw_json: bool) -> Body {
     }
 }
 
+fn topic_of(log: &LogId) -> String {
+    log.topic().map(Topic::to_string).unwrap_or_default()
+}
+
 fn subscription_cause(cause: SubscriptionCause) -> proto::SubscriptionCause {
     match cause {
         SubscriptionCause::Client => proto::SubscriptionCause::Client,
@@ -180,5 +188,6 @@ fn drop_reason(reason: DropReason) -> proto::DropReason {
         DropReason::MaxAttempts => proto::DropReason::MaxAttempts,
         DropReason::DeviceForgotten => proto::DropReason::DeviceForgotten,
         DropReason::UserForgotten => proto::DropReason::UserForgotten,
+        DropReason::TopicFull => proto::DropReason::TopicFull,
     }
 }

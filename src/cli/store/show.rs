@@ -23,6 +23,7 @@ fn place_of(problem: &Problem) -> String {
     let log = problem.log.as_ref().map(|log| match log {
         LogId::User(user) => format!("user {}", clean(user.as_str())),
         LogId::Broadcast => "broadcasts".to_owned(),
+        LogId::Topic(topic) => format!("topic {}", clean(topic.as_str())),
     });
     let offset = problem.offset.map(|offset| format!("offset {offset}"));
     let place: Vec<_> = log.into_iter().chain(offset).collect();
@@ -41,6 +42,7 @@ pub fn report_text(path: &Path, report: &Report) -> String {
             format!("{}, {}", count(report.pending.count, "notification"), bytes(report.pending.bytes as f64)),
         ),
         row("  broadcasts", report.broadcasts),
+        row("  in topics", report.topics),
         row("  chunks", report.chunks),
         row("remembered ids", report.ids),
     ];
@@ -63,8 +65,9 @@ pub fn report_json(report: &Report) -> Value {
         .map(|one| {
             let user = one.log.as_ref().and_then(LogId::user).map(|user| user.as_str());
             let broadcast = one.log == Some(LogId::Broadcast);
+            let topic = one.log.as_ref().and_then(LogId::topic).map(|topic| topic.as_str());
             let offset = one.offset.map(|offset| offset.get().to_string());
-            json!({ "userId": user, "broadcast": broadcast, "offset": offset, "message": one.what })
+            json!({ "userId": user, "broadcast": broadcast, "topic": topic, "offset": offset, "message": one.what })
         })
         .collect();
     json!({
@@ -74,6 +77,8 @@ pub fn report_json(report: &Report) -> Value {
         "devices": report.devices.to_string(),
         "pending": { "count": report.pending.count.to_string(), "bytes": report.pending.bytes.to_string() },
         "broadcasts": report.broadcasts.to_string(),
+        "topics": report.topics.to_string(),
+        "members": report.members.to_string(),
         "chunks": report.chunks.to_string(),
         "ids": report.ids.to_string(),
         "damaged": report.damaged.to_string(),
@@ -110,6 +115,14 @@ pub fn stats_text(path: &Path, stats: &Stats, width: usize) -> String {
         row("devices", format!("{}, {} forgotten", stats.devices, stats.forgotten)),
         row("pending", pending(stats.notifications.count, stats.notifications.bytes, "notification")),
         row("broadcasts", pending(stats.broadcasts.count, stats.broadcasts.bytes, "broadcast")),
+        row(
+            "topics",
+            format!(
+                "{}, {}",
+                pending(stats.topics.count, stats.topics.bytes, "record"),
+                count(stats.members, "member")
+            ),
+        ),
         row("remembered ids", stats.ids),
         row("oldest", moment(stats.oldest)),
         row("newest", moment(stats.newest)),
@@ -141,6 +154,8 @@ pub fn stats_json(stats: &Stats) -> Value {
         "forgotten": stats.forgotten.to_string(),
         "pending": pending(stats.notifications.count, stats.notifications.bytes),
         "broadcasts": pending(stats.broadcasts.count, stats.broadcasts.bytes),
+        "topics": pending(stats.topics.count, stats.topics.bytes),
+        "members": stats.members.to_string(),
         "ids": stats.ids.to_string(),
         "oldest": moment(stats.oldest),
         "newest": moment(stats.newest),

@@ -7,6 +7,7 @@
 mod book;
 mod lives;
 mod look;
+mod members;
 mod play;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

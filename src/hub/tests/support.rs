@@ -135,7 +135,7 @@ impl World {
             alerts: AlertsConfig::default(),
             clients: Clients::default(),
             events: EventsConfig { buffer: bounds.events },
-            rules: Rules::default(),
+            rules: Rules::new(&[super::topics::durable_rule()], &[]).unwrap(),
             public_claims: Vec::new(),
             quotas: Quotas {
                 ttl: HOUR,
@@ -244,6 +244,8 @@ pub struct Client {
     /// What `auth_success` said.
     pub pending: u64,
     pub seen: Vec<Seen>,
+    /// How often it was told that it is in a topic, or is not.
+    pub answers: usize,
     /// Where the session started.
     pub start: u64,
     ping: Option<Vec<u8>>,
@@ -268,6 +270,7 @@ impl Client {
             read: 0,
             pending: 0,
             seen: Vec::new(),
+            answers: 0,
             start,
             ping: None,
             closed: None,
@@ -299,6 +302,7 @@ impl Client {
                                 replayed: message["replayed"] == true,
                             });
                         }
+                        "subscribed" | "unsubscribed" => self.answers += 1,
                         other => panic!("a message of type {other}"),
                     }
                 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     super::{
         handle::Shared,
+        talk::Errand,
         topics::{RoomState, Topics},
         *,
     },
@@ -16,6 +17,23 @@ use crate::{
     session::{HeartbeatConfig, Options, Session},
     types::{Claims, Device, Topic, UnixMillis},
 };
+
+/// Topics `log.*` are durable, and keep what [`RECORDS_MAX`] says.
+pub fn durable_rule() -> TopicRule {
+    let everyone = || vec!["*".to_owned()];
+    let (subscribe, publish) = (everyone(), everyone());
+    TopicRule {
+        pattern: "log.*".to_owned(),
+        subscribe,
+        publish,
+        durable: true,
+        max_records: Some(RECORDS_MAX),
+        ..TopicRule::default()
+    }
+}
+
+/// What durable topics keep here.
+const RECORDS_MAX: u32 = 6;
 
 fn topic(name: &str) -> Topic {
     Topic::parse(name).unwrap()
@@ -142,10 +160,10 @@ async fn what_is_published_reaches_every_member_once_and_in_order() {
     let mut other = world.attach(&user("other"), &device("d")).await;
     let handles: Vec<_> = members.iter().map(|member| Arc::clone(&member.handle)).collect();
     let changes = world.hub.subscribe(&topic("t"), &handles).await;
-    assert_eq!(changes, Changes { sessions: 70, changed: 70, refused: 0 });
+    assert_eq!(changes, Changes { sessions: 70, changed: 70, refused: 0, devices: 0 });
     let (t, all): (_, Vec<_>) = (topic("t"), (0..30).map(|n| notification(n * 10)).collect());
     let ids: Vec<_> = all.iter().map(|one| one.id.as_str().to_owned()).collect();
-    let calls = all.into_iter().map(|one| world.hub.publish(&t, one));
+    let calls = all.into_iter().map(|one| world.hub.publish(&t, one, false));
     for sent in futures_util::future::join_all(calls).await {
         assert_eq!(sent.unwrap().sessions, 70);
     }
@@ -158,12 +176,12 @@ async fn what_is_published_reaches_every_member_once_and_in_order() {
     // A session that ends takes its places along.
     let last = members.pop().unwrap();
     last.detach();
-    assert_eq!(world.hub.publish(&topic("t"), notification(1)).await.unwrap().sessions, 69);
+    assert_eq!(world.hub.publish(&topic("t"), notification(1), false).await.unwrap().sessions, 69);
     for member in members {
         member.detach();
     }
     assert_eq!(world.hub.0.topics.len(), 0);
-    let sent = world.hub.publish(&topic("t"), notification(1)).await.unwrap();
+    let sent = world.hub.publish(&topic("t"), notification(1), false).await.unwrap();
     assert_eq!((sent.sessions, sent.outcome), (0, Outcome::Dropped));
 }
 
@@ -184,21 +202,25 @@ async fn what_a_session_wants_stored_waits_in_order_and_within_bounds() {
     let world = World::new(Bounds::default());
     let ann = world.attach(&user("ann"), &device("d")).await;
     let mut core = ann.handle.core();
-    assert_eq!(core.queue_send(user("bob"), notification(1), Some("0".into())), Some(true), "nobody sends yet");
+    assert_eq!(
+        core.queue(Errand::Send(user("bob"), notification(1), Some("0".into()))),
+        Some(true),
+        "nobody sends yet"
+    );
     for n in 1..CLIENT_SENDS_MAX {
-        assert_eq!(core.queue_send(user("bob"), notification(1), Some(n.to_string())), Some(false));
+        assert_eq!(core.queue(Errand::Send(user("bob"), notification(1), Some(n.to_string()))), Some(false));
     }
-    assert_eq!(core.queue_send(user("bob"), notification(1), None), None);
+    assert_eq!(core.queue(Errand::Send(user("bob"), notification(1), None)), None);
     for n in 0..CLIENT_SENDS_MAX {
-        assert_eq!(core.next_send().unwrap().2, Some(n.to_string()));
+        assert_eq!(core.next_errand().unwrap().reply_to(), Some(&*n.to_string()));
     }
     // Emptied, but whoever sends is still at it.
-    assert_eq!(core.queue_send(user("bob"), notification(CLIENT_SENDS_BYTES_MAX), None), Some(false), "alone");
-    assert_eq!(core.queue_send(user("bob"), notification(1), None), None);
-    assert!(core.next_send().is_some());
-    assert!(core.next_send().is_none());
+    assert_eq!(core.queue(Errand::Send(user("bob"), notification(CLIENT_SENDS_BYTES_MAX), None)), Some(false), "alone");
+    assert_eq!(core.queue(Errand::Send(user("bob"), notification(1), None)), None);
+    assert!(core.next_errand().is_some());
+    assert!(core.next_errand().is_none());
     assert!(core.aside.is_none(), "nothing is kept for it");
-    assert_eq!(core.queue_send(user("bob"), notification(1), None), Some(true));
+    assert_eq!(core.queue(Errand::Send(user("bob"), notification(1), None)), Some(true));
 }
 
 #[test]
@@ -206,7 +228,7 @@ fn a_membership_is_small_on_both_sides() {
     assert_eq!(topics::MEMBER_BYTES, 24);
     // Beside the claims that are kept for others' sake.
     let aside = size_of::<handle::Aside>();
-    assert!(aside <= 40, "{aside} bytes for a session with topics or claims");
+    assert!(aside <= 48, "{aside} bytes for a session with topics or claims");
 }
 
 /// What this process has in memory.
@@ -255,7 +277,7 @@ async fn of_100_000_members_each_costs_little_and_is_reached_while_others_have_t
             turns
         }
     });
-    let sent = world.hub.publish(&topic("t"), notification(100)).await.unwrap();
+    let sent = world.hub.publish(&topic("t"), notification(100), false).await.unwrap();
     done.store(true, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(sent.sessions as usize, MEMBERS);
     let turns = turns.await.unwrap();

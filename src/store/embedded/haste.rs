@@ -18,10 +18,21 @@ pub fn haste(op: &Op) -> Haste {
     match op {
         Op::Append { done: None, remember: None, .. } => Haste::Patient,
         Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => Haste::Urgent,
-        Op::Delete { done, .. } | Op::ForgetDue { done, .. } | Op::ForgetId { done, .. } if done.is_some() => {
+        Op::Delete { done, .. }
+        | Op::PutMember { done, .. }
+        | Op::RemoveMember { done, .. }
+        | Op::ForgetDue { done, .. }
+        | Op::ForgetId { done, .. }
+            if done.is_some() =>
+        {
             Haste::Urgent
         }
-        Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } | Op::Cursor { .. } => Haste::Lazy,
+        Op::Delete { .. }
+        | Op::PutMember { .. }
+        | Op::RemoveMember { .. }
+        | Op::ForgetDue { .. }
+        | Op::ForgetId { .. }
+        | Op::Cursor { .. } => Haste::Lazy,
     }
 }
 
@@ -37,9 +48,9 @@ pub fn weight(op: &Op) -> (usize, usize) {
         Op::Delete { places, emptied, .. } => {
             (1 + emptied.len() + places.iter().map(|place| 1 + place.chunks as usize).sum::<usize>(), 0)
         }
-        Op::Cursor { .. } | Op::ForgetDue { .. } => (1, 0),
+        Op::Cursor { .. } | Op::PutMember { .. } | Op::RemoveMember { .. } | Op::ForgetDue { .. } => (1, 0),
         Op::PutDevice { .. } | Op::ForgetId { .. } => (2, 0),
-        Op::RemoveDevice { unremembered, .. } => (2 + unremembered.len(), 0),
+        Op::RemoveDevice { unremembered, topics, .. } => (2 + unremembered.len() + topics.len(), 0),
         // A commit of its own: what it removes is what was there before.
         Op::ForgetUser { .. } => (limits::STORE_BATCH_ROWS_MAX + 1, 0),
     }

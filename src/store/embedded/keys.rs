@@ -1,7 +1,8 @@
 //! The schema: every kind of row, and how its key is written.
 //!
-//! One ordered map holds all. A key's first byte is its kind; `u` is a user id behind one byte of its length; numbers
-//! are big-endian, so that keys sort as their numbers do. Kinds are never reused for another meaning.
+//! One ordered map holds all. A key's first byte is its kind; `u` is a user id behind one byte of its length, `t` a
+//! topic's name, `d` a device's, likewise; numbers are big-endian, so that keys sort as their numbers do. Kinds are never
+//! reused for another meaning.
 //!
 //! | kind | key | value |
 //! |---|---|---|
@@ -14,18 +15,29 @@
 //! | `11` | device `u` name | a device's cursors and moments |
 //! | `12` | counters | what is pending of the broadcast log |
 //! | `13` | forgotten `u` name | when the device was forgotten |
+//! | `14` | counters name | what is pending of a topic's log; without a length, so that they sort by name |
+//! | `15` | member `u` `d` name | a device's membership in a durable topic |
 //! | `20` | head `u` offset | a notification, or what leads to its chunks |
 //! | `21` | chunk `u` offset index(2) | a piece of a large notification |
 //! | `22` | head offset | the same in the broadcast log |
 //! | `23` | chunk offset index(2) | the same in the broadcast log |
+//! | `24` | head `t` offset | the same in a topic's log |
+//! | `25` | chunk `t` offset index(2) | the same in a topic's log |
 //! | `30` | expiry minute(8) `u` | nothing: something of the user's expires by then |
 //! | `31` | expiry minute(8) | the same for the broadcast log |
+//! | `32` | expiry minute(8) `t` | the same for a topic's log |
 //! | `40` | id `u` id | what a caller's own id stood for |
 //! | `41` | id id | the same in the broadcast log |
 //! | `42` | id's end minute(8) `u` id | nothing: that id may be forgotten then |
 //! | `43` | id's end minute(8) id | the same in the broadcast log |
+//! | `44` | id `t` id | the same in a topic's log |
+//! | `45` | id's end minute(8) `t` id | the same in a topic's log |
 
-use crate::types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId};
+mod ranges;
+
+pub use ranges::*;
+
+use crate::types::{Device, LogId, NotificationId, Offset, Topic, UnixMillis, UserId};
 
 /// The first byte of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,20 +52,27 @@ enum Kind {
     Device = 0x11,
     BroadcastCounters = 0x12,
     Forgotten = 0x13,
+    TopicCounters = 0x14,
+    Member = 0x15,
     Head = 0x20,
     Chunk = 0x21,
     BroadcastHead = 0x22,
     BroadcastChunk = 0x23,
+    TopicHead = 0x24,
+    TopicChunk = 0x25,
     Expiry = 0x30,
     BroadcastExpiry = 0x31,
+    TopicExpiry = 0x32,
     Id = 0x40,
     BroadcastId = 0x41,
     IdEnd = 0x42,
     BroadcastIdEnd = 0x43,
+    TopicId = 0x44,
+    TopicIdEnd = 0x45,
 }
 
 impl Kind {
-    const ALL: [Kind; 19] = [
+    const ALL: [Kind; 26] = [
         Kind::Format,
         Kind::Epoch,
         Kind::Mark,
@@ -63,16 +82,23 @@ impl Kind {
         Kind::Device,
         Kind::BroadcastCounters,
         Kind::Forgotten,
+        Kind::TopicCounters,
+        Kind::Member,
         Kind::Head,
         Kind::Chunk,
         Kind::BroadcastHead,
         Kind::BroadcastChunk,
+        Kind::TopicHead,
+        Kind::TopicChunk,
         Kind::Expiry,
         Kind::BroadcastExpiry,
+        Kind::TopicExpiry,
         Kind::Id,
         Kind::BroadcastId,
         Kind::IdEnd,
         Kind::BroadcastIdEnd,
+        Kind::TopicId,
+        Kind::TopicIdEnd,
     ];
 }
 
@@ -95,6 +121,8 @@ pub enum Key {
     Device(UserId, Device),
     /// A device that a user had.
     Forgotten(UserId, Device),
+    /// A device of a user in a durable topic.
+    Member(UserId, Device, Topic),
     /// A notification of a log.
     Head(LogId, Offset),
     /// A piece of a large notification.
@@ -119,9 +147,19 @@ impl Key {
             Key::Mark => vec![Kind::Mark as u8],
             Key::Totals => vec![Kind::Totals as u8],
             Key::Commits => vec![Kind::Commits as u8],
+            Key::Counters(LogId::Topic(topic)) => {
+                let mut key = vec![Kind::TopicCounters as u8];
+                key.extend_from_slice(topic.as_str().as_bytes());
+                key
+            }
             Key::Counters(log) => of_log(COUNTERS, log, 0),
             Key::Device(user, device) => of_device(Kind::Device, user, device),
             Key::Forgotten(user, device) => of_device(Kind::Forgotten, user, device),
+            Key::Member(user, device, topic) => {
+                let mut key = of_member(user, device);
+                key.extend_from_slice(topic.as_str().as_bytes());
+                key
+            }
             Key::Head(log, offset) => at(HEADS, log, offset.get()),
             Key::Chunk(log, offset, index) => {
                 let mut key = at(CHUNKS, log, offset.get());
@@ -156,6 +194,7 @@ impl Key {
                 let (log, rest) = take_log(kind, rest)?;
                 (Key::Counters(log), rest)
             }
+            Kind::TopicCounters => (Key::Counters(LogId::Topic(topic_of(rest)?)), &[][..]),
             Kind::Device => {
                 let (user, device) = take_device(rest)?;
                 (Key::Device(user, device), &[][..])
@@ -164,27 +203,32 @@ impl Key {
                 let (user, device) = take_device(rest)?;
                 (Key::Forgotten(user, device), &[][..])
             }
-            Kind::Head | Kind::BroadcastHead => {
+            Kind::Member => {
+                let (user, rest) = take_user(rest)?;
+                let (device, topic) = take_text(rest)?;
+                (Key::Member(user, Device::parse(device).ok()?, topic_of(topic)?), &[][..])
+            }
+            Kind::Head | Kind::BroadcastHead | Kind::TopicHead => {
                 let (log, rest) = take_log(kind, rest)?;
                 let (offset, rest) = take_offset(rest)?;
                 (Key::Head(log, offset), rest)
             }
-            Kind::Chunk | Kind::BroadcastChunk => {
+            Kind::Chunk | Kind::BroadcastChunk | Kind::TopicChunk => {
                 let (log, rest) = take_log(kind, rest)?;
                 let (offset, rest) = take_offset(rest)?;
                 let (index, rest) = rest.split_first_chunk()?;
                 (Key::Chunk(log, offset, u16::from_be_bytes(*index)), rest)
             }
-            Kind::Expiry | Kind::BroadcastExpiry => {
+            Kind::Expiry | Kind::BroadcastExpiry | Kind::TopicExpiry => {
                 let (minute, rest) = rest.split_first_chunk()?;
                 let (log, rest) = take_log(kind, rest)?;
                 (Key::Expiry(u64::from_be_bytes(*minute), log), rest)
             }
-            Kind::Id | Kind::BroadcastId => {
+            Kind::Id | Kind::BroadcastId | Kind::TopicId => {
                 let (log, id) = take_log(kind, rest)?;
                 (Key::Id(log, take_id(id)?), &[][..])
             }
-            Kind::IdEnd | Kind::BroadcastIdEnd => {
+            Kind::IdEnd | Kind::BroadcastIdEnd | Kind::TopicIdEnd => {
                 let (minute, rest) = rest.split_first_chunk()?;
                 let (log, id) = take_log(kind, rest)?;
                 (Key::IdEnd(u64::from_be_bytes(*minute), log, take_id(id)?), &[][..])
@@ -194,108 +238,15 @@ impl Key {
     }
 }
 
-/// A kind of row that every log has: of a user's log, and of the broadcast log.
-type OfLog = (Kind, Kind);
+/// A kind of row that every log has: of a user's log, of the broadcast log, and of a topic's.
+type OfLog = (Kind, Kind, Kind);
 
-const COUNTERS: OfLog = (Kind::Counters, Kind::BroadcastCounters);
-const HEADS: OfLog = (Kind::Head, Kind::BroadcastHead);
-const CHUNKS: OfLog = (Kind::Chunk, Kind::BroadcastChunk);
-const EXPIRIES: OfLog = (Kind::Expiry, Kind::BroadcastExpiry);
-const IDS: OfLog = (Kind::Id, Kind::BroadcastId);
-const ID_ENDS: OfLog = (Kind::IdEnd, Kind::BroadcastIdEnd);
-
-/// The notifications of a log with offsets in (`after`, `upto`].
-pub fn heads(log: &LogId, after: Offset, upto: Offset) -> KeyRange {
-    // One past the highest offset is 2^53, which a key holds although no offset is.
-    (at(HEADS, log, after.get() + 1), at(HEADS, log, upto.get() + 1))
-}
-
-/// The notifications of all users.
-pub fn user_heads() -> KeyRange {
-    (vec![Kind::Head as u8], vec![Kind::Head as u8 + 1])
-}
-
-/// The pieces of one notification.
-pub fn chunks(log: &LogId, offset: Offset) -> KeyRange {
-    (at(CHUNKS, log, offset.get()), at(CHUNKS, log, offset.get() + 1))
-}
-
-/// The pieces of all notifications of a log.
-pub fn all_chunks(log: &LogId) -> KeyRange {
-    (at(CHUNKS, log, 0), at(CHUNKS, log, Offset::MAX.get() + 1))
-}
-
-/// The counters of all users.
-pub fn user_counters() -> KeyRange {
-    (vec![Kind::Counters as u8], vec![Kind::Counters as u8 + 1])
-}
-
-/// The devices of `user`.
-pub fn devices(user: &UserId) -> KeyRange {
-    names(Kind::Device, user)
-}
-
-/// The forgotten devices of `user`.
-pub fn forgotten(user: &UserId) -> KeyRange {
-    names(Kind::Forgotten, user)
-}
-
-/// The devices of all users, from the first one behind `after` on.
-pub fn all_devices(after: Option<&Key>) -> KeyRange {
-    let from = after.map_or_else(
-        || vec![Kind::Device as u8],
-        |key| {
-            let mut next = key.encode();
-            next.push(0);
-            next
-        },
-    );
-    (from, vec![Kind::Device as u8 + 1])
-}
-
-/// The own ids of callers in a log.
-pub fn ids(log: &LogId) -> KeyRange {
-    let from = of_log(IDS, log, 0);
-    let mut to = from.clone();
-    // No id, being UTF-8, holds this byte.
-    to.push(u8::MAX);
-    (from, to)
-}
-
-/// The expiry rows of users and of the broadcast log that are due at `now`.
-pub fn due(now: UnixMillis) -> [KeyRange; 2] {
-    [until_minute(EXPIRIES.0, now), until_minute(EXPIRIES.1, now)]
-}
-
-/// The rows of ids that are due at `now`.
-pub fn due_ids(now: UnixMillis) -> [KeyRange; 2] {
-    [until_minute(ID_ENDS.0, now), until_minute(ID_ENDS.1, now)]
-}
-
-/// Every kind of row that an export writes down: what other rows follow from. Kinds beside each other are one range.
-pub fn exported() -> [KeyRange; 4] {
-    let kinds = |first: Kind, last: Kind| (vec![first as u8], vec![last as u8 + 1]);
-    [
-        kinds(Kind::Counters, Kind::Forgotten),
-        kinds(Kind::Head, Kind::Head),
-        kinds(Kind::BroadcastHead, Kind::BroadcastHead),
-        kinds(Kind::Id, Kind::BroadcastId),
-    ]
-}
-
-/// The same of one user.
-pub fn exported_of(user: &UserId) -> [KeyRange; 5] {
-    let log = LogId::User(user.clone());
-    let counters = of_log(COUNTERS, &log, 0);
-    let mut behind = counters.clone();
-    behind.push(0);
-    [(counters, behind), devices(user), forgotten(user), heads(&log, Offset::ZERO, Offset::MAX), ids(&log)]
-}
-
-/// The whole map.
-pub fn all() -> KeyRange {
-    (vec![0], vec![u8::MAX])
-}
+const COUNTERS: OfLog = (Kind::Counters, Kind::BroadcastCounters, Kind::TopicCounters);
+const HEADS: OfLog = (Kind::Head, Kind::BroadcastHead, Kind::TopicHead);
+const CHUNKS: OfLog = (Kind::Chunk, Kind::BroadcastChunk, Kind::TopicChunk);
+const EXPIRIES: OfLog = (Kind::Expiry, Kind::BroadcastExpiry, Kind::TopicExpiry);
+const IDS: OfLog = (Kind::Id, Kind::BroadcastId, Kind::TopicId);
+const ID_ENDS: OfLog = (Kind::IdEnd, Kind::BroadcastIdEnd, Kind::TopicIdEnd);
 
 const MINUTE_MILLIS: u64 = 60_000;
 
@@ -317,16 +268,27 @@ fn until_minute(kind: Kind, now: UnixMillis) -> KeyRange {
 fn names(kind: Kind, user: &UserId) -> KeyRange {
     let mut from = vec![kind as u8];
     push_user(&mut from, user);
-    // Names hold ASCII only, so that no device of this user sorts behind this.
+    // Names of devices hold ASCII only, and their lengths are below this, so that none of this user sorts behind.
     let mut to = from.clone();
     to.push(u8::MAX);
     (from, to)
 }
 
 fn push_user(key: &mut Vec<u8>, user: &UserId) {
+    push_text(key, user.as_str());
+}
+
+fn push_text(key: &mut Vec<u8>, text: &str) {
     // At most 255 bytes: `limits` asserts that a byte holds it.
-    key.push(user.as_str().len() as u8);
-    key.extend_from_slice(user.as_str().as_bytes());
+    key.push(text.len() as u8);
+    key.extend_from_slice(text.as_bytes());
+}
+
+fn of_member(user: &UserId, device: &Device) -> Vec<u8> {
+    let mut key = vec![Kind::Member as u8];
+    push_user(&mut key, user);
+    push_text(&mut key, device.as_str());
+    key
 }
 
 fn of_device(kind: Kind, user: &UserId, device: &Device) -> Vec<u8> {
@@ -338,14 +300,21 @@ fn of_device(kind: Kind, user: &UserId, device: &Device) -> Vec<u8> {
 }
 
 fn of_log(kind: OfLog, log: &LogId, more: usize) -> Vec<u8> {
+    let (kind, name) = named(kind, log);
+    let mut key = Vec::with_capacity(2 + name.map_or(0, str::len) + more);
+    key.push(kind as u8);
+    if let Some(name) = name {
+        push_text(&mut key, name);
+    }
+    key
+}
+
+/// The kind of a log's row, and the name that tells the log from others of its kind.
+fn named(kind: OfLog, log: &LogId) -> (Kind, Option<&str>) {
     match log {
-        LogId::User(user) => {
-            let mut key = Vec::with_capacity(2 + user.as_str().len() + more);
-            key.push(kind.0 as u8);
-            push_user(&mut key, user);
-            key
-        }
-        LogId::Broadcast => vec![kind.1 as u8],
+        LogId::User(user) => (kind.0, Some(user.as_str())),
+        LogId::Broadcast => (kind.1, None),
+        LogId::Topic(topic) => (kind.2, Some(topic.as_str())),
     }
 }
 
@@ -356,32 +325,40 @@ fn at(kind: OfLog, log: &LogId, offset: u64) -> Vec<u8> {
 }
 
 fn in_minute(kind: OfLog, minute: u64, log: &LogId, more: usize) -> Vec<u8> {
-    let (kind, user) = match log {
-        LogId::User(user) => (kind.0, Some(user)),
-        LogId::Broadcast => (kind.1, None),
-    };
-    let mut key = Vec::with_capacity(10 + user.map_or(0, |user| user.as_str().len()) + more);
+    let (kind, name) = named(kind, log);
+    let mut key = Vec::with_capacity(10 + name.map_or(0, str::len) + more);
     key.push(kind as u8);
     key.extend_from_slice(&minute.to_be_bytes());
-    if let Some(user) = user {
-        push_user(&mut key, user);
+    if let Some(name) = name {
+        push_text(&mut key, name);
     }
     key
 }
 
-fn take_user(bytes: &[u8]) -> Option<(UserId, &[u8])> {
+fn take_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (len, rest) = bytes.split_first()?;
-    let (user, rest) = rest.split_at_checked(*len as usize)?;
-    Some((UserId::parse(std::str::from_utf8(user).ok()?).ok()?, rest))
+    let (text, rest) = rest.split_at_checked(*len as usize)?;
+    Some((std::str::from_utf8(text).ok()?, rest))
+}
+
+fn take_user(bytes: &[u8]) -> Option<(UserId, &[u8])> {
+    let (user, rest) = take_text(bytes)?;
+    Some((UserId::parse(user).ok()?, rest))
+}
+
+fn topic_of(bytes: &[u8]) -> Option<Topic> {
+    Topic::parse(std::str::from_utf8(bytes).ok()?).ok()
 }
 
 fn take_log(kind: Kind, bytes: &[u8]) -> Option<(LogId, &[u8])> {
-    let of_broadcasts =
-        [COUNTERS, HEADS, CHUNKS, EXPIRIES, IDS, ID_ENDS].iter().any(|(_, broadcast)| *broadcast == kind);
-    if of_broadcasts {
+    let all = [COUNTERS, HEADS, CHUNKS, EXPIRIES, IDS, ID_ENDS];
+    if all.iter().any(|(_, of_broadcasts, _)| *of_broadcasts == kind) {
         return Some((LogId::Broadcast, bytes));
     }
-    take_user(bytes).map(|(user, rest)| (LogId::User(user), rest))
+    let (name, rest) = take_text(bytes)?;
+    let of_topic = all.iter().any(|(.., of_topics)| *of_topics == kind);
+    let log = if of_topic { LogId::Topic(Topic::parse(name).ok()?) } else { LogId::User(UserId::parse(name).ok()?) };
+    Some((log, rest))
 }
 
 fn take_device(bytes: &[u8]) -> Option<(UserId, Device)> {
@@ -411,7 +388,9 @@ mod tests {
     }
 
     fn log() -> impl Strategy<Value = LogId> {
-        prop_oneof![1 => Just(LogId::Broadcast), 4 => user().prop_map(LogId::User)]
+        let topic = prop_oneof!["[ab]{1,4}", "[a-zä€]{1,60}"];
+        let topic = topic.prop_map(|text| LogId::Topic(Topic::parse(&text).unwrap()));
+        prop_oneof![1 => Just(LogId::Broadcast), 4 => user().prop_map(LogId::User), 4 => topic]
     }
 
     fn id() -> impl Strategy<Value = NotificationId> {
@@ -433,6 +412,11 @@ mod tests {
             (user(), "[A-Za-z0-9._-]{0,64}").prop_map(|(user, name)| Key::Device(user, Device::parse(&name).unwrap())),
             (user(), "[A-Za-z0-9._-]{0,64}")
                 .prop_map(|(user, name)| Key::Forgotten(user, Device::parse(&name).unwrap())),
+            (user(), "[A-Za-z0-9._-]{0,64}", "[a-zä]{1,60}").prop_map(|(user, name, topic)| Key::Member(
+                user,
+                Device::parse(&name).unwrap(),
+                Topic::parse(&topic).unwrap()
+            )),
             (log(), offset()).prop_map(|(log, offset)| Key::Head(log, offset)),
             (log(), offset(), any::<u16>()).prop_map(|(log, offset, index)| Key::Chunk(log, offset, index)),
             (any::<u64>(), log()).prop_map(|(minute, log)| Key::Expiry(minute, log)),
@@ -449,6 +433,8 @@ mod tests {
     fn keys_are_pinned() {
         let ann = UserId::parse("ann").unwrap();
         let (log, all) = (LogId::User(ann.clone()), LogId::Broadcast);
+        let (topic, x1) = (Topic::parse("to").unwrap(), Device::parse("x1").unwrap());
+        let of_topic = LogId::Topic(topic.clone());
         let at = Offset::new(0x0102);
         let id = NotificationId::parse("n").unwrap();
         for (key, bytes) in [
@@ -461,7 +447,14 @@ mod tests {
             (Key::Counters(all.clone()), &[0x12]),
             (Key::Device(ann.clone(), Device::UNNAMED), &[0x11, 3, b'a', b'n', b'n']),
             (Key::Device(ann.clone(), Device::parse("x1").unwrap()), &[0x11, 3, b'a', b'n', b'n', b'x', b'1']),
-            (Key::Forgotten(ann, Device::parse("x1").unwrap()), &[0x13, 3, b'a', b'n', b'n', b'x', b'1']),
+            (Key::Forgotten(ann.clone(), x1.clone()), &[0x13, 3, b'a', b'n', b'n', b'x', b'1']),
+            (Key::Counters(of_topic.clone()), &[0x14, b't', b'o']),
+            (Key::Member(ann, x1, topic), &[0x15, 3, b'a', b'n', b'n', 2, b'x', b'1', b't', b'o']),
+            (Key::Head(of_topic.clone(), at), &[0x24, 2, b't', b'o', 0, 0, 0, 0, 0, 0, 1, 2]),
+            (Key::Chunk(of_topic.clone(), at, 7), &[0x25, 2, b't', b'o', 0, 0, 0, 0, 0, 0, 1, 2, 0, 7]),
+            (Key::Expiry(0x0304, of_topic.clone()), &[0x32, 0, 0, 0, 0, 0, 0, 3, 4, 2, b't', b'o']),
+            (Key::Id(of_topic.clone(), id.clone()), &[0x44, 2, b't', b'o', b'n']),
+            (Key::IdEnd(0x0304, of_topic, id.clone()), &[0x45, 0, 0, 0, 0, 0, 0, 3, 4, 2, b't', b'o', b'n']),
             (Key::Head(log.clone(), at), &[0x20, 3, b'a', b'n', b'n', 0, 0, 0, 0, 0, 0, 1, 2]),
             (Key::Head(all.clone(), at), &[0x22, 0, 0, 0, 0, 0, 0, 1, 2]),
             (Key::Chunk(log.clone(), at, 7), &[0x21, 3, b'a', b'n', b'n', 0, 0, 0, 0, 0, 0, 1, 2, 0, 7]),
@@ -531,16 +524,20 @@ mod tests {
             prop_assert_eq!(holds(&devices(&user), &bytes), wanted);
             let wanted = matches!(&key, Key::Forgotten(u, _) if *u == user);
             prop_assert_eq!(holds(&forgotten(&user), &bytes), wanted);
+            let wanted = matches!(&key, Key::Member(u, ..) if *u == user);
+            prop_assert_eq!(holds(&members(&user), &bytes), wanted);
+            let of_topic = matches!(&key, Key::Counters(LogId::Topic(_)));
+            prop_assert_eq!(holds(&topic_counters("", None), &bytes), of_topic);
+            let wanted = matches!(&key, Key::Counters(LogId::Topic(t)) if t.as_str().starts_with('a') && t.as_str() > "ab");
+            prop_assert_eq!(holds(&topic_counters("a", Some(&Topic::parse("ab").unwrap())), &bytes), wanted);
             let wanted = matches!(&key, Key::Id(l, _) if *l == log);
             prop_assert_eq!(holds(&ids(&log), &bytes), wanted);
             prop_assert_eq!(holds(&all_devices(None), &bytes), matches!(&key, Key::Device(..)));
             prop_assert!(!holds(&all_devices(Some(&key)), &bytes));
-            let [of_users, of_broadcasts] = due(UnixMillis(now));
             let wanted = matches!(&key, Key::Expiry(minute, _) if *minute <= now / 60_000);
-            prop_assert_eq!(holds(&of_users, &bytes) || holds(&of_broadcasts, &bytes), wanted);
-            let [of_users, of_broadcasts] = due_ids(UnixMillis(now));
+            prop_assert_eq!(due(UnixMillis(now)).iter().any(|range| holds(range, &bytes)), wanted);
             let wanted = matches!(&key, Key::IdEnd(minute, ..) if *minute <= now / 60_000);
-            prop_assert_eq!(holds(&of_users, &bytes) || holds(&of_broadcasts, &bytes), wanted);
+            prop_assert_eq!(due_ids(UnixMillis(now)).iter().any(|range| holds(range, &bytes)), wanted);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod aside;
 pub mod backup;
+mod batch;
 mod changes;
 #[cfg(test)]
 mod conformance;

@@ -139,14 +139,15 @@ fn is_empty(engine: &dyn Engine) -> Result<bool, EngineError> {
 fn recount(engine: &dyn Engine) -> Result<Totals, EngineError> {
     tracing::error!("the store's totals are missing; they are counted anew");
     let mut totals = Totals::default();
-    let (from, to) = keys::user_counters();
-    engine.range(&from, &to, &mut |_, row| {
-        if let Ok(counters) = rows::decode_counters(row) {
-            totals.count = totals.count.saturating_add(u64::from(counters.count));
-            totals.bytes = totals.bytes.saturating_add(counters.bytes);
-        }
-        std::ops::ControlFlow::Continue(())
-    })?;
+    for (from, to) in keys::all_counters() {
+        engine.range(&from, &to, &mut |_, row| {
+            if let Ok(counters) = rows::decode_counters(row) {
+                totals.count = totals.count.saturating_add(u64::from(counters.count));
+                totals.bytes = totals.bytes.saturating_add(counters.bytes);
+            }
+            std::ops::ControlFlow::Continue(())
+        })?;
+    }
     let broadcasts = engine.get(&Key::Counters(LogId::Broadcast).encode())?;
     if let Some(Ok(counters)) = broadcasts.as_deref().map(rows::decode_counters) {
         totals.count = totals.count.saturating_add(u64::from(counters.count));

@@ -14,8 +14,8 @@ use super::{
     rows,
 };
 use crate::{
-    store::{Counters, DeviceRow, Due, DueId, IndexEntry, Page, PageLimit, Remembered},
-    types::{Device, LogId, Notification, NotificationId, Offset, UnixMillis, UserId},
+    store::{Counters, DeviceRow, Due, DueId, IndexEntry, MemberRow, Page, PageLimit, Remembered},
+    types::{Device, LogId, Notification, NotificationId, Offset, Topic, UnixMillis, UserId},
 };
 
 /// The head rows that are read at once.
@@ -43,6 +43,8 @@ pub struct Profile {
     pub devices: Vec<(Device, DeviceRow)>,
     /// Devices that he had.
     pub forgotten: Vec<(Device, UnixMillis)>,
+    /// The durable topics of his devices.
+    pub members: Vec<(Device, Topic, MemberRow)>,
     /// Rows that cannot be read.
     pub unreadable: usize,
 }
@@ -67,7 +69,14 @@ pub fn profile(engine: &dyn Engine, user: &UserId) -> Result<Profile, EngineErro
             forgotten.push((device, at));
         }
     }
-    Ok(Profile { counters: counters.and_then(Result::ok), devices, forgotten, unreadable })
+    let mut members = Vec::new();
+    for (key, value) in rows_of(engine, &keys::members(user), usize::MAX)? {
+        match (Key::decode(&key), rows::decode_member(&value)) {
+            (Some(Key::Member(_, device, topic)), Ok(row)) => members.push((device, topic, row)),
+            _ => readable(false),
+        }
+    }
+    Ok(Profile { counters: counters.and_then(Result::ok), devices, forgotten, members, unreadable })
 }
 
 /// A log's counters; `None`: there is no row.
@@ -92,7 +101,7 @@ pub fn remembered(
 pub fn keys_of(engine: &dyn Engine, user: &UserId) -> Result<Vec<Vec<u8>>, EngineError> {
     let log = LogId::User(user.clone());
     let mut keys = vec![Key::Counters(log.clone()).encode()];
-    for range in [keys::devices(user), keys::forgotten(user)] {
+    for range in [keys::devices(user), keys::forgotten(user), keys::members(user)] {
         keys.extend(rows_of(engine, &range, usize::MAX)?.into_iter().map(|(key, _)| key));
     }
     let (from, to) = keys::heads(&log, Offset::ZERO, Offset::MAX);
@@ -131,6 +140,21 @@ pub fn devices_after(
         }
     }
     Ok(devices)
+}
+
+/// The topics that something is known of, by name, from behind `after` on; at most `max`.
+pub fn topics_after(
+    engine: &dyn Engine,
+    prefix: &str,
+    after: Option<&Topic>,
+    max: usize,
+) -> Result<Vec<(Topic, Counters)>, EngineError> {
+    let rows = rows_of(engine, &keys::topic_counters(prefix, after), max)?;
+    let topic = |(key, value): &Row| match (Key::decode(key), rows::decode_counters(value)) {
+        (Some(Key::Counters(LogId::Topic(topic))), Ok(counters)) => Some((topic, counters)),
+        _ => None,
+    };
+    Ok(rows.iter().filter_map(topic).collect())
 }
 
 /// A piece of a log's index.

@@ -25,7 +25,7 @@ use super::haste::{Haste, haste, weight};
 use crate::{
     limits,
     store::Op,
-    types::{Device, UserId},
+    types::{Device, Topic, UserId},
 };
 
 /// What the writer is to do next.
@@ -58,7 +58,7 @@ struct State {
     /// Ops in the slots.
     ops: usize,
     /// Waiting cursors, by the number of their op.
-    cursors: HashMap<(UserId, Device), u64>,
+    cursors: HashMap<CursorOf, u64>,
     /// Ops that somebody waits for.
     urgent: usize,
     /// The numbers of patient ops from the front on; those that were taken back are passed over.
@@ -80,6 +80,20 @@ struct State {
     sleeps: Option<Option<Instant>>,
     /// How many ops were taken back.
     recalled: u64,
+}
+
+/// Whose cursor, and in which durable topic, where it is in one.
+type CursorOf = (UserId, Device, Option<Topic>);
+
+/// What a lazy op says the place of, where the latest counts.
+fn cursor_of(op: &Op) -> Option<CursorOf> {
+    match op {
+        Op::Cursor { user, device, .. } => Some((user.clone(), device.clone(), None)),
+        Op::PutMember { user, device, topic, done: None, .. } => {
+            Some((user.clone(), device.clone(), Some(topic.clone())))
+        }
+        _ => None,
+    }
 }
 
 struct Slot {
@@ -112,23 +126,36 @@ impl State {
 
     fn push(&mut self, op: Op) -> u64 {
         let number = self.front + self.slots.len() as u64;
+        if let Some(of) = cursor_of(&op) {
+            let waiting = *self.cursors.entry(of).or_insert(number);
+            // `waiting` is the number of an op between the front and the back: popping one forgets it.
+            if waiting != number
+                && let Some(slot) = self.at(waiting)
+            {
+                slot.op = Some(op);
+                return waiting;
+            }
+        }
+        // A cursor staged from here on must not move in front of this.
         match &op {
-            Op::Cursor { user, device, .. } => {
-                let waiting = *self.cursors.entry((user.clone(), device.clone())).or_insert(number);
-                // `waiting` is the number of an op between the front and the back: popping one forgets it.
-                if waiting != number
-                    && let Some(slot) = self.at(waiting)
-                {
-                    slot.op = Some(op);
-                    return waiting;
+            Op::PutDevice { user, device, .. } => {
+                self.cursors.remove(&(user.clone(), device.clone(), None));
+            }
+            Op::RemoveDevice { user, device, topics, .. } => {
+                for topic in topics.iter().cloned().map(Some).chain([None]) {
+                    self.cursors.remove(&(user.clone(), device.clone(), topic));
                 }
             }
-            // A cursor staged from here on must not move in front of this.
-            Op::PutDevice { user, device, .. } | Op::RemoveDevice { user, device, .. } => {
-                self.cursors.remove(&(user.clone(), device.clone()));
+            Op::PutMember { user, device, topic, done: Some(_), .. } | Op::RemoveMember { user, device, topic, .. } => {
+                self.cursors.remove(&(user.clone(), device.clone(), Some(topic.clone())));
             }
-            Op::ForgetUser { user, .. } => self.cursors.retain(|(of, _), _| of != user),
-            Op::Append { .. } | Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => {}
+            Op::ForgetUser { user, .. } => self.cursors.retain(|(of, ..), _| of != user),
+            Op::Append { .. }
+            | Op::Delete { .. }
+            | Op::Cursor { .. }
+            | Op::PutMember { .. }
+            | Op::ForgetDue { .. }
+            | Op::ForgetId { .. } => {}
         }
         match haste(&op) {
             Haste::Urgent => self.urgent += 1,
@@ -156,11 +183,10 @@ impl State {
         }
         give_back(&mut self.slots);
         let op = op?;
-        if let Op::Cursor { user, device, .. } = &op {
-            let key = (user.clone(), device.clone());
-            if self.cursors.get(&key) == Some(&(self.front - 1)) {
-                self.cursors.remove(&key);
-            }
+        if let Some(of) = cursor_of(&op)
+            && self.cursors.get(&of) == Some(&(self.front - 1))
+        {
+            self.cursors.remove(&of);
         }
         self.gone(&op);
         Some(op)

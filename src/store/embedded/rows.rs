@@ -5,6 +5,7 @@
 //!   broadcast log; 254 stands for where in its user's log it began, 255 for what it alone has lost; what this version
 //!   does not know is passed over
 //! - forgotten: `1 at(8)`
+//! - member: `1 cursor(8) began(8) cause(1)`; 0 its client wanted it, 1 its token, 2 a service
 //! - id: `1 offset(8) until(8) digest(16) sessions(4)`
 //! - totals: `1 count(8) bytes(8)`; mark, commits: `1 number(8)`; epoch: `1 uuid(16)`
 //! - format: a `u32` alone, since it is what every other version stands on
@@ -14,12 +15,12 @@ use uuid::Uuid;
 
 use super::record::{Input, Malformed};
 use crate::{
-    store::{Counters, DeviceRow, Remembered, Totals},
-    types::{Offset, UnixMillis},
+    store::{Counters, DeviceRow, MemberRow, Remembered, Totals},
+    types::{Offset, SubscriptionCause, UnixMillis},
 };
 
 /// The version of the schema that this build reads and writes. An older one is brought up to it by [`super::migrate`].
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const VERSION: u8 = 1;
 const COUNTERS_VERSION: u8 = 2;
@@ -130,6 +131,30 @@ pub fn decode_forgotten(row: &[u8]) -> Result<UnixMillis, Malformed> {
     closed(&input, at)
 }
 
+/// Writes the row of a device in a durable topic.
+pub fn encode_member(member: &MemberRow) -> Vec<u8> {
+    let mut row = row(&[member.cursor.get(), member.began.get()]);
+    row.push(match member.cause {
+        SubscriptionCause::Client => 0,
+        SubscriptionCause::Token => 1,
+        SubscriptionCause::Caller | SubscriptionCause::SessionEnded => 2,
+    });
+    row
+}
+
+/// Reads the row of a device in a durable topic.
+pub fn decode_member(row: &[u8]) -> Result<MemberRow, Malformed> {
+    let mut input = opened(row, "a member of an unknown version")?;
+    let (cursor, began) = (offset_of(&mut input)?, offset_of(&mut input)?);
+    let cause = match input.byte()? {
+        0 => SubscriptionCause::Client,
+        1 => SubscriptionCause::Token,
+        2 => SubscriptionCause::Caller,
+        _ => return Err(Malformed("a member of an unknown cause")),
+    };
+    closed(&input, MemberRow { cursor, began, cause })
+}
+
 /// Writes the row of a remembered id.
 pub fn encode_remembered(remembered: &Remembered) -> Vec<u8> {
     let mut row = row(&[remembered.offset.get(), remembered.until.0]);
@@ -232,6 +257,10 @@ mod tests {
                 last_seen: UnixMillis(other),
             };
             prop_assert_eq!(decode_device(&encode_device(&device)), Ok(device));
+            for cause in [SubscriptionCause::Client, SubscriptionCause::Token, SubscriptionCause::Caller] {
+                let member = MemberRow { cursor: Offset::new(last), began: Offset::new(last / 2), cause };
+                prop_assert_eq!(decode_member(&encode_member(&member)), Ok(member));
+            }
             let at = UnixMillis(other);
             prop_assert_eq!(decode_forgotten(&encode_forgotten(at)), Ok(at));
             let remembered = Remembered { offset: Offset::new(last), until: at, digest: [count as u8; 16], sessions: count };
@@ -249,6 +278,7 @@ mod tests {
             let _ = decode_counters(&bytes);
             let _ = decode_device(&bytes);
             let _ = decode_forgotten(&bytes);
+            let _ = decode_member(&bytes);
             let _ = decode_remembered(&bytes);
             let _ = decode_totals(&bytes);
             let _ = decode_mark(&bytes);

@@ -9,29 +9,29 @@
 //! the failure, until the store is closed.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
 use super::{
-    engine::{Engine, EngineError, Write},
-    keys::{self, Key},
-    panic_text, queries,
+    batch::Batch,
+    engine::{Engine, EngineError},
+    keys::Key,
+    panic_text,
     queue::Next,
     reader::Slot,
-    record,
     recovery::Recovery,
     room::Room,
     rows,
-    shared::{Permit, Shared},
+    shared::Shared,
     witness::{Tally, Witness},
 };
 use crate::{
     limits,
-    store::{Counters, Done, DueId, Hold, LogObserver, Op, Place, Remembered, StoreError, Totals},
-    types::{LogId, NotificationId, Offset, UnixMillis, UserId},
+    store::{Counters, Op, StoreError, Totals},
+    types::LogId,
 };
 
 /// How often the size of the store is taken where it is near its bound.
@@ -56,179 +56,6 @@ pub struct Writer {
     disk_stale: bool,
     /// What was written since the last look may have filled the disk.
     disk_near_full: bool,
-}
-
-/// Ops folded into one batch.
-#[derive(Default)]
-struct Batch {
-    writes: Vec<Write>,
-    counters: HashMap<LogId, Counters>,
-    /// Ids that this batch remembers.
-    remembered: HashSet<(LogId, NotificationId)>,
-    /// Ids that may be forgotten.
-    due_ids: Vec<(DueId, UnixMillis)>,
-    /// Users of whom nothing is to be left.
-    gone: Vec<UserId>,
-    after: After,
-}
-
-/// What is to be told and let go of, once a batch's fate is known.
-#[derive(Default)]
-struct After {
-    logs: HashMap<LogId, (Arc<dyn LogObserver>, Offset)>,
-    done: Vec<Done>,
-    permits: Vec<Permit>,
-    holds: Vec<Hold>,
-}
-
-impl After {
-    fn tell(self, fate: &Result<(), StoreError>) {
-        for (observer, upto) in self.logs.into_values() {
-            match fate {
-                Ok(()) => observer.applied(upto),
-                Err(error) => observer.failed(error),
-            }
-        }
-        // Before the answers: whoever hears one may ask for the next permit at once, and must find this one's room free.
-        drop(self.permits);
-        for done in self.done {
-            // Whoever asked may have gone.
-            let _ = done.send(fate.clone());
-        }
-        drop(self.holds);
-    }
-}
-
-impl Batch {
-    fn of(ops: Vec<Op>) -> Self {
-        let mut batch = Self::default();
-        for op in ops {
-            batch.add(op);
-        }
-        batch
-    }
-
-    fn put(&mut self, key: &Key, value: Vec<u8>) {
-        self.writes.push((key.encode(), Some(value)));
-    }
-
-    fn remove(&mut self, key: &Key) {
-        self.writes.push((key.encode(), None));
-    }
-
-    fn remove_record(&mut self, log: &LogId, place: Place) {
-        self.remove(&Key::Head(log.clone(), place.offset));
-        for index in 0..place.chunks {
-            self.remove(&Key::Chunk(log.clone(), place.offset, index));
-        }
-    }
-
-    fn remove_buckets(&mut self, log: &LogId, minutes: impl IntoIterator<Item = u64>) {
-        for minute in minutes {
-            self.remove(&Key::Expiry(minute, log.clone()));
-        }
-    }
-
-    fn add(&mut self, op: Op) {
-        match op {
-            Op::Append { log, offset, notification, replaces, emptied, remember, counters, permit, observer, done } => {
-                if let Some(place) = replaces {
-                    self.remove_record(&log, place);
-                }
-                self.remove_buckets(&log, emptied);
-                let (head, chunks) = record::encode(&notification, remember.is_some());
-                for (index, chunk) in (0..=u16::MAX).zip(chunks) {
-                    self.put(&Key::Chunk(log.clone(), offset, index), chunk);
-                }
-                self.put(&Key::Head(log.clone(), offset), head);
-                if let Some(moment) = notification.expires_at {
-                    self.put(&Key::Expiry(keys::expiry_minute(moment), log.clone()), Vec::new());
-                }
-                if let Some((until, digest, sessions)) = remember {
-                    let id = notification.id.clone();
-                    let row = rows::encode_remembered(&Remembered { offset, digest, until, sessions });
-                    self.put(&Key::Id(log.clone(), id.clone()), row);
-                    self.put(&Key::IdEnd(keys::expiry_minute(until), log.clone(), id.clone()), Vec::new());
-                    self.remembered.insert((log.clone(), id));
-                }
-                self.counters.insert(log.clone(), counters);
-                let log = self.after.logs.entry(log).or_insert_with(|| (Arc::clone(&observer), offset));
-                *log = (observer, log.1.max(offset));
-                self.after.permits.push(permit);
-                self.after.done.extend(done);
-            }
-            Op::Delete { log, places, emptied, counters, hold, done } => {
-                for place in places {
-                    self.remove_record(&log, place);
-                }
-                self.remove_buckets(&log, emptied);
-                self.counters.insert(log, counters);
-                self.after.holds.push(hold);
-                self.after.done.extend(done);
-            }
-            Op::Cursor { user, device, row, hold } => {
-                self.put(&Key::Device(user, device), rows::encode_device(&row));
-                self.after.holds.push(hold);
-            }
-            Op::PutDevice { user, device, row, counters, hold, done } => {
-                self.remove(&Key::Forgotten(user.clone(), device.clone()));
-                self.put(&Key::Device(user.clone(), device), rows::encode_device(&row));
-                self.counters.insert(LogId::User(user), counters);
-                self.after.holds.push(hold);
-                self.after.done.push(done);
-            }
-            Op::RemoveDevice { user, device, at, unremembered, hold, done } => {
-                for device in unremembered {
-                    self.remove(&Key::Forgotten(user.clone(), device));
-                }
-                self.put(&Key::Forgotten(user.clone(), device.clone()), rows::encode_forgotten(at));
-                self.remove(&Key::Device(user, device));
-                self.after.holds.push(hold);
-                self.after.done.extend(done);
-            }
-            Op::ForgetUser { user, hold, done } => {
-                self.gone.push(user);
-                self.after.holds.push(hold);
-                self.after.done.push(done);
-            }
-            Op::ForgetDue { due, done } => {
-                self.remove(&Key::Expiry(due.minute, due.log));
-                self.after.done.extend(done);
-            }
-            Op::ForgetId { due, now, done } => {
-                self.due_ids.push((due, now));
-                self.after.done.extend(done);
-            }
-        }
-    }
-
-    /// Removes the rows of ids that may be forgotten, and were not remembered anew.
-    fn forget_ids(&mut self, engine: &dyn Engine) -> Result<(), EngineError> {
-        for (DueId { minute, log, id }, now) in std::mem::take(&mut self.due_ids) {
-            let pair = (log, id);
-            if !self.remembered.contains(&pair) {
-                let key = Key::Id(pair.0.clone(), pair.1.clone());
-                let row = engine.get(&key.encode())?;
-                // One that cannot be read stands for nothing.
-                let stands = |row: &[u8]| rows::decode_remembered(row).is_ok_and(|id| id.until > now);
-                if row.is_some_and(|row| !stands(&row)) {
-                    self.remove(&key);
-                }
-            }
-            self.remove(&Key::IdEnd(minute, pair.0, pair.1));
-        }
-        Ok(())
-    }
-
-    /// Removes all that is written of those who are to be forgotten. Such a batch holds nothing else.
-    fn forget_users(&mut self, engine: &dyn Engine) -> Result<(), EngineError> {
-        for user in std::mem::take(&mut self.gone) {
-            let keys = queries::keys_of(engine, &user)?;
-            self.writes.extend(keys.into_iter().map(|key| (key, None)));
-            self.counters.insert(LogId::User(user), Counters::default());
-        }
-        Ok(())
-    }
 }
 
 impl Writer {
@@ -304,9 +131,7 @@ impl Writer {
     fn write(&mut self, ops: Vec<Op>, raise: bool) {
         let mut batch = Batch::of(ops);
         let after = std::mem::take(&mut batch.after);
-        if !after.permits.is_empty()
-            && self.shared.spare_bytes.load(Ordering::Relaxed) < limits::STORE_BALLAST_BYTES_MAX
-        {
+        if after.has_records() && self.shared.spare_bytes.load(Ordering::Relaxed) < limits::STORE_BALLAST_BYTES_MAX {
             self.look_at_room();
         }
         // A store that was closed still writes what was staged before.

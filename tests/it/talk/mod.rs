@@ -1,5 +1,6 @@
 //! Topics, rooms, presence, and what clients say to each other.
 
+mod durable;
 mod messages;
 mod permissions;
 mod presence;

@@ -25,10 +25,17 @@ pub struct Counts {
     pub answered_confirmed: usize,
     /// Taken back from the writer.
     pub recalled: usize,
+    /// Published to durable topics.
+    pub published: usize,
+    /// Devices that came into a durable topic, and that left one.
+    pub joined: usize,
+    pub parted: usize,
+    /// Made room in a durable topic.
+    pub rolled: usize,
 }
 
 impl Counts {
-    fn all(&self) -> [(&'static str, usize); 14] {
+    fn all(&self) -> [(&'static str, usize); 18] {
         [
             ("sent", self.sent),
             ("acknowledged", self.acknowledged),
@@ -44,6 +51,10 @@ impl Counts {
             ("confirmed and seen again after a crash", self.again),
             ("answered CONFIRMED", self.answered_confirmed),
             ("confirmed and never written", self.recalled),
+            ("published to durable topics", self.published),
+            ("devices that came into one", self.joined),
+            ("devices that left one", self.parted),
+            ("made room in one", self.rolled),
         ]
     }
 
@@ -63,6 +74,10 @@ impl Counts {
             again,
             answered_confirmed,
             recalled,
+            published,
+            joined,
+            parted,
+            rolled,
         } = more;
         self.sent += sent;
         self.acknowledged += acknowledged;
@@ -78,6 +93,10 @@ impl Counts {
         self.again += again;
         self.answered_confirmed += answered_confirmed;
         self.recalled += recalled;
+        self.published += published;
+        self.joined += joined;
+        self.parted += parted;
+        self.rolled += rolled;
     }
 
     /// A model that nothing happens in finds nothing.
@@ -95,11 +114,12 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Which log: a user's, by number, or the broadcast log.
+/// Which log: a user's, by number, the broadcast log, or that of a durable topic, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum In {
     User(usize),
     Broadcast,
+    Topic(usize),
 }
 
 /// A notification that was staged, as far as a caller can tell.
@@ -136,6 +156,19 @@ pub struct Device {
     pub start: u64,
     pub broadcast_start: u64,
     pub confirmed: HashMap<u64, Confirmed>,
+    /// Durable topics that it is in, or may be, or was in.
+    pub topics: HashMap<usize, InTopic>,
+}
+
+/// How a device stands to a durable topic.
+#[derive(Clone, Copy, Debug)]
+pub struct InTopic {
+    /// Nothing up to here is for it.
+    pub not_before: u64,
+    /// Everything behind is, where it is certain that it is in the topic.
+    pub from: Option<u64>,
+    /// The step in which it was told that it is in it no more.
+    pub left: Option<usize>,
 }
 
 /// What was said of a caller's own id.
@@ -241,10 +274,22 @@ impl Book {
         let (user, device) = owner;
         let sent = self.sent.get(&offset).unwrap_or_else(|| panic!("{offset} was never sent"));
         assert_eq!(sent.id, id, "{offset} was given twice");
-        assert!(sent.log == In::User(user) || sent.log == In::Broadcast, "{offset} came to the wrong user");
-        assert!(!in_time || sent.expires_at > self.now, "{offset} came after its time");
         let known = &self.devices[&owner];
-        let start = if sent.log == In::Broadcast { known.broadcast_start } else { known.start };
+        let start = match sent.log {
+            In::User(of) => {
+                assert_eq!(of, user, "{offset} came to the wrong user");
+                known.start
+            }
+            In::Broadcast => known.broadcast_start,
+            In::Topic(topic) => {
+                let stands = known.topics.get(&topic);
+                let stands =
+                    stands.unwrap_or_else(|| panic!("{offset} came to {owner:?}, which never was in its topic"));
+                assert!(stands.left.is_none_or(|left| sent.at <= left), "{offset} came to {owner:?}, which had left");
+                stands.not_before
+            }
+        };
+        assert!(!in_time || sent.expires_at > self.now, "{offset} came after its time");
         assert!(offset > start, "{offset} came to device {device}, which began at {start}");
         if let Some(confirmed) = known.confirmed.get(&offset)
             && confirmed.step < since
@@ -281,6 +326,10 @@ impl Book {
                 In::Broadcast => device.broadcast_start,
                 In::User(user) if user == owner.0 => device.start,
                 In::User(_) => continue,
+                In::Topic(topic) => match device.topics.get(&topic).and_then(|stands| stands.from) {
+                    Some(from) => from,
+                    None => continue,
+                },
             };
             let had = |offset: &u64| device.confirmed.get(offset).is_some_and(|confirmed| confirmed.step <= since);
             let wanted = *offset > start

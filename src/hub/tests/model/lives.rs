@@ -62,6 +62,9 @@ impl Play {
         for chore in self.chores.drain(..) {
             chore.abort();
         }
+        for one in self.changing.drain(..) {
+            one.task.abort();
+        }
         self.sessions.clear();
         self.look_at_the_store();
         self.hub().0.life.stop(Duration::ZERO).await;

@@ -5,7 +5,7 @@ use super::{
     book::{Book, Device as Known, In},
     play::{Attached, Attaching, Expected, Play},
 };
-use crate::types::EventBody;
+use crate::types::{DropReason, EventBody, LogId};
 
 impl Play {
     pub fn confirm_some(&mut self, n: usize) {
@@ -43,13 +43,14 @@ impl Play {
             !closing
         });
         self.sessions = sessions;
+        self.changes().await;
         self.answers().await;
         self.arrivals().await;
     }
 
     /// What has got an offset since the last look.
     fn enter_staged(&mut self) {
-        let mut found = Vec::new();
+        let (mut found, mut rolled) = (Vec::new(), Vec::new());
         let mut note = |log: In, entry: &crate::store::IndexEntry| {
             let key = entry.collapse_key.as_ref().map(|key| key.as_str().to_owned());
             let (offset, id) = (entry.offset.get(), entry.id.as_str().to_owned());
@@ -61,17 +62,23 @@ impl Play {
             }
         }
         self.hub().0.broadcasts.state().log.index.iter().for_each(|entry| note(In::Broadcast, entry));
+        for log in self.hub().0.topic_logs.all() {
+            let of = self.log_of(&log.id);
+            log.state().log.index.iter().for_each(|entry| note(of, entry));
+        }
         // What came and went between two looks.
         while let Some(read) = self.events.try_read() {
             let Read::Events(events) = read else { panic!("the ring is too short for a step") };
             for event in events {
-                let (EventBody::NotificationDropped { user, id, offset, .. }
-                | EventBody::NotificationExpired { user, id, offset }) = &event.body
+                let (EventBody::NotificationDropped { log, id, offset, .. }
+                | EventBody::NotificationExpired { log, id, offset }) = &event.body
                 else {
                     continue;
                 };
-                let of = user.as_ref().and_then(|user| self.users.iter().position(|known| known == user));
-                let (log, id) = (of.map_or(In::Broadcast, In::User), id.as_str().to_owned());
+                let (log, id) = (self.log_of(log), id.as_str().to_owned());
+                if let EventBody::NotificationDropped { reason: DropReason::TopicFull, .. } = &event.body {
+                    rolled.push(offset.get());
+                }
                 let Some((expires_at, key)) = self.asked.get(&(log, id.clone())).cloned() else { continue };
                 if !self.book.sent.contains_key(&offset.get()) {
                     found.push((offset.get(), log, id, key, expires_at, false));
@@ -98,6 +105,48 @@ impl Play {
                 before.superseded_by = Some(offset);
             }
         }
+        for offset in rolled {
+            self.book.counts.rolled += 1;
+            if let Some(sent) = self.book.sent.get_mut(&offset) {
+                sent.purged = true;
+            }
+        }
+    }
+
+    fn log_of(&self, log: &LogId) -> In {
+        match log {
+            LogId::User(user) => In::User(self.users.iter().position(|known| known == user).unwrap()),
+            LogId::Broadcast => In::Broadcast,
+            LogId::Topic(topic) => In::Topic(self.topics.iter().position(|known| known == topic).unwrap()),
+        }
+    }
+
+    /// Devices that are in a durable topic now, or are not any more.
+    async fn changes(&mut self) {
+        let mut waiting = Vec::new();
+        for mut one in std::mem::take(&mut self.changing) {
+            if !one.task.is_finished() {
+                waiting.push(one);
+                continue;
+            }
+            let done = (&mut one.task).await.unwrap();
+            let (low, step) = (self.last_of(one.topic), self.book.step);
+            let known = self.book.devices.get_mut(&one.owner);
+            let Some(stands) = known.and_then(|known| known.topics.get_mut(&one.topic)) else { continue };
+            if !done {
+                continue;
+            }
+            if one.wanted {
+                // Where it was in it before, what was for it is for it still.
+                stands.from.get_or_insert(low);
+                stands.left = None;
+                self.book.counts.joined += 1;
+            } else {
+                (stands.from, stands.left) = (None, Some(step));
+                self.book.counts.parted += 1;
+            }
+        }
+        self.changing = waiting;
     }
 
     async fn answers(&mut self) {
@@ -211,7 +260,8 @@ impl Play {
             let gone = self.book.sent.iter_mut().filter(|(offset, sent)| before(offset, sent));
             gone.for_each(|(_, sent)| sent.purged = true);
         }
-        let known = Known { start, broadcast_start: row.broadcast.get(), ..Known::default() };
+        let topics = self.maybe_in.remove(&owner).filter(|_| uncertain).unwrap_or_default();
+        let known = Known { start, broadcast_start: row.broadcast.get(), topics, ..Known::default() };
         self.book.devices.insert(owner, known);
     }
 }

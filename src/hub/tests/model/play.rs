@@ -15,13 +15,14 @@ use super::{
         support::{Bounds, Client, World, device, user},
     },
     Dice,
-    book::{Book, Device as Known, In, OwnId},
+    book::{Book, Device as Known, In, InTopic, OwnId},
     look::enter,
+    members::Changing,
 };
 use crate::{
     protocol::ack_mode::AckMode,
     store::double::Double,
-    types::{CollapseKey, Device, Notification, NotificationId, Payload, TypeName, UserId},
+    types::{CollapseKey, Device, LogId, Notification, NotificationId, Payload, Topic, TypeName, UserId},
 };
 
 const USERS: [&str; 2] = ["ann", "bob"];
@@ -77,6 +78,10 @@ pub struct Play {
     pub book: Book,
     pub users: [UserId; 2],
     pub devices: [Device; 3],
+    pub topics: [Topic; 2],
+    pub changing: Vec<Changing>,
+    /// The durable topics of devices that were forgotten.
+    pub maybe_in: HashMap<(usize, usize), HashMap<usize, InTopic>>,
     pub sessions: Vec<Attached>,
     pub attaching: Vec<Attaching>,
     pub calls: Vec<Call>,
@@ -117,6 +122,9 @@ impl Play {
             uncertain: HashSet::new(),
             forgotten: HashSet::new(),
             keys: HashMap::new(),
+            topics: ["log.0", "log.1"].map(|name| Topic::parse(name).unwrap()),
+            changing: Vec::new(),
+            maybe_in: HashMap::new(),
             numbers: 0,
             lives: 0,
         }
@@ -131,7 +139,7 @@ impl Play {
         self.book.now = self.clock.unix_millis().0;
         self.book.latest = self.book.latest.max(self.book.now);
         let some = (!self.sessions.is_empty()).then(|| self.dice.roll(self.sessions.len().max(1)));
-        let roll = self.dice.roll(68);
+        let roll = self.dice.roll(82);
         match (roll, some) {
             (0..=11, _) => self.send(),
             (12..=13, _) => (0..=self.dice.roll(4)).for_each(|_| self.send()),
@@ -157,6 +165,9 @@ impl Play {
             (60..=61, _) => self.crash().await,
             (62, _) => self.restart().await,
             (63..=66, Some(n)) => self.confirm_at_once(n).await,
+            (67..=71, _) => self.publish(),
+            (72..=75, Some(n)) => self.change(n, true),
+            (76, Some(n)) => self.change(n, false),
             (_, Some(n)) => self.settle(n).await,
         }
         self.look().await;
@@ -169,7 +180,7 @@ impl Play {
         }
     }
 
-    fn notification(&mut self, id: Option<String>, content: usize, bytes: usize) -> Notification {
+    pub fn notification(&mut self, id: Option<String>, content: usize, bytes: usize) -> Notification {
         self.numbers += 1;
         let ttl = [4000, 15_000, 3_000_000, 3_000_000][self.dice.roll(4)];
         let now = self.clock.unix_millis();
@@ -211,7 +222,11 @@ impl Play {
 
     /// A call with one of a few ids of the caller's own, with one of two contents.
     fn repeat(&mut self) {
-        let log = if self.dice.roll(5) == 0 { In::Broadcast } else { In::User(self.dice.roll(2)) };
+        let log = match self.dice.roll(6) {
+            0 => In::Broadcast,
+            1 => In::Topic(self.dice.roll(2)),
+            _ => In::User(self.dice.roll(2)),
+        };
         let id = format!("own{}", self.dice.roll(2));
         let content = usize::from(self.dice.roll(5) == 0);
         for _ in 0..=self.dice.roll(2) {
@@ -250,7 +265,7 @@ impl Play {
         }
     }
 
-    fn call(&mut self, log: In, notification: Notification, own: Option<usize>, expected: Expected) {
+    pub fn call(&mut self, log: In, notification: Notification, own: Option<usize>, expected: Expected) {
         let until = self.clock.now() + Duration::from_secs(5);
         let wait = [Wait::Accepted, Wait::Stored, Wait::Stored, Wait::Confirmed(until)][self.dice.roll(4)];
         self.call_waiting(log, notification, own, expected, wait);
@@ -283,18 +298,24 @@ impl Play {
         self.asked.insert((log, notification.id.as_str().to_owned()), (expires_at, key));
         let hub = self.hub().clone();
         let options = SendOptions { wait, own_id: own.is_some() };
-        let to = match log {
-            In::User(to) => Some(self.users[to].clone()),
-            In::Broadcast => None,
-        };
+        let to = self.id_of(log);
         let task = tokio::spawn(async move {
             match to {
-                Some(to) => hub.send(&to, notification, options).await,
-                None => hub.broadcast_durably(notification, options.own_id).await,
+                LogId::User(to) => hub.send(&to, notification, options).await,
+                LogId::Broadcast => hub.broadcast_durably(notification, options.own_id).await,
+                LogId::Topic(topic) => hub.publish(&topic, notification, options.own_id).await,
             }
         });
-        let wait = (log != In::Broadcast).then_some(wait);
+        let wait = matches!(log, In::User(_)).then_some(wait);
         self.calls.push(Call { log, wait, expected, task });
+    }
+
+    pub fn id_of(&self, log: In) -> LogId {
+        match log {
+            In::User(to) => LogId::User(self.users[to].clone()),
+            In::Broadcast => LogId::Broadcast,
+            In::Topic(topic) => LogId::Topic(self.topics[topic].clone()),
+        }
     }
 
     fn attach(&mut self) {
@@ -336,13 +357,18 @@ impl Play {
     }
 
     fn forget(&mut self, owner: (usize, usize)) {
-        let Some(_) = self.book.devices.remove(&owner) else { return };
+        let Some(known) = self.book.devices.remove(&owner) else { return };
+        // Where a crash keeps the device, it is in them yet.
+        let maybe =
+            known.topics.into_iter().map(|(topic, stands)| (topic, InTopic { from: None, left: None, ..stands }));
+        self.maybe_in.insert(owner, maybe.collect());
         let (hub, id, name) = (self.hub().clone(), self.users[owner.0].clone(), self.devices[owner.1].clone());
         self.chores.push(tokio::spawn(async move {
             let _ = hub.forget_device(&id, &name).await;
         }));
         self.uncertain.remove(&owner);
         self.forgotten.insert(owner);
+        self.changing.retain(|one| one.owner != owner);
         // What only it lacked goes with it: all of it, where a device may be there of which nobody was told.
         let maybe_others = self.uncertain.iter().any(|other| other.0 == owner.0);
         let others: Vec<&Known> =

@@ -134,7 +134,7 @@ async fn there_is_one_at_a_time_and_one_that_nobody_waits_for_leaves_nothing() {
             made => break made.unwrap(),
         }
     };
-    assert_eq!(made.records, 9);
+    assert_eq!(made.records, 11);
     holds(folder.path(), &["b"]);
     assert_eq!(check(&place(&b)).unwrap().problems, []);
     assert!(double_is_quiet(&store), "nobody notes any more");
@@ -222,7 +222,7 @@ async fn a_full_disk_ends_the_copy_and_not_the_store() {
     assert!(matches!(&failed, Err(BackupError::NoSpace { path: at, .. }) if *at == path), "{failed:?}");
     holds(folder.path(), &[]);
     store.health().unwrap();
-    assert_eq!(store.backup(&path).await.unwrap().records, 9);
+    assert_eq!(store.backup(&path).await.unwrap().records, 11);
 }
 
 #[tokio::test]

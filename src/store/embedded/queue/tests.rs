@@ -34,6 +34,7 @@ fn remove(device: &str) -> Op {
         device: Device::parse(device).unwrap(),
         at: UnixMillis(0),
         unremembered: Vec::new(),
+        topics: Vec::new(),
         hold: Hold::default(),
         done: None,
     }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     store::{Counters, Totals},
-    types::{LogId, Offset, UnixMillis, UserId},
+    types::{Device, LogId, Offset, Topic, UnixMillis, UserId},
 };
 
 /// Problems that are told one by one; of the others there is a number.
@@ -46,6 +46,10 @@ pub struct Report {
     pub pending: Totals,
     /// Those of them that are durable broadcasts.
     pub broadcasts: u64,
+    /// Those of them that were published to durable topics.
+    pub topics: u64,
+    /// Devices in durable topics, each topic counted.
+    pub members: u64,
     /// Pieces of large notifications.
     pub chunks: u64,
     /// Remembered ids of callers.
@@ -193,6 +197,7 @@ impl<'a> Checker<'a> {
                     self.problem(Some(&LogId::User(user)), None, format!("the forgotten device `{device}`: {why}"));
                 }
             }
+            Some(Key::Member(user, device, topic)) => self.member(user, device, &topic, &value)?,
             Some(Key::Head(log, offset)) => self.head(log, offset, value)?,
             Some(Key::Chunk(log, offset, index)) => self.chunk(log, offset, index)?,
             Some(Key::Expiry(_, log)) => {
@@ -219,6 +224,23 @@ impl<'a> Checker<'a> {
                     self.problem(Some(&log), None, "the end of an id that holds something".into());
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn member(&mut self, user: UserId, device: Device, topic: &Topic, value: &[u8]) -> Result<(), EngineError> {
+        self.report.members += 1;
+        let log = LogId::User(user.clone());
+        match rows::decode_member(value) {
+            Ok(row) => {
+                self.below_mark(&log, row.cursor, "a cursor for a topic");
+                self.below_mark(&log, row.began, "the beginning in a topic");
+            }
+            Err(why) => self.problem(Some(&log), None, format!("the device `{device}` in topic `{topic}`: {why}")),
+        }
+        if self.engine.get(&Key::Device(user, device.clone()).encode())?.is_none() {
+            let what = format!("a device `{device}` that is not known is in topic `{topic}`");
+            self.problem(Some(&log), None, what);
         }
         Ok(())
     }
@@ -280,6 +302,7 @@ impl<'a> Checker<'a> {
         self.report.pending.count += 1;
         self.report.pending.bytes += u64::from(head.bytes);
         self.report.broadcasts += u64::from(log == LogId::Broadcast);
+        self.report.topics += u64::from(log.topic().is_some());
         if head.expires_at != UnixMillis(u64::MAX) {
             let bucket = Key::Expiry(keys::expiry_minute(head.expires_at), log.clone());
             if self.engine.get(&bucket.encode())?.is_none() {

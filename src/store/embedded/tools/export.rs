@@ -12,7 +12,10 @@ use super::{
         queries, record, rows,
     },
     Own, Place, ToolError,
-    line::{CountersLine, DeviceLine, End, ForgottenLine, Header, IdLine, Line, Moment, NotificationLine, VERSION},
+    line::{
+        CountersLine, DeviceLine, End, ForgottenLine, Header, IdLine, Line, MemberLine, Moment, NotificationLine,
+        VERSION,
+    },
     walk,
 };
 use crate::types::{UnixMillis, UserId};
@@ -84,14 +87,14 @@ impl Exporter<'_> {
             user: user.map(|user| user.as_str().to_owned()),
         };
         self.line(&Line::Export(header))?;
-        let ranges = user.map_or_else(|| keys::exported().to_vec(), |user| keys::exported_of(user).to_vec());
+        let ranges = user.map_or_else(keys::exported, keys::exported_of);
         for range in ranges {
             walk::each(self.engine, range, |(key, value)| self.row(&key, value))?;
         }
         let end = self.end;
         self.line(&Line::End(end))?;
         self.out.flush().map_err(Stopped::Out)?;
-        let rows = end.counters + end.devices + end.forgotten + end.notifications + end.ids;
+        let rows = end.counters + end.devices + end.forgotten + end.members + end.notifications + end.ids;
         Ok(Exported { rows, unreadable: end.unreadable })
     }
 
@@ -114,6 +117,10 @@ impl Exporter<'_> {
             Some(Key::Forgotten(user, device)) => {
                 let row = rows::decode_forgotten(&value).ok();
                 (row.map(|at| Line::Forgotten(ForgottenLine::of(&user, &device, at))), |end| &mut end.forgotten)
+            }
+            Some(Key::Member(user, device, topic)) => {
+                let row = rows::decode_member(&value).ok();
+                (row.map(|row| Line::Member(MemberLine::of(&user, &device, &topic, &row))), |end| &mut end.members)
             }
             Some(Key::Head(log, offset)) => {
                 let remembered = record::decode_head(&value).is_ok_and(|(head, _)| head.remembered);

@@ -197,7 +197,7 @@ impl<'a> Importer<'a> {
             (Key::Format, rows::encode_format(rows::FORMAT)),
         ];
         engine.commit(own.into_iter().map(|(key, row)| (key.encode(), Some(row))).collect())?;
-        Ok(end.counters + end.devices + end.forgotten + end.notifications + end.ids)
+        Ok(end.counters + end.devices + end.forgotten + end.members + end.notifications + end.ids)
     }
 
     fn put(&mut self, key: &Key, value: Vec<u8>) -> Result<(), EngineError> {
@@ -231,6 +231,11 @@ impl<'a> Importer<'a> {
                 let (user, device, at) = sound!(line.read());
                 self.put(&Key::Forgotten(user, device), rows::encode_forgotten(at))?;
                 self.found.forgotten += 1;
+            }
+            Line::Member(line) => {
+                let (user, device, topic, row) = sound!(line.read(mark));
+                self.put(&Key::Member(user, device, topic), rows::encode_member(&row))?;
+                self.found.members += 1;
             }
             Line::Notification(line) => {
                 let (log, offset, notification, remembered) = sound!(line.read(mark));
@@ -294,8 +299,7 @@ fn count(engine: &dyn Engine) -> Result<(u64, Totals), EngineError> {
         totals.bytes += counters.bytes;
         batches.put(engine, key, rows::encode_counters(&counters))
     };
-    let [_, user_heads, broadcast_heads, _] = keys::exported();
-    for range in [user_heads, broadcast_heads] {
+    for range in keys::all_heads() {
         walk::each(engine, range, |(key, row)| {
             let (Some(Key::Head(log, offset)), Ok((head, _))) = (Key::decode(&key), record::decode_head(&row)) else {
                 return Err(EngineError::Corrupt("a row that was just written cannot be read".into()));

@@ -1,10 +1,11 @@
 //! The lines of an export: JSON Lines, one object a row, named by its only key.
 //!
 //! ```text
-//! {"export":{"version":1,"storeFormat":2,"engine":"sled","epoch":"…","mark":…,"exportedAt":"…"}}
+//! {"export":{"version":1,"storeFormat":3,"engine":"sled","epoch":"…","mark":…,"exportedAt":"…"}}
 //! {"counters":{"log":{"user":"ann"},"last":…,"lost":…}}
 //! {"device":{"user":"ann","device":"phone","cursor":…,…}}
 //! {"forgotten":{"user":"ann","device":"tablet","at":"…"}}
+//! {"member":{"user":"ann","device":"phone","topic":"news","cursor":…,"began":…,"cause":"client"}}
 //! {"notification":{"log":{"user":"ann"},"offset":…,"id":"…","type":"…",…,"data":…}}
 //! {"id":{"log":"broadcast","id":"…","offset":…,"digest":"…","until":"…"}}
 //! {"end":{"counters":…,…}}
@@ -24,10 +25,10 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
-    store::{Counters, DeviceRow, Remembered},
+    store::{Counters, DeviceRow, MemberRow, Remembered},
     types::{
-        CollapseKey, Device, InvalidId, LogId, Notification, NotificationId, Offset, Payload, Topic, TypeName,
-        UnixMillis, UserId,
+        CollapseKey, Device, InvalidId, LogId, Notification, NotificationId, Offset, Payload, SubscriptionCause, Topic,
+        TypeName, UnixMillis, UserId,
     },
 };
 
@@ -42,6 +43,7 @@ pub enum Line {
     Counters(CountersLine),
     Device(DeviceLine),
     Forgotten(ForgottenLine),
+    Member(MemberLine),
     Notification(Box<NotificationLine>),
     Id(IdLine),
     End(End),
@@ -69,6 +71,8 @@ pub struct End {
     pub counters: u64,
     pub devices: u64,
     pub forgotten: u64,
+    #[serde(default)]
+    pub members: u64,
     pub notifications: u64,
     pub ids: u64,
     /// Rows that could not be read and are left out.
@@ -81,6 +85,7 @@ pub struct End {
 pub enum LogName {
     User(String),
     Broadcast,
+    Topic(String),
 }
 
 /// A log's counters, without those that follow from its notifications.
@@ -113,6 +118,27 @@ pub struct ForgottenLine {
     pub user: String,
     pub device: String,
     pub at: Moment,
+}
+
+/// A device in a durable topic.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemberLine {
+    pub user: String,
+    pub device: String,
+    pub topic: String,
+    pub cursor: u64,
+    pub began: u64,
+    pub cause: Cause,
+}
+
+/// Who wanted a device in a topic.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Cause {
+    Client,
+    Token,
+    Caller,
 }
 
 /// A notification.
@@ -202,6 +228,7 @@ impl LogName {
         match log {
             LogId::User(user) => LogName::User(user.as_str().to_owned()),
             LogId::Broadcast => LogName::Broadcast,
+            LogId::Topic(topic) => LogName::Topic(topic.as_str().to_owned()),
         }
     }
 
@@ -209,6 +236,7 @@ impl LogName {
         Ok(match self {
             LogName::User(user) => LogId::User(read(UserId::parse(user))?),
             LogName::Broadcast => LogId::Broadcast,
+            LogName::Topic(topic) => LogId::Topic(read(Topic::parse(topic))?),
         })
     }
 }
@@ -271,6 +299,34 @@ impl ForgottenLine {
 
     pub fn read(&self) -> Result<(UserId, Device, UnixMillis), Wrong> {
         Ok((read(UserId::parse(&self.user))?, read(Device::parse(&self.device))?, self.at.0))
+    }
+}
+
+impl MemberLine {
+    pub fn of(user: &UserId, device: &Device, topic: &Topic, row: &MemberRow) -> Self {
+        Self {
+            user: user.as_str().to_owned(),
+            device: device.as_str().to_owned(),
+            topic: topic.as_str().to_owned(),
+            cursor: row.cursor.get(),
+            began: row.began.get(),
+            cause: match row.cause {
+                SubscriptionCause::Client => Cause::Client,
+                SubscriptionCause::Token => Cause::Token,
+                SubscriptionCause::Caller | SubscriptionCause::SessionEnded => Cause::Caller,
+            },
+        }
+    }
+
+    pub fn read(&self, mark: u64) -> Result<(UserId, Device, Topic, MemberRow), Wrong> {
+        let cause = match self.cause {
+            Cause::Client => SubscriptionCause::Client,
+            Cause::Token => SubscriptionCause::Token,
+            Cause::Caller => SubscriptionCause::Caller,
+        };
+        let row = MemberRow { cursor: offset(self.cursor, mark)?, began: offset(self.began, mark)?, cause };
+        let (user, device) = (read(UserId::parse(&self.user))?, read(Device::parse(&self.device))?);
+        Ok((user, device, read(Topic::parse(&self.topic))?, row))
     }
 }
 

@@ -52,6 +52,10 @@ pub struct Stats {
     pub notifications: Totals,
     /// Durable broadcasts that are pending.
     pub broadcasts: Totals,
+    /// What was published to durable topics and is kept.
+    pub topics: Totals,
+    /// Devices in durable topics, each topic counted.
+    pub members: u64,
     /// Remembered ids of callers.
     pub ids: u64,
     /// When the oldest pending one was accepted; `None` where there is none, or it cannot be read.
@@ -96,6 +100,8 @@ struct Counting {
     forgotten: u64,
     notifications: Totals,
     broadcasts: Totals,
+    topics: Totals,
+    members: u64,
     ids: u64,
     last_user: Option<UserId>,
     mailbox: Option<Mailbox>,
@@ -125,6 +131,7 @@ impl Counting {
                 }
             }
             Some(Key::Forgotten(..)) => self.forgotten += 1,
+            Some(Key::Member(..)) => self.members += 1,
             Some(Key::Head(log, offset)) => {
                 if let Ok((head, _)) = record::decode_head(value) {
                     self.notification(log, offset, u64::from(head.bytes));
@@ -150,6 +157,7 @@ impl Counting {
                 &mut self.notifications
             }
             LogId::Broadcast => &mut self.broadcasts,
+            LogId::Topic(_) => &mut self.topics,
         };
         totals.count += 1;
         totals.bytes += bytes;
@@ -183,6 +191,8 @@ fn count(engine: &dyn Engine, own: &Own) -> Result<Stats, EngineError> {
         forgotten: counting.forgotten,
         notifications: counting.notifications,
         broadcasts: counting.broadcasts,
+        topics: counting.topics,
+        members: counting.members,
         ids: counting.ids,
         oldest: accepted_at(&counting.oldest)?,
         newest: accepted_at(&counting.newest)?,

@@ -16,17 +16,25 @@ use super::{
 use crate::{
     clock::Clock,
     store::{
-        Config, Counters, DeviceRow, Done, Hold, LogObserver, Op, Place as Row, Store, StoreError, chunks_of,
+        Config, Counters, DeviceRow, Done, Hold, LogObserver, MemberRow, Op, Place as Row, Store, StoreError,
+        chunks_of,
         double::Double,
         embedded::{keys, record},
     },
-    types::{CollapseKey, Device, LogId, Notification, NotificationId, Offset, Payload, TypeName, UnixMillis, UserId},
+    types::{
+        CollapseKey, Device, LogId, Notification, NotificationId, Offset, Payload, SubscriptionCause, Topic, TypeName,
+        UnixMillis, UserId,
+    },
 };
 
 const NOW: UnixMillis = UnixMillis(1_769_852_100_000);
 
 pub fn user(name: &str) -> UserId {
     UserId::parse(name).unwrap()
+}
+
+fn topic(name: &str) -> Topic {
+    Topic::parse(name).unwrap()
 }
 
 fn device(name: &str) -> Device {
@@ -124,7 +132,8 @@ async fn done(store: &Store, op: impl FnOnce(Done) -> Op) {
     answer.await.unwrap().unwrap();
 }
 
-/// Something of every kind: 6 pending notifications of ann, one of bob, 2 broadcasts, 3 remembered ids.
+/// Something of every kind: 6 pending notifications of ann, one of bob, 2 broadcasts, 2 of a topic that a device is in, 4
+/// remembered ids.
 pub async fn fill(store: &Store) {
     let (mut ann, mut bob) = (Log::of(LogId::User(user("ann"))), Log::of(LogId::User(user("bob"))));
     let row = DeviceRow { created_at: UnixMillis(5), last_seen: UnixMillis(6), ..DeviceRow::default() };
@@ -161,6 +170,24 @@ pub async fn fill(store: &Store) {
         device: device("tablet"),
         at: UnixMillis(9),
         unremembered: Vec::new(),
+        topics: vec![topic("left")],
+        hold: Hold::default(),
+        done: Some(done),
+    })
+    .await;
+    for (name, cause) in [("news", SubscriptionCause::Client), ("left", SubscriptionCause::Token)] {
+        let row = MemberRow { cursor: Offset::new(7), began: Offset::new(6), cause };
+        let (user, device, topic) = (user("ann"), device("phone"), topic(name));
+        let put = |done| Op::PutMember { user, device, topic, row, hold: Hold::default(), done: Some(done) };
+        done(store, put).await;
+    }
+    let row = MemberRow { cursor: last.offset, began: Offset::new(6), cause: SubscriptionCause::Caller };
+    let (phone, hold) = (device("phone"), Hold::default());
+    store.stage(Op::PutMember { user: user("ann"), device: phone, topic: topic("news"), row, hold, done: None });
+    done(store, |done| Op::RemoveMember {
+        user: user("ann"),
+        device: device("phone"),
+        topic: topic("left"),
         hold: Hold::default(),
         done: Some(done),
     })
@@ -177,6 +204,12 @@ pub async fn fill(store: &Store) {
         broadcast.id = NotificationId::parse(&format!("b{}", all.counters.count)).unwrap();
         let remember = all.counters.count == 0;
         all.append(store, broadcast, None, remember).await.unwrap();
+    }
+    let mut news = Log::of(LogId::Topic(topic("news")));
+    for payload in [json("1"), Payload::Binary(vec![4; 5000].into())] {
+        let published = Notification { topic: Some(topic("news")), ..notification(payload) };
+        let remember = news.counters.count == 0;
+        news.append(store, published, None, remember).await.unwrap();
     }
 }
 
@@ -249,8 +282,9 @@ async fn a_store_that_the_writer_filled_is_whole() {
     let double = filled().await;
     let report = checked(&double);
     assert_eq!(report.problems, []);
-    assert_eq!((report.users, report.devices, report.ids), (2, 2, 3));
-    assert_eq!((report.pending.count, report.broadcasts, report.chunks), (9, 2, 5));
+    assert_eq!((report.users, report.devices, report.ids), (2, 2, 4));
+    assert_eq!((report.pending.count, report.broadcasts, report.topics), (11, 2, 2));
+    assert_eq!((report.members, report.chunks), (1, 7));
     assert_eq!(report.rows, rows(&double).len() as u64);
 }
 
@@ -439,7 +473,7 @@ async fn an_export_that_is_cut_off_or_changed_is_refused_with_its_line() {
     let said = refused(&text.replacen("\"lost\":0", "\"lost\":0,\"new\":0", 1));
     assert!(said.starts_with("line 2: ") && said.contains("unknown field `new`"), "{said}");
     assert!(refused(&text.replacen("\"version\":1", "\"version\":2", 1)).starts_with("line 1: an export of version 2"));
-    assert!(refused(&text.replacen("\"storeFormat\":2", "\"storeFormat\":9", 1)).contains("format version 9"));
+    assert!(refused(&text.replacen("\"storeFormat\":3", "\"storeFormat\":9", 1)).contains("format version 9"));
     let at = text.find("\"offset\":").unwrap() + 9;
     let said = refused(&format!("{}9007199254740990{}", &text[..at], &text[at + 16..]));
     assert!(said.contains("the offset 9007199254740990 is not below the mark"), "{said}");
@@ -459,7 +493,7 @@ async fn what_cannot_be_read_is_left_out_of_an_export_and_counted() {
     let memory = MemoryEngine::default();
     import_rows(&memory, &mut out.as_slice()).unwrap();
     let report = checked(&memory);
-    assert_eq!((report.problems, report.pending.count), (Vec::new(), 8), "what was left makes a whole store");
+    assert_eq!((report.problems, report.pending.count), (Vec::new(), 10), "what was left makes a whole store");
 }
 
 #[tokio::test]
@@ -469,8 +503,9 @@ async fn looking_at_a_store_changes_no_row_and_compacting_keeps_them_all() {
     let before = rows_at(&place);
     assert_eq!(check(&place).unwrap().problems, []);
     let found = stats(&place).unwrap();
-    assert_eq!((found.users, found.devices, found.forgotten, found.ids), (2, 2, 1, 3));
+    assert_eq!((found.users, found.devices, found.forgotten, found.ids), (2, 2, 1, 4));
     assert_eq!((found.notifications.count, found.broadcasts.count), (7, 2));
+    assert_eq!((found.topics.count, found.members), (2, 1));
     assert_eq!((found.oldest, found.newest), (Some(NOW), Some(NOW)));
     let names = |top: &[Mailbox]| top.iter().map(|one| (one.user.to_string(), one.count)).collect::<Vec<_>>();
     assert_eq!(names(&found.by_count), [("ann".to_owned(), 6), ("bob".to_owned(), 1)]);
@@ -487,7 +522,7 @@ async fn looking_at_a_store_changes_no_row_and_compacting_keeps_them_all() {
     assert_eq!(fs::read(place.path.join("backup-1/db")).unwrap(), b"mine");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
     let store = Store::open(&sled_at(&folder), Clock::system()).unwrap();
-    assert_eq!(store.totals().count, 9);
+    assert_eq!(store.totals().count, 11);
     store.close().unwrap();
 }
 
@@ -562,14 +597,14 @@ async fn an_older_format_is_not_read_by_what_changes_nothing_and_a_newer_one_by_
     set(rows::FORMAT - 1);
     for refused in [check(&place).map(|_| ()), stats(&place).map(|_| ())] {
         let said = refused.unwrap_err().to_string();
-        assert!(said.contains("format version 1, and this changes nothing"), "{said}");
+        assert!(said.contains("format version 2, and this changes nothing"), "{said}");
     }
     export_of(&place);
     assert_eq!(check(&place).unwrap().problems, []);
     set(rows::FORMAT + 1);
     for refused in [check(&place).map(|_| ()), compact(&place).map(|_| ())] {
         let said = refused.unwrap_err().to_string();
-        assert!(said.contains("has format version 3, and this build reads format version 2"), "{said}");
+        assert!(said.contains("has format version 4, and this build reads format version 3"), "{said}");
     }
 }
 
