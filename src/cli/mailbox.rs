@@ -83,11 +83,12 @@ const PENDING_COLUMNS: [Column; 8] = [
     Column::text("COLLAPSE KEY", 6),
 ];
 
-const DEVICE_COLUMNS: [Column; 9] = [
+const DEVICE_COLUMNS: [Column; 10] = [
     Column::text("DEVICE", 8),
     Column::number("SESSIONS"),
     Column::number("PENDING"),
     Column::number("BROADCASTS"),
+    Column::number("TOPICS"),
     Column::text("GAP", 3),
     Column::number("SEEN"),
     Column::number("KNOWN"),
@@ -181,6 +182,7 @@ pub async fn devices(args: Devices) -> Outcome {
             device.sessions.to_string(),
             device.pending.to_string(),
             device.pending_broadcasts.to_string(),
+            device.topics.iter().map(|topic| topic.pending).sum::<u32>().to_string(),
             if device.gap { "yes" } else { "" }.to_owned(),
             age(device.last_seen, now),
             age(device.created_at, now),

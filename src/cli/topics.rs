@@ -39,7 +39,8 @@ pub struct Topics {
     target: Target,
 }
 
-const COLUMNS: [Column; 3] = [Column::text("TOPIC", 6), Column::number("SESSIONS"), Column::number("USERS")];
+const COLUMNS: [Column; 4] =
+    [Column::text("TOPIC", 6), Column::number("SESSIONS"), Column::number("USERS"), Column::number("KEPT")];
 
 /// Runs `pushgate publish`.
 pub async fn publish(args: Publish) -> Outcome {
@@ -55,7 +56,7 @@ pub async fn publish(args: Publish) -> Outcome {
         return output::document(&json::document("PublishResponse", &answer));
     }
     let handed = output::count(answer.sessions, "session");
-    output::line(&send::report(answer.outcome(), &answer.id, answer.offset, false, &handed))
+    output::line(&send::report(answer.outcome(), &answer.id, answer.offset, answer.duplicate, &handed))
 }
 
 /// Runs `pushgate topics`.
@@ -84,7 +85,10 @@ pub async fn topics(args: Topics) -> Outcome {
     if topics.is_empty() {
         return output::line("no topics");
     }
-    let row = |topic: &proto::Topic| vec![topic.topic.clone(), topic.sessions.to_string(), topic.users.to_string()];
+    let kept = |topic: &proto::Topic| if topic.durable { topic.records.to_string() } else { "-".to_owned() };
+    let row = |topic: &proto::Topic| {
+        vec![topic.topic.clone(), topic.sessions.to_string(), topic.users.to_string(), kept(topic)]
+    };
     let rows: Vec<_> = topics.iter().map(row).collect();
     table::lines(&COLUMNS, &rows, output::width()).iter().try_for_each(|line| output::line(line))
 }

@@ -148,10 +148,11 @@ fn publish_reaches_who_is_in_a_topic_and_topics_lists_it() {
     assert!(said.ends_with(", handed to 2 sessions\n"), "{said}");
     assert_eq!(
         gateway.command(&["topics"]).ok(),
-        "TOPIC   SESSIONS  USERS\nnews           2      2\nroom.7         2      2\n"
+        "TOPIC   SESSIONS  USERS  KEPT\nnews           2      2     -\nroom.7         2      2     -\n"
     );
     assert_eq!(gateway.command(&["topics", "--prefix", "r"]).ok().lines().count(), 2);
-    let one = json!({ "topics": [{ "topic": "news", "sessions": 2, "users": 2 }], "nextPageToken": "" });
+    let news = json!({ "topic": "news", "sessions": 2, "users": 2, "durable": false, "records": 0, "bytes": "0" });
+    let one = json!({ "topics": [news], "nextPageToken": "" });
     assert_eq!(gateway.command(&["topics", "news", "--json"]).json(), one);
     let members = gateway.command(&["sessions", "--topic", "news", "--json"]).json();
     assert_eq!(members["sessions"].as_array().unwrap().len(), 2, "{members}");

@@ -178,7 +178,7 @@ fn a_store_is_looked_at_by_its_configuration_or_its_folder() {
     let text = pushgate(&["store", "check", "--config", &file]).ok();
     assert!(text.contains("no damage found") && text.contains("4 notifications"), "{text}");
     let text = pushgate(&["store", "stats", "--config", &file]).ok();
-    assert!(text.contains("sled, format 2, ") && text.contains("alice"), "{text}");
+    assert!(text.contains("sled, format 3, ") && text.contains("alice"), "{text}");
     let stats = store(&["stats", "--json"], &data).json();
     assert_eq!(
         (&stats["users"], &stats["devices"], &stats["pending"]["count"]),
