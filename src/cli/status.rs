@@ -90,7 +90,7 @@ fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
     let listeners = page.listeners.iter().map(|one| format!("{} {}", clean(&one.name), clean(&one.address)));
     row("listeners", listeners.collect());
     let connections = page.connections.unwrap_or_default();
-    let limits = page.limits.unwrap_or_default();
+    let limits = page.limits.clone().unwrap_or_default();
     row(
         "connections",
         vec![

@@ -14,9 +14,10 @@ use super::{
     topics::Room,
 };
 use crate::{
-    limits,
+    limits::{self, Limit},
     metrics::Failure,
     protocol::{client::Membership, error_code::ErrorCode, server, topics},
+    session::Counts,
     types::{Claims, EventBody, SessionId, SubscriptionCause, Topic},
 };
 
@@ -57,18 +58,21 @@ impl Hub {
         let mut core = handle.core();
         let entered = self.enter(handle, &mut core, &of.topic, SubscriptionCause::Client, Some(Entry::message(answer)));
         drop(core);
-        let text = match entered {
+        let (limit, text) = match entered {
             Entered::New | Entered::Already | Entered::Closing => return,
-            Entered::SessionFull => format!(
-                "a session is in at most {} topics (limits.topics_per_session); leave one first",
-                self.limits().topics_per_session.0
-            ),
-            Entered::TopicFull => format!(
-                "this topic has as many sessions as it may have, {} (limits.topic_sessions)",
-                self.limits().topic_sessions.0
-            ),
+            Entered::SessionFull => {
+                let most = self.limits().topics_per_session.0;
+                let text =
+                    format!("a session is in at most {most} topics (limits.topics_per_session); leave one first");
+                (Limit::TopicsPerSession, text)
+            }
+            Entered::TopicFull => {
+                let most = self.limits().topic_sessions.0;
+                let text = format!("this topic has as many sessions as it may have, {most} (limits.topic_sessions)");
+                (Limit::TopicSessions, text)
+            }
         };
-        self.refuse(handle, ErrorCode::LimitReached, &text, reply_to, Failure::LimitReached);
+        self.refuse(handle, ErrorCode::LimitReached, &text, reply_to, limit);
     }
 
     /// A client does not want to be in a topic any more. That it may leave whatever brought it there.
@@ -92,7 +96,8 @@ impl Hub {
             match self.enter(handle, core, topic, SubscriptionCause::Token, None) {
                 Entered::New => entered.push(topic.clone()),
                 Entered::Already | Entered::Closing => {}
-                Entered::SessionFull | Entered::TopicFull => self.metrics().failure(Failure::LimitReached),
+                Entered::SessionFull => self.metrics().hit(Limit::TopicsPerSession),
+                Entered::TopicFull => self.metrics().hit(Limit::TopicSessions),
             }
         }
         entered
@@ -114,12 +119,16 @@ impl Hub {
         for slice in sessions.chunks(limits::FANOUT_SLICE_SESSIONS) {
             for handle in slice {
                 let entered = self.enter(handle, &mut handle.core(), topic, SubscriptionCause::Caller, None);
-                let full = matches!(entered, Entered::SessionFull | Entered::TopicFull);
+                let full = match entered {
+                    Entered::SessionFull => Some(Limit::TopicsPerSession),
+                    Entered::TopicFull => Some(Limit::TopicSessions),
+                    Entered::New | Entered::Already | Entered::Closing => None,
+                };
                 changes.sessions += u32::from(matches!(entered, Entered::New | Entered::Already));
                 changes.changed += u32::from(entered == Entered::New);
-                changes.refused += u32::from(full);
-                if full {
-                    self.metrics().failure(Failure::LimitReached);
+                changes.refused += u32::from(full.is_some());
+                if let Some(limit) = full {
+                    self.metrics().hit(limit);
                 }
             }
             tokio::task::yield_now().await;
@@ -268,9 +277,9 @@ impl Hub {
         code: ErrorCode,
         text: &str,
         reply_to: Option<&str>,
-        failure: Failure,
+        counts: impl Into<Counts>,
     ) {
-        self.metrics().failure(failure);
+        counts.into().count(self.metrics());
         handle.reply(server::error(code, text, reply_to));
     }
 }
