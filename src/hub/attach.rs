@@ -77,7 +77,7 @@ impl Hub {
             }
             let registered =
                 self.register(&user, &device, &identity, &options, reply_to.as_deref(), &peer, &mut wire)?;
-            if let Some((handle, replaced)) = registered {
+            if let Some(Registered { handle, replaced }) = registered {
                 for older in replaced {
                     self.metrics().hit(Limit::ConnectionsPerDevice);
                     older.close(CloseCode::POLICY, REPLACED, ClosedBy::Gateway);
@@ -128,7 +128,7 @@ impl Hub {
         reply_to: Option<&str>,
         peer: &Peer,
         wire: &mut Option<Arc<dyn Wire>>,
-    ) -> Result<Option<(Arc<Handle>, Vec<Arc<Handle>>)>, AttachError> {
+    ) -> Result<Option<Registered>, AttachError> {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let mut guard = user.state();
         let state = &mut *guard;
@@ -191,7 +191,7 @@ impl Hub {
         core.outbox.push(Entry::message(hello));
         handle.note_flow(Log::User, core.session.delivery.flow(Log::User));
         drop(core);
-        Ok(Some((handle, replaced)))
+        Ok(Some(Registered { handle, replaced }))
     }
 
     /// What waits for a device.
@@ -340,6 +340,12 @@ impl Hub {
             user: refused.user.clone(),
         });
     }
+}
+
+/// A session that is in the hub from now on, and those of its device that make room for it.
+struct Registered {
+    handle: Arc<Handle>,
+    replaced: Vec<Arc<Handle>>,
 }
 
 /// What a session is told of its device's logs.

@@ -8,8 +8,10 @@ mod bucket;
 pub mod config;
 mod delivery;
 mod handshake;
+mod rare;
 mod reaction;
 mod requests;
+mod settings;
 
 use std::time::Duration;
 
@@ -18,13 +20,14 @@ pub use bucket::{Bucket, Over, Rates};
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
 pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+use rare::Rare;
 pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;
-use requests::Requests;
+pub use settings::Settings;
 
 use crate::{
     clock::Instant,
-    limits::{self, Limit, Limits},
+    limits::{self, Limit},
     metrics::Failure,
     protocol::{
         ack_mode::AckMode,
@@ -33,7 +36,7 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::{Count, UnixMillis},
+    types::UnixMillis,
 };
 
 /// How long before a token's end its session is told.
@@ -44,40 +47,6 @@ const NEVER: UnixMillis = UnixMillis(u64::MAX);
 const NO_RTT: u32 = u32::MAX;
 /// The users of a list that cost as much as asking for it.
 const USERS_PER_POINT: usize = 100;
-
-/// What all sessions of a node have in common.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `[delivery]`.
-    pub delivery: DeliveryConfig,
-    /// `[heartbeat]`.
-    pub heartbeat: HeartbeatConfig,
-    /// `limits.bad_messages`.
-    pub bad_messages: Count,
-    /// `limits.reauths_per_minute`.
-    pub reauths_per_minute: Count,
-    /// `limits.messages_per_second`, `limits.bytes_per_second`.
-    pub rates: Rates,
-}
-
-impl Settings {
-    /// Those of the configuration.
-    pub fn of(delivery: &DeliveryConfig, heartbeat: &HeartbeatConfig, limits: &Limits) -> Self {
-        let Limits { bad_messages, reauths_per_minute, .. } = *limits;
-        let (delivery, heartbeat) = (delivery.clone(), heartbeat.clone());
-        Self { delivery, heartbeat, bad_messages, reauths_per_minute, rates: Rates::of(limits) }
-    }
-
-    /// The shortest of all spans after which a session may need to act. A look at every session at least this often
-    /// misses no deadline by more than the timer's grain.
-    pub fn shortest_deadline(&self) -> Duration {
-        let confirm = match self.delivery.ack_mode {
-            // A client may choose either.
-            AckMode::Transport | AckMode::Client => self.delivery.confirm_timeout.0.min(self.delivery.ack_timeout.0),
-        };
-        confirm.min(self.heartbeat.interval.0).min(self.heartbeat.timeout.0)
-    }
-}
 
 /// Refuses a message over a rate.
 fn limited(limit: Limit, text: &str, id: Option<&str>) -> Reaction<'static> {
@@ -93,35 +62,6 @@ struct Outstanding {
     /// Everything handed over below this sequence is confirmed by the pong.
     covers: u64,
     sent: Instant,
-}
-
-/// What few sessions ever do.
-#[derive(Debug, Default)]
-struct Rare {
-    bad_messages: PerMinute,
-    reauths: PerMinute,
-    requests: Requests,
-    lists: Bucket,
-    memberships: Bucket,
-}
-
-/// Counts within a minute that starts with its first count.
-#[derive(Debug, Default)]
-struct PerMinute {
-    started: Option<Instant>,
-    count: u32,
-}
-
-impl PerMinute {
-    /// Counts one more; whether it is still within `limit`.
-    fn admit(&mut self, limit: usize, now: Instant) -> bool {
-        if self.started.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(60)) {
-            self.started = Some(now);
-            self.count = 0;
-        }
-        self.count = self.count.saturating_add(1);
-        self.count as usize <= limit
-    }
 }
 
 /// An authenticated session's state.
@@ -473,7 +413,10 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NotificationId, Offset, Span};
+    use crate::{
+        limits::Limits,
+        types::{Count, NotificationId, Offset, Span},
+    };
 
     fn settings() -> Settings {
         let heartbeat = HeartbeatConfig { interval: Span::secs(30), timeout: Span::secs(10) };

@@ -88,6 +88,18 @@ impl Raw {
         soon("bytes to leave", self.stream.write_all(bytes)).await.unwrap();
     }
 
+    /// Sends bytes; false where nobody takes them any more.
+    #[allow(dead_code, reason = "tests/abuse needs it")]
+    pub async fn try_write(&mut self, bytes: &[u8]) -> bool {
+        soon("bytes to leave", self.stream.write_all(bytes)).await.is_ok()
+    }
+
+    /// Says that nothing more comes.
+    #[allow(dead_code, reason = "tests/abuse needs it")]
+    pub async fn end_writing(&mut self) {
+        let _ = self.stream.shutdown().await;
+    }
+
     /// Sends a masked frame.
     pub async fn send(&mut self, first: u8, payload: &[u8]) {
         self.write(&frame(first, payload)).await;
