@@ -364,3 +364,11 @@ async fn connections_of_callers_beyond_their_number_wait() {
     first.reset();
     second.some_bytes().await;
 }
+
+#[test]
+fn the_readme_names_every_limit() {
+    let readme = include_str!("../../README.md");
+    for limit in pushgate::limits::Limit::ALL {
+        assert!(readme.contains(&format!("`{}`", limit.as_str())), "{limit:?}");
+    }
+}
