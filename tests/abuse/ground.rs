@@ -147,8 +147,8 @@ impl Ground {
         let until = Instant::now() + SETTLES;
         let mut last = self.taken();
         let mut same = 0;
-        while same < 4 && Instant::now() < until {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+        while same < 3 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(60)).await;
             let now = self.taken();
             let close = now.resident.abs_diff(last.resident) <= last.resident / 100;
             same = if close && now.descriptors == last.descriptors { same + 1 } else { 0 };
@@ -209,14 +209,17 @@ struct Good {
 impl Good {
     async fn connect(http: SocketAddr, count: usize) -> Self {
         let (hear, heard) = mpsc::unbounded_channel();
+        let (welcome, mut welcomed) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
         for who in 0..count {
             let url = format!("ws://{http}/ws?token={}", Token::of(&user(who)).sign());
-            let (mut socket, _) = soon("a handshake", tokio_tungstenite::connect_async(url)).await.unwrap();
-            let hello = soon("auth_success", socket.next()).await.unwrap().unwrap();
-            assert!(hello.to_text().unwrap().contains("auth_success"));
-            let hear = hear.clone();
+            let (hear, welcome) = (hear.clone(), welcome.clone());
             tasks.spawn(async move {
+                let (mut socket, _) = soon("a handshake", tokio_tungstenite::connect_async(url)).await.unwrap();
+                let hello = soon("auth_success", socket.next()).await.unwrap().unwrap();
+                assert!(hello.to_text().unwrap().contains("auth_success"));
+                let _ = welcome.send(());
+                drop(welcome);
                 while let Some(Ok(message)) = socket.next().await {
                     match message {
                         Message::Text(text) => {
@@ -234,6 +237,9 @@ impl Good {
                 }
                 let _ = hear.send((who, None, Instant::now()));
             });
+        }
+        for _ in 0..count {
+            soon("the good sessions", welcomed.recv()).await.unwrap();
         }
         Self { count, heard, last: Arc::default(), _tasks: tasks }
     }
