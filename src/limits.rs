@@ -2,9 +2,12 @@
 //!
 //! Units are in the names. Pairs that must agree are asserted at compile time.
 
+mod hit;
+
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ByteSize, Count, Span};
+pub use self::hit::Limit;
+use crate::types::{ByteSize, Count, Level, Span};
 
 /// The longest user id.
 pub const USER_ID_BYTES_MAX: usize = 255;
@@ -44,7 +47,7 @@ pub const REMEMBERED_ENDS_MAX: usize = 256;
 pub const TYPE_BYTES_MAX: usize = 128;
 /// The longest `id` a client may give a message.
 pub const CLIENT_ID_BYTES_MAX: usize = 128;
-/// The largest head of an HTTP request on the public and ops listeners.
+/// The largest head of an HTTP request on the ops listener, and what hyper reads one into at least.
 pub const HTTP_HEAD_BYTES_MAX: usize = 8 * 1024;
 /// The longest token.
 pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
@@ -62,6 +65,24 @@ pub const KEPT_CLAIMS_BYTES_MAX: usize = 4096;
 pub const REMEMBERED_CLAIMS_BYTES_MAX: usize = 512;
 /// The largest message before authentication.
 pub const UNAUTHENTICATED_MESSAGE_BYTES_MAX: usize = 8 * 1024;
+/// What may come over a WebSocket before it has authenticated, fragments and control frames included; what comes right
+/// behind the `auth` message in one read counts as well.
+pub const UNAUTHENTICATED_BYTES_MAX: usize = 8 * UNAUTHENTICATED_MESSAGE_BYTES_MAX;
+/// Handshakes under way of one address, beyond as many as it may have connections (`limits.connections_per_address`): so that
+/// one too many can be told so. Further ones are dropped unheard.
+pub const ADDRESS_REFUSALS_MAX: usize = 32;
+/// The cells of each of the two tables that hold the rates of addresses: half a megabyte in all, whoever comes.
+pub const ADDRESS_RATE_CELLS: usize = 8192;
+/// How often the process's memory is looked at, at most, and only where somebody wants to come in.
+pub const MEMORY_LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
+/// In hundredths of `limits.memory`: once it was reached, connections are let in again below this.
+pub const MEMORY_EASED_PERCENT: u64 = 95;
+/// How long a new device counts as new (`limits.new_devices_per_hour`).
+pub const NEW_DEVICE_SPAN: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Log lines of one kind that anybody can cause: so many in a span, and the rest as one number at its end.
+pub const REPEATED_LINES_MAX: u32 = 20;
+/// See [`REPEATED_LINES_MAX`].
+pub const REPEATED_LINES_SPAN: std::time::Duration = std::time::Duration::from_secs(10);
 /// How deep a client's JSON may nest.
 pub const CLIENT_JSON_DEPTH_MAX: usize = 32;
 /// How deep a notification's JSON may nest: what common parsers take.
@@ -82,7 +103,7 @@ pub const CLOSE_REASON_BYTES_MAX: usize = 123;
 pub const WINDOW_BYTES_MAX: usize = 512 * 1024;
 /// How long a closing connection is read on for the peer's close frame.
 pub const CLOSE_LINGER: std::time::Duration = std::time::Duration::from_secs(1);
-/// How long a handshake's head may take to arrive.
+/// How long a connection to the gRPC or ops listener may take to begin; to the public one, `limits.handshake_timeout`.
 pub const HANDSHAKE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// The most rows of a page that lists something.
 pub const PAGE_ROWS_MAX: usize = 1000;
@@ -140,8 +161,22 @@ pub const STORE_STUCK_GRACE: std::time::Duration = std::time::Duration::from_sec
 pub const IDLE_USERS_MAX: usize = 65_536;
 /// Bytes of broadcasts that wait to be handed out.
 pub const BROADCAST_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Connections to one gRPC listener at once; further ones wait to be accepted.
-pub const GRPC_CONNECTIONS_MAX: usize = 1024;
+/// The most bytes of a gRPC call's headers. A list that goes on in CONTINUATION frames beyond it, or for more frames than
+/// it could need, ends the connection.
+pub const GRPC_HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// The smallest bound on a gRPC request; `limits.notification_bytes` may ask for more.
+pub const GRPC_REQUEST_BYTES_MIN: usize = 4 * 1024 * 1024;
+/// Calls that a caller begins and resets before they were looked at; with more the connection ends (CVE-2023-44487).
+pub const GRPC_PENDING_RESETS_MAX: usize = 64;
+/// Streams of one connection that are reset for what the caller did wrong; with more it ends.
+pub const GRPC_ERROR_RESETS_MAX: usize = 256;
+/// What a gRPC caller may send on a stream that is not read: as much as a batch has under way at 256 bytes a request, so
+/// that it never stops for leave to go on.
+pub const GRPC_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// The same on all streams of a connection. Far above the window of one stream: h2 gives a peer half of this for the cost
+/// of small frames that wait, and takes who uses it up for an attacker, who is cut off; a batch that waits for its turn is
+/// none.
+pub const GRPC_CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Connections to one ops listener at once; further ones wait to be accepted.
 pub const OPS_CONNECTIONS_MAX: usize = 1024;
 /// Calls of the admin API under way on one ops listener; further ones are refused (503). So there is always room for
@@ -213,6 +248,8 @@ const _: () =
 const _: () = assert!(USER_AGENT_BYTES_MAX <= PATTERN_BYTES_MAX, "what is shown of a session can be asked for");
 const _: () = assert!(TOKEN_BYTES_MAX < HTTP_HEAD_BYTES_MAX, "a token must fit into a handshake");
 const _: () = assert!(TOKEN_BYTES_MAX < UNAUTHENTICATED_MESSAGE_BYTES_MAX, "a token must fit into an auth message");
+const _: () = assert!(UNAUTHENTICATED_MESSAGE_BYTES_MAX < UNAUTHENTICATED_BYTES_MAX, "the first message must fit");
+const _: () = assert!(ADDRESS_RATE_CELLS.is_power_of_two(), "a cell is some bits of a hash");
 const _: () = assert!(USER_ID_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a user id in one byte");
 const _: () = assert!(TOPIC_BYTES_MAX <= u8::MAX as usize, "keys hold the length of a topic in one byte");
 const _: () = assert!(
@@ -228,6 +265,27 @@ const _: () = assert!(BATCH_STOP_GRACE.as_millis() < GRPC_STOP_GRACE.as_millis()
 const _: () = assert!(ALERT_TICK.as_millis() <= ALERT_WINDOW.0.as_millis(), "no window is missed between two looks");
 const _: () = assert!(WAIT_TIMEOUT_DEFAULT.as_millis() <= WAIT_TIMEOUT_MAX.as_millis());
 
+/// What happens to one connection of a device too many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceOverflow {
+    /// The oldest makes room: it is closed with 1008.
+    #[default]
+    Newest,
+    /// It is refused with 1013.
+    Refuse,
+}
+
+impl DeviceOverflow {
+    /// The value of the key.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DeviceOverflow::Newest => "newest",
+            DeviceOverflow::Refuse => "refuse",
+        }
+    }
+}
+
 /// The section `[limits]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -236,8 +294,28 @@ pub struct Limits {
     pub connections: Count,
     /// Sessions of one user at once; further ones are closed with 1013.
     pub connections_per_user: Count,
+    /// Connections of one address at once, of an IPv6 network of 64 bits; further ones get 503.
+    pub connections_per_address: Count,
+    /// Sessions of one device at once; with one more, see `device_overflow`.
+    pub connections_per_device: Count,
+    /// What happens to one more.
+    pub device_overflow: DeviceOverflow,
+    /// Connections that are accepted a second, and at once; further ones wait in the kernel's queue.
+    pub accepts_per_second: Count,
+    /// Handshakes a second, and at once; further ones get 503.
+    pub handshakes_per_second: Count,
+    /// The same of one address.
+    pub address_handshakes_per_second: Count,
+    /// How long a handshake's head may take to arrive.
+    pub handshake_timeout: Span,
+    /// The largest head of a handshake; a larger one gets 431.
+    pub handshake_bytes: ByteSize,
     /// The largest message from a client; a larger one is closed with 1009.
     pub message_bytes: ByteSize,
+    /// Messages and pings of a session a second, and at once; beyond that it is warned, then closed with 4429.
+    pub messages_per_second: Count,
+    /// The same of what it sends, in bytes; none at 0.
+    pub bytes_per_second: ByteSize,
     /// The largest notification, encoded for the client.
     pub notification_bytes: ByteSize,
     /// The most bytes that wait for one session's socket; more that is not stored closes it with 4409.
@@ -246,10 +324,16 @@ pub struct Limits {
     pub write_timeout: Span,
     /// Bad messages a minute before a session is closed with 4400.
     pub bad_messages: Count,
+    /// New tokens a minute on a session; further ones are not looked at.
+    pub reauths_per_minute: Count,
+    /// Devices of one user that become known within an hour; further ones are refused.
+    pub new_devices_per_hour: Count,
     /// Topics that one session is in; further ones are refused.
     pub topics_per_session: Count,
     /// Sessions that are in one topic; further ones are refused.
     pub topic_sessions: Count,
+    /// The process's resident memory, from which on no connection is let in: a size, or a share of what it may have.
+    pub memory: Level,
 }
 
 impl Default for Limits {
@@ -257,13 +341,28 @@ impl Default for Limits {
         Self {
             connections: Count(100_000),
             connections_per_user: Count(100),
+            // Clients behind one proxy, or one operator's NAT, have one address.
+            connections_per_address: Count(0),
+            connections_per_device: Count(0),
+            device_overflow: DeviceOverflow::Newest,
+            // What a machine takes is not known; handshakes take turns, so that they harm nobody.
+            accepts_per_second: Count(0),
+            handshakes_per_second: Count(0),
+            address_handshakes_per_second: Count(0),
+            handshake_timeout: Span::secs(10),
+            handshake_bytes: ByteSize::kib(8),
             message_bytes: ByteSize::kib(64),
+            messages_per_second: Count(10_000),
+            bytes_per_second: ByteSize::mib(16),
             notification_bytes: ByteSize::kib(256),
             outbox_bytes: ByteSize::mib(1),
             write_timeout: Span::secs(10),
             bad_messages: Count(20),
+            reauths_per_minute: Count(10),
+            new_devices_per_hour: Count(100),
             topics_per_session: Count(100),
             topic_sessions: Count(0),
+            memory: Level::Share(80),
         }
     }
 }

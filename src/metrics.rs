@@ -3,6 +3,8 @@
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
 mod alerts;
+mod limits;
+mod repeats;
 mod spans;
 
 use std::{
@@ -16,6 +18,7 @@ use std::{
 
 pub use self::{
     alerts::Since,
+    repeats::{Line, Repeats},
     spans::{Buckets, Percentiles, Spans},
 };
 use parking_lot::Mutex;
@@ -158,7 +161,7 @@ failures! {
     UnknownType = "unknown_type",
     /// A client's message that it is not allowed to send.
     Forbidden = "forbidden",
-    /// A client's message over a rate.
+    /// A client's message over a rate, a session warned or closed over one (4429).
     RateLimited = "rate_limited",
     /// A client's message for the services that none of them listened for.
     NoService = "no_service",
@@ -180,8 +183,16 @@ failures! {
     ConnectionLimit = "connection_limit",
     /// A session refused over `limits.connections_per_user`.
     UserConnectionLimit = "user_connection_limit",
+    /// A connection refused over `limits.connections_per_address`.
+    AddressConnectionLimit = "address_connection_limit",
+    /// A session closed for a newer one of its device, or refused, over `limits.connections_per_device`.
+    DeviceConnectionLimit = "device_connection_limit",
+    /// A handshake refused over `limits.handshakes_per_second` or `limits.address_handshakes_per_second`.
+    HandshakeRate = "handshake_rate",
+    /// A connection refused because the process has as much memory as `limits.memory` gives it.
+    MemoryLimit = "memory_limit",
     /// A call that was refused before any handler saw it: a message over its size or one that does not decode, or a
-    /// method that does not exist.
+    /// method that does not exist; a connection that was cut off for what it sent.
     GrpcRefused = "grpc_refused",
     /// A request to the admin API over HTTP that was refused before it was a call: its path, method, type, size or origin.
     HttpRefused = "http_refused",
@@ -255,6 +266,7 @@ pub struct Inner {
     /// From a client's request to the first reply of a service, or to the end of the wait for it.
     pub reply_latency: Spans,
     alerts: alerts::Alerts,
+    hits: limits::Hits,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -273,6 +285,7 @@ impl Default for Inner {
             calls_scheduler_delay: Spans::default(),
             reply_latency: Spans::default(),
             alerts: alerts::Alerts::default(),
+            hits: limits::Hits::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

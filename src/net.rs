@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, ToSocketAddrs as _},
     os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -15,6 +16,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 const BACKLOG: u32 = 4096;
 /// How long to wait after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often an accept failed for want of descriptors or memory, since the start.
+static ACCEPTS_FAILED: AtomicU64 = AtomicU64::new(0);
 /// The Unix socket's mode: the daemon's user and group.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -143,7 +146,11 @@ pub async fn accept_unix(listener: &UnixListener) -> UnixStream {
 async fn after_error(error: io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset) {
-        tracing::warn!(%error, "cannot accept a connection; waiting");
+        // It fails ten times a second for as long as it lasts, and anybody who opens connections can bring it about.
+        let times = ACCEPTS_FAILED.fetch_add(1, Ordering::Relaxed) + 1;
+        if times.is_power_of_two() || times.is_multiple_of(1000) {
+            tracing::warn!(%error, times, "cannot accept a connection; waiting");
+        }
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

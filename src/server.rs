@@ -81,6 +81,7 @@ pub struct Server {
     bound: Vec<(&'static str, Bound)>,
     access: Vec<Access>,
     ops_access: Vec<Option<Access>>,
+    grpc_limits: grpc::Bounds,
     listeners: Vec<Listener>,
     on_ready: Option<OnReady>,
 }
@@ -136,11 +137,7 @@ impl Server {
             metrics: Metrics::default(),
             life: life.clone(),
             limits: config.limits.clone(),
-            settings: Settings {
-                delivery: config.delivery.clone(),
-                heartbeat: config.heartbeat.clone(),
-                bad_messages: config.limits.bad_messages,
-            },
+            settings: Settings::of(&config.delivery, &config.heartbeat, &config.limits),
             presence: config.presence.clone(),
             events: config.events.clone(),
             alerts: config.alerts.clone(),
@@ -160,13 +157,29 @@ impl Server {
         });
         let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
+        let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
+        api.set_call_limits(grpc_limits.calls);
         let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
         let ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
         let shutdown = config.shutdown.clone();
         let on_ready = None;
-        Ok(Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, on_ready })
+        Ok(Self {
+            api,
+            hub,
+            life,
+            calls,
+            shutdown,
+            ws,
+            accepting,
+            bound,
+            access,
+            ops_access,
+            grpc_limits,
+            listeners,
+            on_ready,
+        })
     }
 
     /// Where it listens, as bound.
@@ -196,8 +209,8 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, on_ready } =
-            self;
+        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, .. } = self;
+        let Self { grpc_limits, listeners, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -210,7 +223,7 @@ impl Server {
             match (name, bound) {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
-                    let services = grpc::Services { api: api.clone(), health: health.clone(), notification_bytes };
+                    let services = grpc::Services { api: api.clone(), health: health.clone(), limits: grpc_limits };
                     let serving = grpc::serve(bound, access, services, calls_life.clone());
                     calls_life.spawn_essential("the gRPC listener", serving);
                 }

@@ -50,6 +50,9 @@ const CONFIG: &str = "
     limits.connections_per_user = 10000
     store.max_pending_per_user = 20000
     store.max_devices_per_user = 100
+    limits.new_devices_per_hour = 0
+    limits.messages_per_second = 0
+    limits.bytes_per_second = \"0B\"
 ";
 
 /// The delays that the daemon logged, and when.

@@ -13,7 +13,7 @@ use pushgate::{
     metrics::Metrics,
     session::{DeliveryConfig, Granted, HeartbeatConfig, Options, Settings},
     store::{self, Overflow, Store},
-    types::{Count, Notification, NotificationId, Payload, Secret, TypeName, UserId},
+    types::{Notification, NotificationId, Payload, Secret, TypeName, UserId},
 };
 
 const SECRET: &str = "a secret for this measurement only";
@@ -71,8 +71,8 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         clock,
         metrics: Metrics::default(),
         life: Lifecycle::new(),
+        settings: Settings::of(&DeliveryConfig::default(), &heartbeat, &limits),
         limits,
-        settings: Settings { delivery: DeliveryConfig::default(), heartbeat, bad_messages: Count(20) },
         presence: Presence::default(),
         clients: hub::Clients::default(),
         events: hub::EventsConfig::default(),

@@ -17,7 +17,7 @@ mod lists;
 mod mailbox;
 mod node;
 mod pages;
-mod process;
+pub mod process;
 pub mod scope;
 mod send;
 mod status;
@@ -46,7 +46,7 @@ use crate::{
     limits,
     metrics::Metrics,
     protocol::close::CloseCode,
-    types::{EventBody, SessionId, UnixMillis, UserId},
+    types::{Count, EventBody, SessionId, UnixMillis, UserId},
 };
 
 /// The proto's types, generated at build time, and their descriptors for reflection.
@@ -76,6 +76,17 @@ pub struct Listener {
     pub address: String,
 }
 
+/// The limits of the admin API over gRPC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallLimits {
+    /// `grpc.max_connections`.
+    pub connections: Count,
+    /// `grpc.max_streams`.
+    pub streams: u32,
+    /// The largest message of a call, in bytes.
+    pub message_bytes: usize,
+}
+
 /// The admin API of one node. Cheap to clone.
 #[derive(Clone)]
 pub struct Api(Arc<Inner>);
@@ -87,6 +98,7 @@ struct Inner {
     started: Instant,
     started_at: UnixMillis,
     listeners: OnceLock<Vec<Listener>>,
+    call_limits: OnceLock<CallLimits>,
     stopping: AtomicBool,
     log_control: OnceLock<LogControl>,
 }
@@ -103,6 +115,7 @@ impl Api {
             started,
             started_at,
             listeners: OnceLock::new(),
+            call_limits: OnceLock::new(),
             stopping: AtomicBool::new(false),
             log_control: OnceLock::new(),
         }))
@@ -111,6 +124,11 @@ impl Api {
     /// Says where the node listens, once it does.
     pub fn set_listeners(&self, listeners: Vec<Listener>) {
         let _ = self.0.listeners.set(listeners);
+    }
+
+    /// Says what the limits of calls over gRPC are.
+    pub fn set_call_limits(&self, limits: CallLimits) {
+        let _ = self.0.call_limits.set(limits);
     }
 
     /// The node is not ready from now on, and will have ended after `deadline` at the latest.

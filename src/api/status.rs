@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     hub::Hub,
+    limits::Limit,
     metrics::{Failure, Rates, Traffic},
 };
 
@@ -28,6 +29,7 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
     let health = hub.store().health();
     let totals = hub.store().totals();
     let usage = process::usage();
+    let calls = inner.call_limits.get().copied().unwrap_or_default();
     let none_as_zero = |limit: usize| if limit == usize::MAX { 0 } else { number32(limit as u64) };
     proto::GetStatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -89,6 +91,26 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
             window: hub.settings().delivery.window,
             topics_per_session: limits.topics_per_session.0,
             topic_sessions: limits.topic_sessions.0,
+            connections_per_address: limits.connections_per_address.0,
+            connections_per_device: limits.connections_per_device.0,
+            device_overflow: limits.device_overflow.as_str().to_owned(),
+            accepts_per_second: limits.accepts_per_second.0,
+            handshakes_per_second: limits.handshakes_per_second.0,
+            address_handshakes_per_second: limits.address_handshakes_per_second.0,
+            handshake_timeout: Some(duration(limits.handshake_timeout.0)),
+            handshake_bytes: limits.handshake_bytes.0,
+            messages_per_second: limits.messages_per_second.0,
+            bytes_per_second: limits.bytes_per_second.0,
+            bad_messages: limits.bad_messages.0,
+            reauths_per_minute: limits.reauths_per_minute.0,
+            new_devices_per_hour: limits.new_devices_per_hour.0,
+            max_devices_per_user: none_as_zero(quotas.devices_per_user),
+            write_timeout: Some(duration(limits.write_timeout.0)),
+            memory_bytes: process::memory_bound(limits.memory).unwrap_or_default(),
+            grpc_max_connections: calls.connections.0,
+            grpc_max_streams: calls.streams,
+            grpc_max_message_bytes: calls.message_bytes as u64,
+            hits: Limit::ALL.iter().map(|&limit| (limit.as_str().to_owned(), metrics.hits(limit))).collect(),
         }),
         alerts: hub.alerts().iter().map(events::alert).collect(),
         draining: inner.stopping.load(std::sync::atomic::Ordering::Acquire),

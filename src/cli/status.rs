@@ -90,7 +90,7 @@ fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
     let listeners = page.listeners.iter().map(|one| format!("{} {}", clean(&one.name), clean(&one.address)));
     row("listeners", listeners.collect());
     let connections = page.connections.unwrap_or_default();
-    let limits = page.limits.unwrap_or_default();
+    let limits = page.limits.clone().unwrap_or_default();
     row(
         "connections",
         vec![
@@ -158,6 +158,11 @@ fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
             format!("{} of {}", bytes(process.rss_bytes as f64), bytes(process.memory_total_bytes as f64)),
         ],
     );
+    let mut hits: Vec<_> = limits.hits.iter().filter(|(_, n)| **n > 0).collect();
+    hits.sort_by(|(one, n), (other, m)| m.cmp(n).then(one.cmp(other)));
+    if !hits.is_empty() {
+        row("limits", hits.into_iter().map(|(name, n)| format!("{} {n} times", clean(name))).collect());
+    }
     let mut errors: Vec<_> = page.errors.iter().filter(|(_, n)| **n > 0).collect();
     errors.sort_by(|(one, n), (other, m)| m.cmp(n).then(one.cmp(other)));
     let mut items = vec![format!("{:.1}/s", page.errors_per_second)];

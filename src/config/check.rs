@@ -2,6 +2,7 @@
 //! could run with. Each problem names its key, the value, what is allowed and what to do.
 
 mod alerts;
+mod limits;
 mod listeners;
 mod topics;
 
@@ -16,7 +17,7 @@ use crate::{
     auth::{Algorithm, KeyConfig},
     grpc::config::{TokenConfig, TokenError},
     hub::TopicRule,
-    limits, protocol,
+    limits as bounds, protocol,
     store::OnCorruption,
     types::{ByteSize, Level, Span},
 };
@@ -128,6 +129,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     spans(config, &mut found);
     sizes_and_counts(config, &mut found);
     shutdown(config, &mut found);
+    self::limits::check(config, &mut found);
     store(config, &mut found);
     topics::check(config, &mut found);
     alerts::check(config, &mut found);
@@ -265,7 +267,7 @@ fn shutdown(config: &Config, found: &mut Found) {
 
 fn sizes_and_counts(config: &Config, found: &mut Found) {
     let (limits, store) = (&config.limits, &config.store);
-    let queue = ByteSize(limits::WRITER_QUEUE_BYTES_MAX as u64);
+    let queue = ByteSize(bounds::WRITER_QUEUE_BYTES_MAX as u64);
     let end = ByteSize(1 << 60);
     for (key, size, least, most) in [
         ("limits.message_bytes", limits.message_bytes, ByteSize::kib(1), ByteSize::mib(16)),
@@ -311,7 +313,7 @@ fn clients(config: &Config, found: &mut Found) {
     for (index, name) in config.clients.forward.iter().enumerate() {
         let key = format!("clients.forward[{index}]");
         let own = protocol::client::is_answered(name) || protocol::is_reserved_type(name);
-        let unusable = name.is_empty() || name.len() > limits::TYPE_BYTES_MAX || name.chars().any(char::is_control);
+        let unusable = name.is_empty() || name.len() > bounds::TYPE_BYTES_MAX || name.chars().any(char::is_control);
         if unusable {
             found.add(key, "is no message type; write 1 to 128 bytes without control characters, or \"*\" for all");
         } else if own {

@@ -71,6 +71,11 @@ path = "/ws"
 [grpc]
 listen = ["unix:/run/pushgate/admin.sock"]
 insecure = false
+max_connections = 1024
+max_streams = 4096
+max_message_bytes = "4MiB"
+keepalive_interval = "1m"
+keepalive_timeout = "20s"
 [[grpc.tokens]]
 name = "orders"
 token_sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -133,6 +138,19 @@ write_timeout = "10s"
 bad_messages = 20
 topics_per_session = 100
 topic_sessions = 0
+connections_per_address = 0
+connections_per_device = 0
+device_overflow = "newest"
+accepts_per_second = 0
+handshakes_per_second = 0
+address_handshakes_per_second = 0
+handshake_timeout = "10s"
+handshake_bytes = "8KiB"
+messages_per_second = 10000
+bytes_per_second = "16MiB"
+reauths_per_minute = 10
+new_devices_per_hour = 100
+memory = "80%"
 [events]
 buffer = 65536
 [clients]
@@ -651,6 +669,28 @@ fn quantities_have_bounds() {
         ("clients", "reply_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1h"),
         ("limits", "message_bytes", "\"1023B\"", "`1023B` is not allowed; allowed: 1KiB to 16MiB"),
         ("limits", "notification_bytes", "\"65MiB\"", "`65MiB` is not allowed; allowed: 1KiB to 64MiB"),
+        ("limits", "accepts_per_second", "100001", "`100001` is not allowed; allowed: 0 (no limit) to 100000"),
+        ("limits", "messages_per_second", "100001", "`100001` is not allowed; allowed: 0 (no limit) to 100000"),
+        ("limits", "handshake_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1h"),
+        ("limits", "handshake_bytes", "\"65KiB\"", "`65KiB` is not allowed; allowed: 1KiB to 64KiB"),
+        ("limits", "bytes_per_second", "\"1B\"", "`1B` is not allowed; allowed: 0B (no limit), or 1KiB to 1GiB"),
+        (
+            "limits",
+            "memory",
+            "\"4000\"",
+            "`4000` has no unit; write a share of the machine's, such as \"80%\", or a size, such as \"4GiB\"",
+        ),
+        ("limits", "memory", "4000", "found a number, expected a share, a number or a size in quotes, such as \"80%\""),
+        ("limits", "connections_per_address", "\"many\"", "found a text, expected a whole number"),
+        (
+            "limits",
+            "connections_per_address",
+            "-1",
+            "`-1` is not allowed; expected a whole number from 0 to 4294967295",
+        ),
+        ("grpc", "max_streams", "0", "`0` is not allowed; allowed: 1 to 1073741824"),
+        ("grpc", "max_message_bytes", "\"1KiB\"", "`1KiB` is not allowed; allowed: 64KiB to 1GiB"),
+        ("grpc", "keepalive_interval", "\"1ms\"", "`1ms` is not allowed; allowed: 1s to 1d"),
         ("delivery", "window", "0", "`0` is not allowed; allowed: 1 to 65536"),
         ("events", "buffer", "15", "`15` is not allowed; allowed: 16 to 16777216"),
         ("store", "path", "\"\"", "is empty; write the folder that holds the data, such as \"/var/lib/pushgate\""),

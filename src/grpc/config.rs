@@ -11,7 +11,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     api::scope::{Scope, ScopeSet},
-    types::{Secret, TlsFiles},
+    limits,
+    types::{ByteSize, Count, Secret, Span, TlsFiles},
 };
 
 /// The largest token file that is read.
@@ -27,8 +28,25 @@ pub struct Config {
     pub insecure: bool,
     /// The tokens of callers over TCP.
     pub tokens: Vec<TokenConfig>,
+    /// Connections to one listener at once; further ones wait to be accepted.
+    pub max_connections: Count,
+    /// Calls under way on one connection; further ones wait.
+    pub max_streams: u32,
+    /// The largest message of a call; where `limits.notification_bytes` needs more, it is that.
+    pub max_message_bytes: ByteSize,
+    /// How long a connection may be silent before it is pinged.
+    pub keepalive_interval: Span,
+    /// How long it then has to answer.
+    pub keepalive_timeout: Span,
     /// `[grpc.tls]`.
     pub tls: TlsFiles,
+}
+
+impl Config {
+    /// The largest message of a call: what is set, or what a notification of the largest size may take as one.
+    pub fn message_bytes(&self, notification_bytes: ByteSize) -> usize {
+        self.max_message_bytes.as_usize().max(notification_bytes.as_usize().saturating_mul(4))
+    }
 }
 
 impl Default for Config {
@@ -37,6 +55,11 @@ impl Default for Config {
             listen: vec!["unix:/run/pushgate/admin.sock".to_owned()],
             insecure: false,
             tokens: Vec::new(),
+            max_connections: Count(1024),
+            max_streams: 4096,
+            max_message_bytes: ByteSize(limits::GRPC_REQUEST_BYTES_MIN as u64),
+            keepalive_interval: Span::secs(60),
+            keepalive_timeout: Span::secs(20),
             tls: TlsFiles::default(),
         }
     }

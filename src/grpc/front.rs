@@ -25,6 +25,7 @@ use super::service::Service;
 use crate::{
     api::{ApiError, access::Access, proto::gateway_server::GatewayServer},
     clock::Instant,
+    limits::Limit,
     metrics::{Failure, Metrics},
 };
 
@@ -100,8 +101,10 @@ impl Future for Answer {
             let answer = answer?;
             let status = answer.headers().get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()));
             // No handler of this house answers with one of these.
-            if matches!(status, Some(Code::OutOfRange | Code::Internal | Code::Unimplemented)) {
-                this.metrics.failure(Failure::GrpcRefused);
+            match status {
+                Some(Code::OutOfRange) => this.metrics.hit(Limit::GrpcMessageBytes),
+                Some(Code::Internal | Code::Unimplemented) => this.metrics.failure(Failure::GrpcRefused),
+                _ => {}
             }
             return Poll::Ready(Ok(answer));
         }

@@ -19,8 +19,10 @@ use tokio::{
 
 use crate::{
     lifecycle::Lifecycle,
-    limits,
+    limits::{self, Limit},
+    metrics::Metrics,
     net::{self, Bound},
+    types::Count,
 };
 
 /// What a connection begins with (RFC 9113, 3.4).
@@ -41,21 +43,24 @@ enum Io {
 }
 
 /// The connections of a listener that have begun as they should, or clearly otherwise, until the stop.
-pub fn incoming(bound: Bound, life: Lifecycle) -> impl Stream<Item = Connection> {
+pub fn incoming(bound: Bound, most: Count, metrics: Metrics, life: Lifecycle) -> impl Stream<Item = Connection> {
     let (sender, receiver) = mpsc::channel(1);
     let accept_life = life.clone();
     life.spawn(async move {
         tokio::select! {
             () = accept_life.stopping().cancelled() => {}
-            () = accept(bound, sender, &accept_life) => {}
+            () = accept(bound, most, &metrics, sender, &accept_life) => {}
         }
     });
     stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|connection| (connection, receiver)) })
 }
 
-async fn accept(bound: Bound, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
-    let room = Arc::new(Semaphore::new(limits::GRPC_CONNECTIONS_MAX));
+async fn accept(bound: Bound, most: Count, metrics: &Metrics, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
+    let room = Arc::new(Semaphore::new(most.limit().min(Semaphore::MAX_PERMITS)));
     loop {
+        if room.available_permits() == 0 {
+            metrics.hit(Limit::GrpcConnections);
+        }
         // The semaphore is never closed.
         let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
         let io = match &bound {

@@ -23,33 +23,19 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use self::{front::Front, listen::Connection, nest::Nest};
 use crate::{
     api::{
-        Api,
+        Api, CallLimits,
         access::{self, Access},
         proto::{DESCRIPTORS, gateway_server::GatewayServer},
     },
     lifecycle::Lifecycle,
-    limits,
+    limits::{self, Limit},
+    metrics::Metrics,
     net::Bound,
+    types::ByteSize,
 };
-
-/// The smallest bound on a request; a notification may need more.
-const REQUEST_BYTES_MIN: usize = 4 * 1024 * 1024;
-/// Calls under way on one connection.
-const STREAMS_MAX: u32 = 4096;
-/// The most bytes of a call's headers.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// How long a connection may be silent before it is pinged, and how long it then has to answer.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
 /// The services' names in health checks.
 pub const HEALTH_NAMES: [&str; 2] = ["", "pushgate.v1.Gateway"];
-
-/// What a caller may send on a stream that is not read: as much as a batch has under way at 256 bytes a request, so that it
-/// never stops for leave to go on.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-/// The same on all streams of a connection. Far above the window of one stream: h2 gives a peer half of this for the cost of
-/// small frames that wait, and takes who uses it up for an attacker, who is cut off; a batch that waits for its turn is none.
-const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
 /// What every listener serves.
 #[derive(Clone)]
@@ -58,8 +44,26 @@ pub struct Services<H: Health> {
     pub api: Api,
     /// Health, shared so that all listeners tell the same.
     pub health: HealthServer<H>,
-    /// `limits.notification_bytes`.
-    pub notification_bytes: usize,
+    /// Its limits.
+    pub limits: Bounds,
+}
+
+/// What bounds a listener's connections and calls.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections, calls at once on each, the size of their messages.
+    pub calls: CallLimits,
+    /// `grpc.keepalive_interval`, `grpc.keepalive_timeout`.
+    pub keepalive: (Duration, Duration),
+}
+
+impl Bounds {
+    /// Those of the configuration.
+    pub fn of(config: &Config, notification_bytes: ByteSize) -> Self {
+        let message_bytes = config.message_bytes(notification_bytes);
+        let calls = CallLimits { connections: config.max_connections, streams: config.max_streams, message_bytes };
+        Self { calls, keepalive: (config.keepalive_interval.0, config.keepalive_timeout.0) }
+    }
 }
 
 /// Serves one listener until the stop, then lets calls under way finish. Those that do not are cut off.
@@ -69,20 +73,21 @@ pub async fn serve<H: Health>(
     services: Services<H>,
     life: Lifecycle,
 ) -> Result<(), Infallible> {
-    let Services { api, health, notification_bytes } = services;
-    let request_bytes = REQUEST_BYTES_MIN.max(notification_bytes.saturating_mul(4));
+    let Services { api, health, limits: bounds } = services;
+    let request_bytes = bounds.calls.message_bytes;
     let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
     let metrics = api.metrics().clone();
     let guard = ReflectionGuard(api);
     let others = Routes::new(health)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
-    let front = Front::new(access, metrics, gateway, others);
+    let front = Front::new(access, metrics.clone(), gateway, others);
     let (connections, stop, cut) = (TaskTracker::new(), life.stopping().clone(), CancellationToken::new());
     let accept = async {
-        let mut incoming = pin!(listen::incoming(bound, life));
+        let mut incoming = pin!(listen::incoming(bound, bounds.calls.connections, metrics.clone(), life));
         while let Some(connection) = incoming.next().await {
-            let (serving, cut) = (serve_connection(connection, front.clone(), stop.clone()), cut.clone());
+            let (front, metrics, stop) = (front.clone(), metrics.clone(), stop.clone());
+            let (serving, cut) = (serve_connection(connection, bounds, front, metrics, stop), cut.clone());
             connections.spawn(async move { cut.run_until_cancelled(serving).await });
         }
     };
@@ -100,16 +105,24 @@ pub async fn serve<H: Health>(
 }
 
 /// Serves one connection. hyper does it without tonic's own layers around each call, which are for what is not used here.
-async fn serve_connection(connection: Connection, front: Front, stop: CancellationToken) {
+async fn serve_connection(
+    connection: Connection,
+    bounds: Bounds,
+    front: Front,
+    metrics: Metrics,
+    stop: CancellationToken,
+) {
     let nest = Nest::default();
     let serving = http2::Builder::new(nest.clone())
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .keep_alive_interval(KEEPALIVE.0)
-        .keep_alive_timeout(KEEPALIVE.1)
+        .max_concurrent_streams(bounds.calls.streams)
+        .initial_stream_window_size(limits::GRPC_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::GRPC_CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(limits::GRPC_HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(limits::GRPC_PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(limits::GRPC_ERROR_RESETS_MAX)
+        .keep_alive_interval(bounds.keepalive.0)
+        .keep_alive_timeout(bounds.keepalive.1)
         // gRPC has no use for it.
         .auto_date_header(false)
         .serve_connection(TokioIo::new(connection), front);
@@ -118,12 +131,30 @@ async fn serve_connection(connection: Connection, front: Front, stop: Cancellati
         tokio::select! {
             biased;
             // What a peer does wrong is its own affair; it was told.
-            _ = serving.as_mut() => return,
+            served = serving.as_mut() => {
+                if served.is_err_and(|error| is_excess(&error)) {
+                    metrics.hit(Limit::GrpcExcess);
+                }
+                return;
+            }
             () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
         }
         let _ = serving.await;
     })
     .await;
+}
+
+/// Whether a connection was cut off for what costs much and asks for nothing. hyper keeps the reason to itself, all but its
+/// words.
+fn is_excess(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.to_string().contains("excessive load") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Lets callers with any valid token use reflection.

@@ -12,6 +12,7 @@ use prometheus_client::{
 
 use crate::{
     api::{Api, Figures},
+    limits::Limit,
     metrics::{Failure, Spans, Traffic},
     types::AlertName,
 };
@@ -162,6 +163,14 @@ impl Collector for Node {
             MetricType::Counter,
             "kind",
             failures,
+        )?;
+        let hits = Limit::ALL.iter().map(|limit| (limit.as_str(), metrics.hits(*limit)));
+        out.labelled(
+            "limits_hit",
+            "How often somebody ran into a limit, by its key; those of [limits] without the section",
+            MetricType::Counter,
+            "limit",
+            hits,
         )?;
         out.histogram(
             "confirm_latency_seconds",

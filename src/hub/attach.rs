@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
+    limits::{DeviceOverflow, Limit},
     metrics::Failure,
     protocol::{
         close::CloseCode,
@@ -23,15 +24,24 @@ use crate::{
     types::{ClosedBy, Device, EventBody, SessionId, Topic, UnixMillis},
 };
 
+/// What a session hears that makes room for a newer one of its device.
+const REPLACED: &str = "replaced by a newer connection of this device";
+
 /// Why an authenticated connection does not become a session.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AttachError {
     /// `store.max_devices_per_user` is reached and every device was seen lately.
     #[error("this user has as many devices as he may have, and each was seen within a day")]
     DeviceLimit,
+    /// `limits.new_devices_per_hour` is reached.
+    #[error("this user has had as many new devices within an hour as he may have")]
+    DeviceRate,
     /// `limits.connections_per_user` is reached.
     #[error("this user has as many connections as he may have")]
     UserConnections,
+    /// `limits.connections_per_device` is reached, and newer ones do not make older ones leave.
+    #[error("this device has as many connections as it may have")]
+    DeviceConnections,
     /// The node stops.
     #[error("restarting")]
     Draining,
@@ -69,7 +79,11 @@ impl Hub {
             }
             let registered =
                 self.register(&user, &device, &identity, &logs, &options, reply_to.as_deref(), &peer, &mut wire)?;
-            if let Some(handle) = registered {
+            if let Some(Registered { handle, replaced }) = registered {
+                for older in replaced {
+                    self.metrics().hit(Limit::ConnectionsPerDevice);
+                    older.close(CloseCode::POLICY, REPLACED, ClosedBy::Gateway);
+                }
                 // Registered first, and then the logs that many read are looked at: what joins them from now on finds the
                 // session.
                 let _ = self.plan_pull(&handle);
@@ -84,15 +98,30 @@ impl Hub {
         }
     }
 
-    /// Sessions that are being closed have given up their place.
-    pub(super) fn admit_session(&self, state: &UserState) -> Result<(), AttachError> {
-        let limit = self.limits().connections_per_user.limit();
-        let open = || state.sessions.iter().filter(|session| session.core().closing.is_none()).count();
-        if state.sessions.len() >= limit && open() >= limit { Err(AttachError::UserConnections) } else { Ok(()) }
+    /// Whether one more session may come, and which of its device it takes the place of. Sessions that are being closed
+    /// have given up theirs.
+    pub(super) fn admit_session(&self, state: &UserState, device: &Device) -> Result<Vec<Arc<Handle>>, AttachError> {
+        let (per_user, per_device) =
+            (self.limits().connections_per_user.limit(), self.limits().connections_per_device.limit());
+        if state.sessions.len() < per_user.min(per_device) {
+            return Ok(Vec::new());
+        }
+        let open: Vec<_> = state.sessions.iter().filter(|session| !session.is_closing()).collect();
+        // In the order in which they came.
+        let mut same: Vec<_> = open.iter().filter(|session| session.device == *device).collect();
+        let over = (same.len() + 1).saturating_sub(per_device);
+        if over > 0 && self.limits().device_overflow == DeviceOverflow::Refuse {
+            return Err(AttachError::DeviceConnections);
+        }
+        if open.len() - over >= per_user {
+            return Err(AttachError::UserConnections);
+        }
+        same.truncate(over);
+        Ok(same.into_iter().map(|session| Arc::clone(session)).collect())
     }
 
-    /// Registers the session under the log's lock. `None`: its device was forgotten meanwhile, or came into a durable topic
-    /// whose log is not among these, or the store's engine was lost.
+    /// Registers the session under the log's lock; with those that it takes the place of. `None`: its device was forgotten
+    /// meanwhile, or came into a durable topic whose log is not among these, or the store's engine was lost.
     #[allow(clippy::too_many_arguments, reason = "one step of attach, split off for its lock's extent")]
     fn register(
         &self,
@@ -104,7 +133,7 @@ impl Hub {
         reply_to: Option<&str>,
         peer: &Peer,
         wire: &mut Option<Arc<dyn Wire>>,
-    ) -> Result<Option<Arc<Handle>>, AttachError> {
+    ) -> Result<Option<Registered>, AttachError> {
         let (now, unix) = (self.clock().now(), self.clock().unix_millis());
         let mut guard = user.state();
         let state = &mut *guard;
@@ -112,7 +141,7 @@ impl Hub {
             return Ok(None);
         }
         // The count is taken again: others may have come while the device was written.
-        self.admit_session(state)?;
+        let replaced = self.admit_session(state, device)?;
         let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
             return Ok(None);
         };
@@ -173,7 +202,7 @@ impl Hub {
         core.outbox.push(Entry::message(hello));
         handle.note_flow(Log::User, &core.session.delivery);
         drop(core);
-        Ok(Some(handle))
+        Ok(Some(Registered { handle, replaced }))
     }
 
     /// What waits for a device.
@@ -328,6 +357,12 @@ impl Hub {
             user: refused.user.clone(),
         });
     }
+}
+
+/// A session that is in the hub from now on, and those of its device that make room for it.
+struct Registered {
+    handle: Arc<Handle>,
+    replaced: Vec<Arc<Handle>>,
 }
 
 /// What a session is told of its device's logs.

@@ -11,7 +11,7 @@ use super::{
     user::{DeviceState, User, UserState},
 };
 use crate::{
-    limits,
+    limits::{self, Limit},
     session::Log,
     store::{DeviceRow, Done, Op, StoreError},
     types::{Device, DropReason, EventBody, ForgetReason, LogId, Offset, UnixMillis},
@@ -27,7 +27,7 @@ impl Hub {
         let written = {
             let mut state = user.state();
             self.ensure_fresh(&state.log).map_err(AttachError::Store)?;
-            self.admit_session(&state)?;
+            self.admit_session(&state, device)?;
             // One that comes back too late comes as a new one.
             self.forget_unseen(user, &mut state);
             let row = match state.device(device) {
@@ -77,6 +77,12 @@ impl Hub {
     /// told that it lacks something.
     fn new_device(&self, user: &User, state: &mut UserState, device: &Device) -> Result<DeviceRow, AttachError> {
         let now = self.clock().unix_millis();
+        let recent = |known: &&DeviceState| known.row.created_at.saturating_add(limits::NEW_DEVICE_SPAN) > now;
+        let most = self.limits().new_devices_per_hour.limit();
+        if state.devices.len() >= most && state.devices.iter().filter(recent).count() >= most {
+            self.metrics().hit(Limit::NewDevicesPerHour);
+            return Err(AttachError::DeviceRate);
+        }
         if state.devices.len() >= self.quotas().devices_per_user {
             self.make_device_room(user, state, now)?;
         }
@@ -108,7 +114,10 @@ impl Hub {
             known.durable && known.row.last_seen.saturating_add(DEVICE_KEPT) <= now && !is_online(state, &known.name)
         };
         let oldest = state.devices.iter().filter(may_go).min_by_key(|known| known.row.last_seen);
-        let name = oldest.map(|known| known.name.clone()).ok_or(AttachError::DeviceLimit)?;
+        let name = oldest.map(|known| known.name.clone()).ok_or_else(|| {
+            self.metrics().hit(Limit::Devices);
+            AttachError::DeviceLimit
+        })?;
         self.forget(user, state, &name, ForgetReason::Replaced, None);
         Ok(())
     }

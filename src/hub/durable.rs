@@ -22,8 +22,7 @@ use super::{
 };
 use crate::{
     auth::Identity,
-    limits,
-    metrics::Failure,
+    limits::{self, Limit},
     store::{MemberRow, Op, StoreError},
     types::{Device, Notification, Offset, SessionId, SubscriptionCause, Topic, UserId},
 };
@@ -101,7 +100,7 @@ impl Hub {
     ) -> Result<Vec<Arc<SharedLog>>, AttachError> {
         for topic in identity.topics().iter().filter(|topic| self.is_durable(topic)) {
             match self.join(user, device, topic, SubscriptionCause::Token).await.map_err(AttachError::Store)? {
-                Joined::Full => self.metrics().failure(Failure::LimitReached),
+                Joined::Full => self.metrics().hit(Limit::TopicsPerSession),
                 Joined::New | Joined::Already | Joined::NoDevice => {}
             }
         }
@@ -139,7 +138,9 @@ impl Hub {
         let mut entered = Vec::new();
         for member in known.members().iter().filter(|member| self.is_heard(member, client)) {
             let Some(log) = logs.iter().find(|log| log.id.topic() == Some(&member.topic)) else { continue };
-            if self.follow(handle, core, log, member, None) == Entered::New {
+            let now = self.follow(handle, core, log, member, None);
+            self.count_refused(now);
+            if now == Entered::New {
                 entered.push(member.topic.clone());
             }
         }
@@ -163,13 +164,9 @@ impl Hub {
         answer: Option<Entry>,
     ) -> Entered {
         let entered = self.enter(handle, core, &member.topic, member.row.cause, answer);
-        match entered {
-            Entered::New => {
-                core.follow(log, member.row.cursor);
-                handle.note_flow(log.of, &core.session.delivery);
-            }
-            Entered::SessionFull | Entered::TopicFull => self.metrics().failure(Failure::LimitReached),
-            Entered::Already | Entered::Closing => {}
+        if entered == Entered::New {
+            core.follow(log, member.row.cursor);
+            handle.note_flow(log.of, &core.session.delivery);
         }
         entered
     }
@@ -408,7 +405,7 @@ impl Hub {
         match self.join(user, device, topic, SubscriptionCause::Caller).await? {
             Joined::NoDevice => return Ok(()),
             Joined::Full => {
-                self.metrics().failure(Failure::LimitReached);
+                self.metrics().hit(Limit::TopicsPerSession);
                 changes.refused += 1;
                 return Ok(());
             }
@@ -416,9 +413,8 @@ impl Hub {
         }
         let log = self.topic_log(topic).await?;
         for (session, entered) in self.follow_with(user, device, &log, topic, None) {
-            changes.sessions += u32::from(matches!(entered, Entered::New | Entered::Already));
-            changes.changed += u32::from(entered == Entered::New);
-            changes.refused += u32::from(matches!(entered, Entered::SessionFull | Entered::TopicFull));
+            self.count_refused(entered);
+            changes.add(entered);
             let _ = self.plan_pull(&session);
             session.flush();
             session.wake();

@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     clock::{Clock, Instant},
-    limits::Limits,
-    metrics::{Failure, Metrics},
+    limits::{Limit, Limits},
+    metrics::Metrics,
     protocol::frame::ControlFrame,
     session::{Flow, Log, Offer, PingPayload, Session, Settings, Verdict},
     types::{Claims, Device, Notification, Offset, SessionId, UnixMillis},
@@ -333,8 +333,9 @@ impl Handle {
             return false;
         }
         if !core.outbox.has_room_unstored(bytes, self.shared.limits.outbox_bytes.as_usize()) {
-            self.close_core(core, Verdict::SLOW_CONSUMER.into_closing(self.shared.clock.now()));
-            self.shared.metrics.failure(Failure::SlowConsumer);
+            let verdict = Verdict::slow_consumer(Limit::OutboxBytes);
+            self.close_core(core, verdict.into_closing(self.shared.clock.now()));
+            self.shared.metrics.hit(Limit::OutboxBytes);
             return false;
         }
         true

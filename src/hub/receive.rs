@@ -4,22 +4,30 @@ use std::sync::Arc;
 
 use super::{Hub, handle::Handle, log::End, presence::begin_turn};
 use crate::{
+    limits::Limit,
     protocol::{
+        close::CloseCode,
+        error_code::ErrorCode,
         frame::{ControlFrame, Incoming},
         server,
     },
-    session::{Confirmed, Log, Reaction, Tick, Verdict},
+    session::{Confirmed, Log, Over, Reaction, Session, Tick, Verdict},
     types::{EventBody, LogId},
 };
 
 impl Hub {
     /// Bytes arrived: the peer is alive.
-    pub fn received(&self, handle: &Handle, bytes: usize) {
+    pub fn received(&self, handle: &Arc<Handle>, bytes: usize) {
         begin_turn();
         let mut core = handle.core();
-        core.session.received(self.clock().now());
+        core.session.received(bytes, self.settings(), self.clock().now());
         core.counts.bytes_received += bytes as u64;
+        let over = core.session.over_rate(self.settings());
+        drop(core);
         self.metrics().received.bytes.add(bytes as u64);
+        if let Some(over) = over {
+            self.over_rate(handle, over);
+        }
     }
 
     /// One message or control frame from the client. Flush the session afterwards.
@@ -27,18 +35,33 @@ impl Hub {
         match incoming {
             Incoming::Text(text) => {
                 self.count_message(handle);
-                self.text(handle, text);
+                let (now, unix) = (self.clock().now(), self.clock().unix_millis());
+                self.said(handle, |session| session.on_text(text, self.settings(), now, unix));
             }
             Incoming::Binary(bytes) => {
                 self.count_message(handle);
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                let reaction = handle.core().session.on_binary(bytes, self.settings(), now, unix);
-                self.react(handle, reaction);
+                self.said(handle, |session| session.on_binary(bytes, self.settings(), now, unix));
             }
-            Incoming::Ping(payload) => handle.core().outbox.set_pong(ControlFrame::pong(payload).as_bytes()),
+            Incoming::Ping(payload) => {
+                let mut core = handle.core();
+                core.outbox.set_pong(ControlFrame::pong(payload).as_bytes());
+                core.session.on_ping(self.settings());
+                let over = core.session.over_rate(self.settings());
+                drop(core);
+                if let Some(over) = over {
+                    self.over_rate(handle, over);
+                }
+            }
             Incoming::Pong(payload) => {
                 let now = self.clock().now();
-                let confirmed = handle.core().session.on_pong(payload, now);
+                let mut core = handle.core();
+                let confirmed = core.session.on_pong(payload, self.settings(), now);
+                let over = core.session.over_rate(self.settings());
+                drop(core);
+                if let Some(over) = over {
+                    self.over_rate(handle, over);
+                }
                 self.confirm(handle, &confirmed);
                 // The next ping goes out if anything is unconfirmed by now.
                 handle.ping_behind_data();
@@ -52,24 +75,48 @@ impl Hub {
         }
     }
 
+    /// Does what a message asks for, unless it was one too many.
+    fn said<'a>(&self, handle: &Arc<Handle>, says: impl FnOnce(&mut Session) -> Reaction<'a>) {
+        let (reaction, over) = {
+            let mut core = handle.core();
+            let reaction = says(&mut core.session);
+            (reaction, core.session.over_rate(self.settings()))
+        };
+        if let Some(over) = over {
+            self.over_rate(handle, over);
+            if matches!(over, Over::Close(_)) {
+                return;
+            }
+        }
+        self.react(handle, reaction);
+    }
+
+    /// Warns a session that sends more than it may, or closes it where it goes on.
+    fn over_rate(&self, handle: &Arc<Handle>, over: Over) {
+        match over {
+            Over::Warn(limit) => {
+                self.metrics().hit(limit);
+                let text = format!("more than limits.{}; slow down, or the session is closed", limit.as_str());
+                handle.reply(server::error(ErrorCode::RateLimited, &text, None));
+                // Before it can be closed, which drops what was not started.
+                handle.flush();
+            }
+            Over::Close(limit) => handle.close_for_failure(CloseCode::RATE_LIMIT, "rate_limited", limit),
+        }
+    }
+
     fn count_message(&self, handle: &Handle) {
         handle.core().counts.messages_received += 1;
         self.metrics().received.messages.inc();
-    }
-
-    fn text(&self, handle: &Arc<Handle>, text: &str) {
-        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-        let reaction = handle.core().session.on_text(text, self.settings(), now, unix);
-        self.react(handle, reaction);
     }
 
     /// Carries out what the session makes of a message.
     fn react(&self, handle: &Arc<Handle>, reaction: Reaction) {
         match reaction {
             Reaction::None => {}
-            Reaction::Reply(frame, failure) => {
-                if let Some(failure) = failure {
-                    self.metrics().failure(failure);
+            Reaction::Reply(frame, counts) => {
+                if let Some(counts) = counts {
+                    counts.count(self.metrics());
                 }
                 handle.reply(frame);
             }
@@ -168,7 +215,7 @@ impl Hub {
                 (tick, stalled)
             };
             if stalled {
-                handle.close_by_rule(Verdict::SLOW_CONSUMER);
+                handle.close_by_rule(Verdict::slow_consumer(Limit::WriteTimeout));
                 return;
             }
             match tick {

@@ -15,9 +15,10 @@ use super::{
     topics::Room,
 };
 use crate::{
-    limits,
+    limits::{self, Limit},
     metrics::Failure,
     protocol::{client::Membership, error_code::ErrorCode, server, topics},
+    session::Counts,
     store::StoreError,
     types::{Claims, EventBody, SessionId, SubscriptionCause, Topic},
 };
@@ -50,6 +51,18 @@ pub struct Changes {
     pub devices: u32,
 }
 
+impl Changes {
+    /// One session more.
+    pub(super) fn add(&mut self, entered: Entered) {
+        match entered {
+            Entered::New => (self.sessions, self.changed) = (self.sessions + 1, self.changed + 1),
+            Entered::Already => self.sessions += 1,
+            Entered::SessionFull | Entered::TopicFull => self.refused += 1,
+            Entered::Closing => {}
+        }
+    }
+}
+
 impl Hub {
     /// A client wants to be in a topic.
     pub(super) fn client_subscribes(&self, handle: &Arc<Handle>, of: &Membership, reply_to: Option<&str>) {
@@ -69,18 +82,21 @@ impl Hub {
 
     /// Tells a client why it is not in a topic, where it is not.
     pub(super) fn tell_entered(&self, handle: &Handle, entered: Entered, reply_to: Option<&str>) {
-        let text = match entered {
+        let (limit, text) = match entered {
             Entered::New | Entered::Already | Entered::Closing => return,
-            Entered::SessionFull => format!(
-                "a session is in at most {} topics (limits.topics_per_session); leave one first",
-                self.limits().topics_per_session.0
-            ),
-            Entered::TopicFull => format!(
-                "this topic has as many sessions as it may have, {} (limits.topic_sessions)",
-                self.limits().topic_sessions.0
-            ),
+            Entered::SessionFull => {
+                let most = self.limits().topics_per_session.0;
+                let text =
+                    format!("a session is in at most {most} topics (limits.topics_per_session); leave one first");
+                (Limit::TopicsPerSession, text)
+            }
+            Entered::TopicFull => {
+                let most = self.limits().topic_sessions.0;
+                let text = format!("this topic has as many sessions as it may have, {most} (limits.topic_sessions)");
+                (Limit::TopicSessions, text)
+            }
         };
-        self.refuse(handle, ErrorCode::LimitReached, &text, reply_to, Failure::LimitReached);
+        self.refuse(handle, ErrorCode::LimitReached, &text, reply_to, limit);
     }
 
     /// A client does not want to be in a topic any more. That it may leave whatever brought it there.
@@ -109,13 +125,22 @@ impl Hub {
     pub(super) fn subscribe_by_token(&self, handle: &Arc<Handle>, core: &mut Core, wanted: &[Topic]) -> Vec<Topic> {
         let mut entered = Vec::new();
         for topic in wanted.iter().filter(|topic| !self.is_durable(topic)) {
-            match self.enter(handle, core, topic, SubscriptionCause::Token, None) {
-                Entered::New => entered.push(topic.clone()),
-                Entered::Already | Entered::Closing => {}
-                Entered::SessionFull | Entered::TopicFull => self.metrics().failure(Failure::LimitReached),
+            let now = self.enter(handle, core, topic, SubscriptionCause::Token, None);
+            self.count_refused(now);
+            if now == Entered::New {
+                entered.push(topic.clone());
             }
         }
         entered
+    }
+
+    /// Counts a session that finds no room in a topic.
+    pub(super) fn count_refused(&self, entered: Entered) {
+        match entered {
+            Entered::SessionFull => self.metrics().hit(Limit::TopicsPerSession),
+            Entered::TopicFull => self.metrics().hit(Limit::TopicSessions),
+            Entered::New | Entered::Already | Entered::Closing => {}
+        }
     }
 
     /// A session has another token: what it may know of others in its topics goes by that.
@@ -134,13 +159,8 @@ impl Hub {
         for slice in sessions.chunks(limits::FANOUT_SLICE_SESSIONS) {
             for handle in slice {
                 let entered = self.enter(handle, &mut handle.core(), topic, SubscriptionCause::Caller, None);
-                let full = matches!(entered, Entered::SessionFull | Entered::TopicFull);
-                changes.sessions += u32::from(matches!(entered, Entered::New | Entered::Already));
-                changes.changed += u32::from(entered == Entered::New);
-                changes.refused += u32::from(full);
-                if full {
-                    self.metrics().failure(Failure::LimitReached);
-                }
+                self.count_refused(entered);
+                changes.add(entered);
             }
             tokio::task::yield_now().await;
         }
@@ -310,9 +330,9 @@ impl Hub {
         code: ErrorCode,
         text: &str,
         reply_to: Option<&str>,
-        failure: Failure,
+        counts: impl Into<Counts>,
     ) {
-        self.metrics().failure(failure);
+        counts.into().count(self.metrics());
         handle.reply(server::error(code, text, reply_to));
     }
 }

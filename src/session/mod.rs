@@ -8,22 +8,26 @@ mod bucket;
 pub mod config;
 mod delivery;
 mod handshake;
+mod rare;
 mod reaction;
 mod requests;
+mod settings;
 
 use std::time::Duration;
 
-use bucket::Bucket;
+use bucket::Ahead;
+pub use bucket::{Bucket, Over, Rates};
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
 pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
-pub use reaction::{Reaction, Saying, Tick, Unanswered, Verdict};
+use rare::Rare;
+pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;
-use requests::Requests;
+pub use settings::Settings;
 
 use crate::{
     clock::Instant,
-    limits,
+    limits::{self, Limit},
     metrics::Failure,
     protocol::{
         ack_mode::AckMode,
@@ -32,7 +36,7 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::{Count, UnixMillis},
+    types::UnixMillis,
 };
 
 /// How long before a token's end its session is told.
@@ -43,33 +47,13 @@ const NEVER: UnixMillis = UnixMillis(u64::MAX);
 const NO_RTT: u32 = u32::MAX;
 /// The users of a list that cost as much as asking for it.
 const USERS_PER_POINT: usize = 100;
-/// New `auth` messages a minute.
-const REAUTHS_PER_MINUTE: u32 = 10;
 
-/// What all sessions of a node have in common.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `[delivery]`.
-    pub delivery: DeliveryConfig,
-    /// `[heartbeat]`.
-    pub heartbeat: HeartbeatConfig,
-    /// `limits.bad_messages`.
-    pub bad_messages: Count,
+/// Refuses a message over a rate.
+fn limited(limit: Limit, text: &str, id: Option<&str>) -> Reaction<'static> {
+    Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(limit.into()))
 }
 
-impl Settings {
-    /// The shortest of all spans after which a session may need to act. A look at every session at least this often
-    /// misses no deadline by more than the timer's grain.
-    pub fn shortest_deadline(&self) -> Duration {
-        let confirm = match self.delivery.ack_mode {
-            // A client may choose either.
-            AckMode::Transport | AckMode::Client => self.delivery.confirm_timeout.0.min(self.delivery.ack_timeout.0),
-        };
-        confirm.min(self.heartbeat.interval.0).min(self.heartbeat.timeout.0)
-    }
-}
-
-/// The payload of a ping that confirms: the session's nonce and the ping's number.
+/// The payload of a ping that confirms: the session's nonce and the sequence below which its pong confirms.
 pub type PingPayload = [u8; 16];
 
 /// A ping that the peer has yet to answer. There is never more than one.
@@ -78,35 +62,6 @@ struct Outstanding {
     /// Everything handed over below this sequence is confirmed by the pong.
     covers: u64,
     sent: Instant,
-}
-
-/// What few sessions ever do.
-#[derive(Debug, Default)]
-struct Rare {
-    bad_messages: PerMinute,
-    reauths: PerMinute,
-    requests: Requests,
-    lists: Bucket,
-    memberships: Bucket,
-}
-
-/// Counts within a minute that starts with its first count.
-#[derive(Debug, Default)]
-struct PerMinute {
-    started: Option<Instant>,
-    count: u32,
-}
-
-impl PerMinute {
-    /// Counts one more; whether it is still within `limit`.
-    fn admit(&mut self, limit: usize, now: Instant) -> bool {
-        if self.started.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(60)) {
-            self.started = Some(now);
-            self.count = 0;
-        }
-        self.count = self.count.saturating_add(1);
-        self.count as usize <= limit
-    }
 }
 
 /// An authenticated session's state.
@@ -123,12 +78,13 @@ pub struct Session {
     /// When its token runs out; at the end of time where it does not.
     token_expires_at: UnixMillis,
     nonce: u64,
-    pings: u64,
     outstanding: Option<Outstanding>,
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
     token_deadline: Option<Instant>,
     token_warned: bool,
+    ahead: Ahead,
+    rate_warned: bool,
     rare: Option<Box<Rare>>,
 }
 
@@ -150,11 +106,12 @@ impl Session {
             rtt_micros: NO_RTT,
             token_expires_at: NEVER,
             nonce,
-            pings: 0,
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
             token_warned: false,
+            ahead: Ahead::default(),
+            rate_warned: false,
             rare: None,
         }
     }
@@ -180,9 +137,20 @@ impl Session {
         self.quiet_since
     }
 
-    /// Something arrived: the peer is alive.
-    pub fn received(&mut self, now: Instant) {
+    /// So many bytes arrived: the peer is alive.
+    pub fn received(&mut self, bytes: usize, settings: &Settings, now: Instant) {
+        self.ahead.received(bytes, now.saturating_duration_since(self.quiet_since), &settings.rates);
         self.quiet_since = now;
+    }
+
+    /// What is to be done about how much it sends, after each message of it.
+    pub fn over_rate(&mut self, settings: &Settings) -> Option<Over> {
+        self.ahead.over(&mut self.rate_warned, &settings.rates)
+    }
+
+    /// A ping arrived. It counts as a message: it is answered.
+    pub fn on_ping(&mut self, settings: &Settings) {
+        self.ahead.message(&settings.rates);
     }
 
     /// The last time from a ping to its pong.
@@ -227,23 +195,27 @@ impl Session {
     }
 
     fn ping(&mut self, now: Instant) -> PingPayload {
-        self.pings += 1;
-        self.outstanding = Some(Outstanding { covers: self.delivery.next_sequence(), sent: now });
+        let covers = self.delivery.next_sequence();
+        self.outstanding = Some(Outstanding { covers, sent: now });
+        self.ping_payload(covers)
+    }
+
+    fn ping_payload(&self, covers: u64) -> PingPayload {
         let mut payload = [0; 16];
         payload[..8].copy_from_slice(&self.nonce.to_be_bytes());
-        payload[8..].copy_from_slice(&self.pings.to_be_bytes());
+        payload[8..].copy_from_slice(&covers.to_be_bytes());
         payload
     }
 
     /// A pong. Only the outstanding ping's payload counts; anything else is ignored (RFC 6455 section 5.5.3 allows
     /// unsolicited pongs). Returns what it confirms; ask for the next [`Session::confirmation_ping`] afterwards.
-    pub fn on_pong(&mut self, payload: &[u8], now: Instant) -> Vec<Confirmed> {
-        let Some(outstanding) = &self.outstanding else { return Vec::new() };
-        // The latest ping is the one outstanding.
-        let (nonce, number) = (self.nonce.to_be_bytes(), self.pings.to_be_bytes());
-        if payload.len() != 16 || payload[..8] != nonce || payload[8..] != number {
+    /// One that was not asked for counts as a message.
+    pub fn on_pong(&mut self, payload: &[u8], settings: &Settings, now: Instant) -> Vec<Confirmed> {
+        let asked_for = |ping: &&Outstanding| payload == self.ping_payload(ping.covers);
+        let Some(outstanding) = self.outstanding.as_ref().filter(asked_for) else {
+            self.ahead.message(&settings.rates);
             return Vec::new();
-        }
+        };
         let covers = outstanding.covers;
         let rtt = now.duration_since(outstanding.sent);
         self.rtt_micros = u32::try_from(rtt.as_micros()).unwrap_or(NO_RTT).min(NO_RTT - 1);
@@ -272,12 +244,27 @@ impl Session {
             None => Reaction::Close(Verdict {
                 code: CloseCode::UNSUPPORTED,
                 reason: "a binary message is a 4-byte length, so many bytes of a JSON envelope, and the payload",
-                failure: Some(Failure::UnsupportedData),
+                counts: Some(Failure::UnsupportedData.into()),
             }),
         }
     }
 
     fn on_message<'a>(
+        &mut self,
+        message: Result<ClientMessage<'a>, BadMessage<'a>>,
+        settings: &Settings,
+        now: Instant,
+        unix: UnixMillis,
+    ) -> Reaction<'a> {
+        let reaction = self.react(message, settings, now, unix);
+        // What is confirmed was sent to it before: who gets much may say as much.
+        if !matches!(&reaction, Reaction::Confirmed(confirmed) if !confirmed.is_empty()) {
+            self.ahead.message(&settings.rates);
+        }
+        reaction
+    }
+
+    fn react<'a>(
         &mut self,
         message: Result<ClientMessage<'a>, BadMessage<'a>>,
         settings: &Settings,
@@ -291,11 +278,11 @@ impl Session {
                     return Reaction::Close(Verdict {
                         code: CloseCode::BAD_MESSAGES,
                         reason: "too many bad messages",
-                        failure: Some(Failure::TooManyBadMessages),
+                        counts: Some(Limit::BadMessages.into()),
                     });
                 }
                 let reply = server::error(ErrorCode::BadMessage, &bad.message, bad.id.as_deref());
-                return Reaction::Reply(reply, Some(Failure::BadMessage));
+                return Reaction::Reply(reply, Some(Failure::BadMessage.into()));
             }
         };
         let id = message.id.as_deref();
@@ -310,11 +297,15 @@ impl Session {
                 AckMode::Transport => Reaction::None,
             },
             Request::Auth(auth) => {
-                if self.rare().reauths.admit(REAUTHS_PER_MINUTE as usize, now) {
+                let most = settings.reauths_per_minute;
+                if self.rare().reauths.admit(most.limit(), now) {
                     Reaction::Reauthenticate(auth, id.map(str::to_owned))
                 } else {
-                    let text = "at most 10 new `auth` messages a minute; the token in force stays";
-                    Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
+                    let text = format!(
+                        "at most {} new `auth` messages a minute (limits.reauths_per_minute); the token in force stays",
+                        most.0
+                    );
+                    limited(Limit::ReauthsPerMinute, &text, id)
                 }
             }
             Request::Subscribe(_) | Request::Unsubscribe(_)
@@ -324,8 +315,11 @@ impl Session {
                     now,
                 ) =>
             {
-                let text = "topics joined and left too often in too short a time; try again later";
-                Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
+                limited(
+                    Limit::MembershipChanges,
+                    "topics joined and left too often in too short a time; try again later",
+                    id,
+                )
             }
             Request::Subscribe(of) => Reaction::Subscribe(of, id.map(str::to_owned)),
             Request::Unsubscribe(of) => Reaction::Unsubscribe(of, id.map(str::to_owned)),
@@ -333,8 +327,7 @@ impl Session {
                 Reaction::ListUsers(topic, id.map(str::to_owned))
             }
             Request::UserList(_) => {
-                let text = "too many lists in too short a time; try again later";
-                Reaction::Reply(server::error(ErrorCode::RateLimited, text, id), Some(Failure::RateLimited))
+                limited(Limit::UserLists, "too many lists in too short a time; try again later", id)
             }
             Request::Say(said) => {
                 let payload = said.data.to_payload();
@@ -353,7 +346,8 @@ impl Session {
 
     /// What has to happen by now, given how long bytes have waited for the socket. Call it again until it is `Idle`.
     pub fn on_tick(&mut self, settings: &Settings, now: Instant) -> Tick {
-        let close = |code, reason, failure| Tick::Close(Verdict { code, reason, failure: Some(failure) });
+        let close =
+            |code, reason, failure: Failure| Tick::Close(Verdict { code, reason, counts: Some(failure.into()) });
         if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at()) {
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
@@ -419,14 +413,14 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NotificationId, Offset, Span};
+    use crate::{
+        limits::Limits,
+        types::{Count, NotificationId, Offset, Span},
+    };
 
     fn settings() -> Settings {
-        Settings {
-            delivery: DeliveryConfig::default(),
-            heartbeat: HeartbeatConfig { interval: Span::secs(30), timeout: Span::secs(10) },
-            bad_messages: Count(3),
-        }
+        let heartbeat = HeartbeatConfig { interval: Span::secs(30), timeout: Span::secs(10) };
+        Settings::of(&DeliveryConfig::default(), &heartbeat, &Limits { bad_messages: Count(3), ..Limits::default() })
     }
 
     fn session(mode: AckMode, now: Instant) -> Session {
@@ -455,10 +449,10 @@ mod tests {
         let first = session.confirmation_ping(now).expect("a ping behind the data");
         hand_over(&mut session, 2, now);
         assert_eq!(session.confirmation_ping(now), None, "one is outstanding");
-        let confirmed = session.on_pong(&first, now);
+        let confirmed = session.on_pong(&first, &settings(), now);
         assert_eq!(confirmed.iter().map(|c| c.offset.get()).collect::<Vec<_>>(), [1]);
         let second = session.confirmation_ping(now).expect("the next one goes out");
-        assert_eq!(session.on_pong(&second, now).len(), 1);
+        assert_eq!(session.on_pong(&second, &settings(), now).len(), 1);
         assert_eq!(session.confirmation_ping(now), None);
     }
 
@@ -466,19 +460,19 @@ mod tests {
     fn forged_stale_and_repeated_pongs_are_ignored() {
         let now = Instant::now();
         let mut session = session(AckMode::Transport, now);
-        assert!(session.on_pong(b"", now).is_empty());
+        assert!(session.on_pong(b"", &settings(), now).is_empty());
         hand_over(&mut session, 1, now);
         let ping = session.confirmation_ping(now).unwrap();
         for bit in 0..128 {
             let mut forged = ping;
             forged[bit / 8] ^= 1 << (bit % 8);
-            assert!(session.on_pong(&forged, now).is_empty());
+            assert!(session.on_pong(&forged, &settings(), now).is_empty());
         }
-        assert!(session.on_pong(&ping[..15], now).is_empty());
-        assert_eq!(session.on_pong(&ping, now).len(), 1);
+        assert!(session.on_pong(&ping[..15], &settings(), now).is_empty());
+        assert_eq!(session.on_pong(&ping, &settings(), now).len(), 1);
         hand_over(&mut session, 2, now);
         session.confirmation_ping(now).unwrap();
-        assert!(session.on_pong(&ping, now).is_empty(), "an old pong confirms nothing new");
+        assert!(session.on_pong(&ping, &settings(), now).is_empty(), "an old pong confirms nothing new");
     }
 
     #[test]
@@ -489,7 +483,7 @@ mod tests {
         hand_over(&mut session, 2, now);
         assert_eq!(session.confirmation_ping(now), None);
         let Tick::Ping(ping) = session.on_tick(&settings(), now + Duration::from_secs(30)) else { panic!() };
-        assert!(session.on_pong(&ping, now).is_empty());
+        assert!(session.on_pong(&ping, &settings(), now).is_empty());
         let ack = |session: &mut Session, n: u64| match session.on_text(
             &format!(r#"{{"type":"ack","offset":{n}}}"#),
             &settings(),
@@ -555,7 +549,7 @@ mod tests {
         let mut session = session(AckMode::Transport, now);
         let settings = settings();
         session.on_tick(&settings, now + Duration::from_secs(30));
-        session.received(now + Duration::from_secs(39));
+        session.received(1, &settings, now + Duration::from_secs(39));
         assert_eq!(session.on_tick(&settings, now + Duration::from_secs(41)), Tick::Idle);
     }
 
@@ -568,7 +562,7 @@ mod tests {
             hand_over(&mut session, 1, now);
             session.confirmation_ping(now);
             let late = now + Duration::from_secs(after);
-            session.received(late - Duration::from_secs(1));
+            session.received(1, &settings, late - Duration::from_secs(1));
             assert!(!matches!(session.on_tick(&settings, late - Duration::from_secs(1)), Tick::Close(_)));
             let Tick::Close(verdict) = session.on_tick(&settings, late) else { panic!("{mode:?}") };
             assert_eq!(verdict.code.0, code);
@@ -581,7 +575,7 @@ mod tests {
         let settings = settings();
         let mut session = session(AckMode::Transport, now);
         session.set_token_expiry(Some(UnixMillis(100_000)), now, UnixMillis(0));
-        session.received(now + Duration::from_secs(39));
+        session.received(1, &settings, now + Duration::from_secs(39));
         assert_eq!(session.on_tick(&settings, now + Duration::from_secs(39)), Tick::Idle);
         let warned = session.on_tick(&settings, now + Duration::from_secs(40));
         assert_eq!(warned, Tick::TokenExpiring(UnixMillis(100_000)));
@@ -596,7 +590,7 @@ mod tests {
         let mut session = session(AckMode::Transport, now);
         let mut say = |now| session.on_text("nonsense", &settings(), now, UnixMillis(0));
         for _ in 0..3 {
-            assert!(matches!(say(now), Reaction::Reply(_, Some(Failure::BadMessage))));
+            assert!(matches!(say(now), Reaction::Reply(_, Some(Counts::Failure(Failure::BadMessage)))));
         }
         assert!(matches!(say(now), Reaction::Close(v) if v.code == CloseCode::BAD_MESSAGES));
         assert!(matches!(say(now + Duration::from_secs(60)), Reaction::Reply(..)), "a new minute");

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::{Confirmed, PingPayload};
 use crate::{
-    metrics::Failure,
+    limits::Limit,
+    metrics::{Failure, Metrics},
     protocol::{
         client::{AuthRequest, Data, Membership, Recipient, Verb},
         close::CloseCode,
@@ -31,7 +32,7 @@ pub enum Reaction<'a> {
     /// Nothing.
     None,
     /// Send this; count that.
-    Reply(Bytes, Option<Failure>),
+    Reply(Bytes, Option<Counts>),
     /// These were confirmed.
     Confirmed(Vec<Confirmed>),
     /// Verify this token, then call [`Session::set_token_expiry`](super::Session::set_token_expiry) where it is good. The text is the client's own id.
@@ -73,7 +74,38 @@ pub struct Verdict {
     /// In words.
     pub reason: &'static str,
     /// What is counted.
-    pub failure: Option<Failure>,
+    pub counts: Option<Counts>,
+}
+
+/// What something is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// As a failure.
+    Failure(Failure),
+    /// As a limit that was reached, and the failure that this is.
+    Limit(Limit),
+}
+
+impl Counts {
+    /// Counts it.
+    pub fn count(self, metrics: &Metrics) {
+        match self {
+            Counts::Failure(failure) => metrics.failure(failure),
+            Counts::Limit(limit) => metrics.hit(limit),
+        }
+    }
+}
+
+impl From<Failure> for Counts {
+    fn from(failure: Failure) -> Self {
+        Counts::Failure(failure)
+    }
+}
+
+impl From<Limit> for Counts {
+    fn from(limit: Limit) -> Self {
+        Counts::Limit(limit)
+    }
 }
 
 /// What is to be done because time has passed.

@@ -155,7 +155,7 @@ impl Connection {
                 Woken::Page(_, Err(_)) => self.handle.close_by_rule(Verdict {
                     code: CloseCode::INTERNAL,
                     reason: "internal error",
-                    failure: None,
+                    counts: None,
                 }),
                 Woken::Writable => self.handle.resume(),
                 Woken::Readable => self.read(),
@@ -232,7 +232,7 @@ impl Connection {
         match fed {
             Ok(flow) => flow,
             Err(error) => {
-                handle.close_for_failure(error.close_code(), &error.to_string(), opening::failure_of(&error));
+                handle.close_for_failure(error.close_code(), &error.to_string(), opening::counts_of(&error));
                 ControlFlow::Break(())
             }
         }

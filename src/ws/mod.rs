@@ -3,14 +3,18 @@
 //! * `upgrade.rs`: what a request asks for, and the answer.
 //! * `opening.rs`: from the finished handshake to a session.
 //! * `connection.rs`: a session's connection, to its close.
+//! * `gates.rs`: who may come in just now; `addresses.rs`: of each address; `quiet.rs`: log lines that anybody can cause.
 //! * `page.rs`: the page of `serve --dev`; no other run has one.
 //! * `socket.rs`: the socket as the outbox and the connection see it.
 //! * `turns.rs`: how many begin and end at a time.
 
+mod addresses;
 pub mod config;
 mod connection;
+mod gates;
 mod opening;
 mod page;
+mod quiet;
 mod socket;
 mod turns;
 mod upgrade;
@@ -28,8 +32,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::page::Page;
-use self::{connection::Connection, turns::Turns, upgrade::Accepted};
-use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
+use self::{addresses::Place, connection::Connection, gates::Gates, quiet::Quiet, turns::Turns, upgrade::Accepted};
+use crate::{
+    hub::Hub,
+    lifecycle::Lifecycle,
+    limits::{self, Limit},
+    metrics::Failure,
+    net,
+};
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
 const REFUSALS_MAX: u64 = 1024;
@@ -53,6 +63,11 @@ pub struct Context {
     pub page: Option<Page>,
     /// Who may begin or end a session just now.
     turns: Turns,
+    /// Who may come in just now.
+    gates: Gates,
+    /// Lines on those who were not let in, and on sessions that could not be opened.
+    not_let_in: Quiet,
+    not_opened: Quiet,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
 }
@@ -61,7 +76,10 @@ impl Context {
     /// A context with no connection yet.
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
-        Self { hub, life, path, auth_timeout, accepting, page: None, turns, open }
+        let gates = Gates::new(hub.limits());
+        let (not_let_in, not_opened) =
+            (Quiet::new("not let in", &life), Quiet::new("a session could not be opened", &life));
+        Self { hub, life, path, auth_timeout, accepting, page: None, turns, gates, not_let_in, not_opened, open }
     }
 }
 
@@ -84,17 +102,24 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
                 context.life.stopping().cancelled().await;
                 return Ok(());
             }
-            accepted = net::accept_tcp(&listener) => accepted,
+            accepted = accept(&listener, &context) => accepted,
+        };
+        let place = match context.gates.socket(remote.ip()) {
+            Ok(place) => place,
+            Err(limit) => {
+                context.hub.metrics().hit(limit);
+                continue;
+            }
         };
         let open = context.open.enter();
         let socket = OpenSocket(Arc::clone(&context));
         if open.saturating_sub(REFUSALS_MAX) > context.hub.limits().connections.limit() as u64 {
-            context.hub.metrics().failure(Failure::ConnectionLimit);
+            context.hub.metrics().hit(Limit::Connections);
             continue;
         }
         // One task a connection, from its first byte to its last. What the handshake needs, and what a session's beginning
         // does, lie in boxes of their own, each given back before what may take longer.
-        let beginning = Box::pin(begin(stream, remote, Arc::clone(&context), socket));
+        let beginning = Box::pin(begin(stream, remote, Arc::clone(&context), (socket, place)));
         context.life.spawn(async move {
             if let Some(mut connection) = beginning.await {
                 connection.run().await;
@@ -103,26 +128,33 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
     }
 }
 
+/// The next connection, once one may come.
+async fn accept(listener: &TcpListener, context: &Context) -> (TcpStream, SocketAddr) {
+    context.gates.accept(context.hub.metrics()).await;
+    net::accept_tcp(listener).await
+}
+
 /// From the first byte to a session, which is none where the peer is not let in. Whatever the peer keeps it waiting for, and
 /// its turn, it waits for with little in its hands.
 async fn begin(
     stream: TcpStream,
     remote: SocketAddr,
     context: Arc<Context>,
-    socket: OpenSocket,
+    socket: (OpenSocket, Option<Box<Place>>),
 ) -> Option<Box<Connection>> {
-    let first_byte = Box::pin(tokio::time::timeout(limits::HANDSHAKE_HEAD_TIMEOUT, stream.readable()));
+    let timeout = context.hub.limits().handshake_timeout.0;
+    let first_byte = Box::pin(tokio::time::timeout(timeout, stream.readable()));
     let asked = Instant::now();
     let came = tokio::select! {
         () = context.accepting.cancelled() => return None,
         came = first_byte => came,
     };
     if came.is_err() {
-        context.hub.metrics().failure(Failure::BadHandshake);
+        context.hub.metrics().hit(Limit::HandshakeTimeout);
         tracing::debug!(%remote, "nothing came on a new connection");
         return None;
     }
-    let head_timeout = limits::HANDSHAKE_HEAD_TIMEOUT.saturating_sub(asked.elapsed()).max(HEAD_TIMEOUT_MIN);
+    let head_timeout = timeout.saturating_sub(asked.elapsed()).max(HEAD_TIMEOUT_MIN.min(timeout));
     let handshake = Box::pin(shake_hands(stream, remote, head_timeout, Arc::clone(&context), socket));
     let beginning = async {
         let opening = handshake.await?;
@@ -140,28 +172,37 @@ async fn shake_hands(
     remote: SocketAddr,
     head_timeout: Duration,
     context: Arc<Context>,
-    socket: OpenSocket,
+    (socket, place): (OpenSocket, Option<Box<Place>>),
 ) -> Option<Opening> {
     let accepted = Mutex::new(None);
+    let head_bytes = context.hub.limits().handshake_bytes.as_usize();
     let service = service_fn(|request: http::Request<Incoming>| {
         std::future::ready(Ok::<_, Infallible>(upgrade::answer(request, remote, &context, &accepted)))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
-        .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+        // Besides the bound on the head, one on what is read at a time, which hyper wants to be this at least.
+        .max_buf_size(head_bytes.max(limits::HTTP_HEAD_BYTES_MAX))
+        .max_header_size(head_bytes)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::select! {
         () = context.accepting.cancelled() => {}
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
-            if error.is_parse() || error.is_timeout() || error.is_parse_too_large() {
-                context.hub.metrics().failure(Failure::BadHandshake);
+            let metrics = context.hub.metrics();
+            if error.is_timeout() {
+                metrics.hit(Limit::HandshakeTimeout);
+            } else if error.is_parse_too_large() {
+                metrics.hit(Limit::HandshakeBytes);
+            } else if error.is_parse() {
+                metrics.failure(Failure::BadHandshake);
             }
             tracing::debug!(%remote, %error, "an HTTP connection ended badly");
         },
     }
+    drop(place);
     let Accepted { upgraded, opening, peer, counted } = accepted.into_inner()?;
     match upgraded.await {
         Ok(upgraded) => Some(Box::pin(connection::open(upgraded, opening, peer, (socket, counted), context))),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     hub::{AttachError, Handle, Peer},
-    limits,
+    limits::{self, Limit},
     metrics::Failure,
     protocol::{
         auth_code::AuthCode,
@@ -17,7 +17,7 @@ use crate::{
         frame::{ControlFrame, FrameReader, Incoming, ReadError},
         server,
     },
-    session::{Granted, Opening, Refused, Unauthenticated},
+    session::{Counts, Granted, Opening, Refused, Unauthenticated},
     store::StoreError,
 };
 
@@ -39,6 +39,7 @@ enum End {
     Refused(Refused),
     Close(CloseCode, String),
     Violation(ReadError),
+    TooMuch,
     Gone,
 }
 
@@ -51,7 +52,8 @@ pub async fn open(
     context: &Context,
 ) -> Option<Opened> {
     let reader = FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX);
-    let mut opener = Opener { socket, reader, early };
+    let bytes = early.len();
+    let mut opener = Opener { socket, reader, early, bytes };
     let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
         Ok(granted) => Ok(granted),
         Err(Err(refused)) => Err(End::Refused(refused)),
@@ -80,21 +82,32 @@ pub async fn open(
 
 async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &Context) -> Result<Arc<Handle>, End> {
     let (user, reply_to) = (granted.identity.user().clone(), granted.reply_to.clone());
+    // The handshake may have been long ago.
+    if let Err(limit) = context.gates.memory(context.hub.clock().now()) {
+        context.hub.metrics().hit(limit);
+        return Err(End::Close(CloseCode::TRY_LATER, "limits.memory is reached; try again later".to_owned()));
+    }
     context.hub.attach(granted, peer.clone(), Arc::<Socket>::clone(socket)).await.map_err(|error| match error {
-        AttachError::DeviceLimit => End::Refused(Refused {
+        AttachError::DeviceLimit | AttachError::DeviceRate => End::Refused(Refused {
             code: AuthCode::DeviceLimit,
             message: error.to_string(),
             user: Some(user),
             reply_to,
         }),
         AttachError::UserConnections => {
-            context.hub.metrics().failure(Failure::UserConnectionLimit);
+            context.hub.metrics().hit(Limit::ConnectionsPerUser);
+            End::Close(CloseCode::TRY_LATER, error.to_string())
+        }
+        AttachError::DeviceConnections => {
+            context.hub.metrics().hit(Limit::ConnectionsPerDevice);
             End::Close(CloseCode::TRY_LATER, error.to_string())
         }
         AttachError::Draining => End::Close(CloseCode::RESTART, error.to_string()),
         AttachError::Store(StoreError::Recovering(_)) => End::Close(CloseCode::TRY_LATER, "try again later".to_owned()),
         AttachError::Store(ref cause) => {
-            tracing::error!(%user, error = %cause, "a session could not be opened");
+            if context.not_opened.admits() {
+                tracing::error!(%user, error = %cause, "a session could not be opened");
+            }
             End::Close(CloseCode::INTERNAL, error.to_string())
         }
     })
@@ -109,12 +122,19 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
             let now = context.hub.clock().unix_millis();
             bytes.extend_from_slice(&server::auth_failure(code, &message, reply_to.as_deref(), now));
             bytes.extend_from_slice(ControlFrame::close(CloseCode::UNAUTHORIZED, code.as_str()).as_bytes());
-            tracing::info!(remote = %peer.remote, code = code.as_str(), why = %message, "not let in");
+            if context.not_let_in.admits() {
+                tracing::info!(remote = %peer.remote, code = code.as_str(), why = %message, "not let in");
+            }
             context.hub.auth_failed(&Refused { code, message, user, reply_to }, peer);
         }
         End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
+        End::TooMuch => {
+            context.hub.metrics().hit(Limit::HandshakeBytes);
+            let close = ControlFrame::close(CloseCode::TOO_BIG, "too much came before `auth`");
+            bytes.extend_from_slice(close.as_bytes());
+        }
         End::Violation(error) => {
-            context.hub.metrics().failure(failure_of(&error));
+            counts_of(&error).count(context.hub.metrics());
             bytes.extend_from_slice(ControlFrame::close(error.close_code(), &error.to_string()).as_bytes());
         }
     }
@@ -123,11 +143,11 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
 }
 
 /// What a violation of RFC 6455 is counted as.
-pub fn failure_of(error: &ReadError) -> Failure {
+pub fn counts_of(error: &ReadError) -> Counts {
     match error.close_code() {
-        CloseCode::INVALID_UTF8 => Failure::InvalidUtf8,
-        CloseCode::TOO_BIG => Failure::MessageTooBig,
-        _ => Failure::ProtocolError,
+        CloseCode::INVALID_UTF8 => Failure::InvalidUtf8.into(),
+        CloseCode::TOO_BIG => Limit::MessageBytes.into(),
+        _ => Failure::ProtocolError.into(),
     }
 }
 
@@ -137,6 +157,8 @@ struct Opener<'a> {
     reader: FrameReader,
     /// Bytes that were read and not looked at yet.
     early: Vec<u8>,
+    /// All that was read.
+    bytes: usize,
 }
 
 /// What came first.
@@ -173,7 +195,12 @@ impl Opener<'_> {
                 Some(First::Close(code)) => {
                     return Err(End::Close(code.unwrap_or(CloseCode::NO_STATUS), String::new()));
                 }
-                None => self.early = self.read().await.map_err(|_| End::Gone)?,
+                // Control frames and empty fragments would never come to an end.
+                None if self.bytes > limits::UNAUTHENTICATED_BYTES_MAX => return Err(End::TooMuch),
+                None => {
+                    self.early = self.read().await.map_err(|_| End::Gone)?;
+                    self.bytes += self.early.len();
+                }
             }
         }
     }

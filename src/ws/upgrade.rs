@@ -11,13 +11,13 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::Context;
+use super::{Context, addresses::Place};
 use crate::{
     hub::Peer,
-    limits,
+    limits::{self, Limit},
     metrics::{Failure, Metrics},
     protocol::ack_mode::AckMode,
-    session::{Opening, Options},
+    session::{Counts, Opening, Options},
     types::Device,
 };
 
@@ -25,8 +25,9 @@ use crate::{
 const PROTOCOL: &str = "pushgate.v1.json";
 /// What stands before a token among the sub-protocols.
 const BEARER: &str = "bearer.";
-/// Seconds after which a refused client may try again.
+/// Seconds after which a refused client may try again; after a rate, there is room again soon.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
+const RETRY_SOON: HeaderValue = HeaderValue::from_static("1");
 
 pub(super) type Reply = Response<Full<Bytes>>;
 
@@ -35,11 +36,18 @@ pub(super) type Reply = Response<Full<Bytes>>;
 struct Refusal {
     status: StatusCode,
     text: String,
-    failure: Failure,
+    counts: Counts,
 }
 
 fn bad_request(text: impl Into<String>) -> Refusal {
-    Refusal { status: StatusCode::BAD_REQUEST, text: text.into(), failure: Failure::BadHandshake }
+    Refusal { status: StatusCode::BAD_REQUEST, text: text.into(), counts: Failure::BadHandshake.into() }
+}
+
+impl From<Limit> for Refusal {
+    fn from(limit: Limit) -> Self {
+        let text = format!("limits.{} is reached", limit.as_str());
+        Refusal { status: StatusCode::SERVICE_UNAVAILABLE, text, counts: limit.into() }
+    }
 }
 
 /// A handshake that was found good: what the connection is once its answer is out.
@@ -77,17 +85,21 @@ pub fn answer(
             reply
         }
         Err(refusal) => {
-            context.hub.metrics().failure(refusal.failure);
+            refusal.counts.count(context.hub.metrics());
             let mut reply = text(refusal.status, refusal.text + "\n");
             let headers = reply.headers_mut();
             match refusal.status {
                 StatusCode::UPGRADE_REQUIRED => {
                     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-                    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade, close"));
                     headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
                 }
                 StatusCode::SERVICE_UNAVAILABLE => {
-                    headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+                    let soon = matches!(
+                        refusal.counts,
+                        Counts::Limit(Limit::HandshakesPerSecond | Limit::AddressHandshakesPerSecond)
+                    );
+                    headers.insert(header::RETRY_AFTER, if soon { RETRY_SOON } else { RETRY_AFTER });
                 }
                 _ => {}
             }
@@ -101,19 +113,17 @@ fn upgrade(
     remote: SocketAddr,
     context: &Context,
 ) -> Result<(Reply, Accepted), Refusal> {
+    context.gates.handshake(remote.ip(), context.hub.clock().now())?;
     let accept = check_handshake(&request)?;
     let (protocol, bearer) = sub_protocol(request.headers())?;
     let opening = opening(&request, bearer)?;
     let user_agent = user_agent(request.headers());
     if context.hub.is_draining() {
         let text = "the node is stopping".to_owned();
-        return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, text, failure: Failure::Unavailable });
+        return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, text, counts: Failure::Unavailable.into() });
     }
-    let counted = Connected::enter(context).ok_or_else(|| Refusal {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        text: "limits.connections is reached".to_owned(),
-        failure: Failure::ConnectionLimit,
-    })?;
+    let place = context.gates.connection(remote.ip())?;
+    let counted = Connected::enter(context, place).ok_or(Limit::Connections)?;
 
     let peer = Peer { remote, user_agent };
     let accepted = Accepted { upgraded: hyper::upgrade::on(&mut request), opening, peer, counted };
@@ -130,18 +140,18 @@ fn upgrade(
     Ok((reply, accepted))
 }
 
-/// Counts a connection for as long as it lives.
-pub struct Connected(Metrics);
+/// Counts a connection for as long as it lives, and among those of its address.
+pub struct Connected(Metrics, #[allow(dead_code, reason = "held")] Option<Box<Place>>);
 
 impl Connected {
     /// `None` where `limits.connections` is reached.
-    fn enter(context: &Context) -> Option<Self> {
+    fn enter(context: &Context, place: Option<Box<Place>>) -> Option<Self> {
         let metrics = context.hub.metrics();
         if !metrics.connections.enter_below(context.hub.limits().connections.limit() as u64) {
             return None;
         }
         metrics.connections_total.inc();
-        Some(Self(metrics.clone()))
+        Some(Self(metrics.clone(), place))
     }
 }
 
@@ -157,7 +167,7 @@ fn check_handshake<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let upgrade_required = |text: &str| Refusal {
         status: StatusCode::UPGRADE_REQUIRED,
         text: text.to_owned(),
-        failure: Failure::BadHandshake,
+        counts: Failure::BadHandshake.into(),
     };
     if request.method() != Method::GET
         || request.version() < Version::HTTP_11
@@ -249,7 +259,12 @@ fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
 pub(super) fn text(status: StatusCode, body: String) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body)));
     *reply.status_mut() = status;
-    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let headers = reply.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    if status != StatusCode::OK {
+        // Who is refused over and over has to connect over and over, which the limits see.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     reply
 }
 

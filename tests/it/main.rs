@@ -22,6 +22,7 @@ mod grpc;
 mod http;
 mod idempotency;
 mod isolation;
+mod limits;
 mod lists;
 mod logs;
 mod mailbox;

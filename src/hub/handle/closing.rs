@@ -3,9 +3,9 @@
 use super::{Core, Handle};
 use crate::{
     clock::Instant,
-    metrics::Failure,
+    limits::Limit,
     protocol::{close::CloseCode, frame::ControlFrame},
-    session::Verdict,
+    session::{Counts, Verdict},
     types::ClosedBy,
 };
 
@@ -43,22 +43,22 @@ impl Handle {
 
     /// Closes the session by a rule of the gateway, and counts it.
     pub fn close_by_rule(&self, verdict: Verdict) {
-        self.close_and_count(verdict.code, verdict.reason, ClosedBy::Gateway, verdict.failure);
+        self.close_and_count(verdict.code, verdict.reason, ClosedBy::Gateway, verdict.counts);
     }
 
     /// Closes the session for what the peer did wrong, in its own words, and counts it.
-    pub fn close_for_failure(&self, code: CloseCode, reason: &str, failure: Failure) {
-        self.close_and_count(code, reason, ClosedBy::Gateway, Some(failure));
+    pub fn close_for_failure(&self, code: CloseCode, reason: &str, counts: impl Into<Counts>) {
+        self.close_and_count(code, reason, ClosedBy::Gateway, Some(counts.into()));
     }
 
-    fn close_and_count(&self, code: CloseCode, reason: &str, by: ClosedBy, failure: Option<Failure>) -> bool {
+    fn close_and_count(&self, code: CloseCode, reason: &str, by: ClosedBy, counts: Option<Counts>) -> bool {
         let since = self.shared.clock.now();
         let closing = Closing { code, reason: reason.into(), by, since, broken: false, peer_closed: false };
         let first = self.close_core(&mut self.core.lock(), closing);
         if first {
             // Before the frame is out: whoever sees it finds it counted.
-            if let Some(failure) = failure {
-                self.shared.metrics.failure(failure);
+            if let Some(counts) = counts {
+                counts.count(&self.shared.metrics);
             }
             self.flush();
         }
@@ -115,9 +115,10 @@ impl Handle {
 }
 
 impl Verdict {
-    /// The client does not take what is written to it.
-    pub const SLOW_CONSUMER: Verdict =
-        Verdict { code: CloseCode::SLOW_CONSUMER, reason: "slow_consumer", failure: Some(Failure::SlowConsumer) };
+    /// The client does not take what is written to it: of its bytes, or for so long.
+    pub const fn slow_consumer(limit: Limit) -> Verdict {
+        Verdict { code: CloseCode::SLOW_CONSUMER, reason: "slow_consumer", counts: Some(Counts::Limit(limit)) }
+    }
 
     pub(super) fn into_closing(self, since: Instant) -> Closing {
         let Verdict { code, reason, .. } = self;

@@ -19,7 +19,7 @@ use crate::{
     protocol::{ack_mode::AckMode, frame::Incoming},
     session::{DeliveryConfig, Granted, HeartbeatConfig, Log, Options},
     store::double::Double,
-    types::{ByteSize, Count, Device, Notification, NotificationId, Payload, Secret, TypeName},
+    types::{ByteSize, Device, Notification, NotificationId, Payload, Secret, TypeName},
 };
 
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -126,11 +126,11 @@ impl World {
             metrics: Metrics::default(),
             life: Lifecycle::new(),
             limits: Limits { outbox_bytes: ByteSize(bounds.outbox_bytes), ..Limits::default() },
-            settings: Settings {
-                delivery: DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() },
-                heartbeat: HeartbeatConfig::default(),
-                bad_messages: Count(20),
-            },
+            settings: Settings::of(
+                &DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() },
+                &HeartbeatConfig::default(),
+                &Limits::default(),
+            ),
             presence: Presence::default(),
             alerts: AlertsConfig::default(),
             clients: Clients::default(),

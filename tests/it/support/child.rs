@@ -99,6 +99,19 @@ impl Daemon {
         }
     }
 
+    /// Its process id.
+    #[allow(dead_code, reason = "tests/abuse needs it")]
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// What it has logged by now and nobody has read.
+    #[allow(dead_code, reason = "tests/abuse needs it")]
+    pub fn logged_by_now(&mut self) -> Vec<Value> {
+        let lines = std::iter::from_fn(|| self.lines.try_recv().ok());
+        lines.map(|line| serde_json::from_str(&line).unwrap_or(Value::String(line))).collect()
+    }
+
     /// Sends a signal to exactly this process.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.child.id().expect("it runs");

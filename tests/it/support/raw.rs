@@ -48,6 +48,13 @@ impl Raw {
         Self { stream: soon("a connection", TcpStream::connect(address)).await.unwrap(), received: Vec::new() }
     }
 
+    /// Connects from an address of this machine, such as another one of loopback.
+    pub async fn connect_from(source: std::net::IpAddr, address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(source, 0)).unwrap();
+        Self { stream: soon("a connection", socket.connect(address)).await.unwrap(), received: Vec::new() }
+    }
+
     /// Connects with a receive buffer as small as the kernel allows.
     pub async fn connect_narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
@@ -79,6 +86,18 @@ impl Raw {
     /// Sends bytes.
     pub async fn write(&mut self, bytes: &[u8]) {
         soon("bytes to leave", self.stream.write_all(bytes)).await.unwrap();
+    }
+
+    /// Sends bytes; false where nobody takes them any more.
+    #[allow(dead_code, reason = "tests/abuse needs it")]
+    pub async fn try_write(&mut self, bytes: &[u8]) -> bool {
+        soon("bytes to leave", self.stream.write_all(bytes)).await.is_ok()
+    }
+
+    /// Says that nothing more comes.
+    #[allow(dead_code, reason = "tests/abuse needs it")]
+    pub async fn end_writing(&mut self) {
+        let _ = self.stream.shutdown().await;
     }
 
     /// Sends a masked frame.
@@ -157,6 +176,11 @@ impl Raw {
                 Ok(read) => count += read,
             }
         }
+    }
+
+    /// Waits until something came.
+    pub async fn some_bytes(&mut self) {
+        assert!(self.read().await > 0, "the end");
     }
 
     /// What comes up to the end of the connection, as text.
