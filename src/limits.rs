@@ -62,6 +62,12 @@ pub const KEPT_CLAIMS_BYTES_MAX: usize = 4096;
 pub const REMEMBERED_CLAIMS_BYTES_MAX: usize = 512;
 /// The largest message before authentication.
 pub const UNAUTHENTICATED_MESSAGE_BYTES_MAX: usize = 8 * 1024;
+/// The shortest message that is compressed: what a shorter one would save is less than a packet's own head.
+pub const DEFLATE_BYTES_MIN: usize = 256;
+/// How hard is tried to compress it, 1 to 9.
+pub const DEFLATE_LEVEL: u32 = 1;
+/// The extensions that a handshake may offer, each with its parameters; one that offers more is refused.
+pub const EXTENSION_OFFERS_MAX: usize = 32;
 /// How deep a client's JSON may nest.
 pub const CLIENT_JSON_DEPTH_MAX: usize = 32;
 /// How deep a notification's JSON may nest: what common parsers take.

@@ -7,6 +7,9 @@
 //!
 //! A stored notification is never shed for room: it is not let in, and its session pulls it later. One whose TTL ran
 //! out is left out when its turn comes. A frame that was started is always finished, unless the connection ends.
+//!
+//! Where permessage-deflate was negotiated, a message is compressed by its writer, under no lock, when its turn comes: once
+//! for all who share it. Until then it counts with its plain length.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +19,12 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::{clock::Instant, limits, types::UnixMillis};
+use crate::{
+    clock::Instant,
+    limits,
+    protocol::frame::{SharedForms, Window, deflate_frame},
+    types::UnixMillis,
+};
 
 /// A socket as the outbox sees it. Writes never block.
 pub trait Wire: Send + Sync {
@@ -72,17 +80,26 @@ pub struct Entry {
     pub expires_at: Option<UnixMillis>,
     /// Its sequence in the session's window, where it is stored.
     pub sequence: Option<u64>,
+    /// Its compressed forms, where others are sent it, too.
+    pub forms: Option<SharedForms>,
+    /// Whether it is in the form in which it is written.
+    pub formed: bool,
 }
 
 impl Entry {
     /// A control frame.
     pub fn control(bytes: &[u8]) -> Self {
-        Self { frame: Frame::control(bytes), messages: 0, ends: None, expires_at: None, sequence: None }
+        Self::of_control(Frame::control(bytes))
+    }
+
+    fn of_control(frame: Frame) -> Self {
+        Self { frame, messages: 0, ends: None, expires_at: None, sequence: None, forms: None, formed: true }
     }
 
     /// A message that is not stored and does not expire.
     pub fn message(frame: Bytes) -> Self {
-        Self { frame: Frame::Shared(frame), messages: 1, ends: None, expires_at: None, sequence: None }
+        let frame = Frame::Shared(frame);
+        Self { frame, messages: 1, ends: None, expires_at: None, sequence: None, forms: None, formed: false }
     }
 }
 
@@ -90,7 +107,21 @@ impl Entry {
     /// Several messages that were put together; each of their frames ends at one of `ends`.
     pub fn together(frames: Bytes, ends: Arc<[u32]>) -> Self {
         let messages = u16::try_from(ends.len()).unwrap_or(u16::MAX);
-        Self { messages, ends: Some(ends), ..Self::message(frames) }
+        Self { messages, ends: Some(ends), formed: true, ..Self::message(frames) }
+    }
+
+    /// Gives it the form in which it is written, before anything of it is. Returns how many bytes that saves.
+    fn form(&mut self, window: Window) -> usize {
+        self.formed = true;
+        let Frame::Shared(plain) = &self.frame else { return 0 };
+        let deflated = match self.forms.take() {
+            Some(forms) => forms.form(plain, window).cloned(),
+            None => deflate_frame(plain, window),
+        };
+        let Some(deflated) = deflated else { return 0 };
+        let saved = plain.len().saturating_sub(deflated.len());
+        self.frame = Frame::Shared(deflated);
+        saved
     }
 
     /// Leaves out the frames of which nothing was written, where `written` bytes of it, and not all, were.
@@ -117,6 +148,8 @@ pub struct Batch {
     entries: VecDeque<Entry>,
     /// Bytes of the first entry that were written before.
     head_written: usize,
+    /// The window to compress with.
+    window: Option<Window>,
     /// What came of it.
     outcome: Outcome,
 }
@@ -132,11 +165,11 @@ pub struct Outcome {
     pub expired: Vec<u64>,
     /// The sequence of the last one that was written to its end.
     pub written: Option<u64>,
-    /// Bytes of those left out.
+    /// Bytes of those left out, and those saved by compression.
     left_out: usize,
     /// The kernel takes no more for now.
     pub blocked: bool,
-    /// Bytes of whole unstored messages that were written or left out.
+    /// Bytes of whole unstored messages that were written, left out or saved.
     unstored: usize,
     /// The connection is broken.
     pub error: Option<io::ErrorKind>,
@@ -147,6 +180,9 @@ impl Batch {
     pub fn write(&mut self, wire: &dyn Wire, now: impl Fn() -> UnixMillis) {
         loop {
             self.leave_out_expired(&now);
+            if let Some(window) = self.window {
+                self.form(window);
+            }
             let tried = match &self.one {
                 Some(one) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
                 None if self.entries.is_empty() => return,
@@ -176,6 +212,18 @@ impl Batch {
                     self.outcome.error = Some(error.kind());
                     return;
                 }
+            }
+        }
+    }
+
+    /// Compresses what is written next.
+    fn form(&mut self, window: Window) {
+        let next = self.one.iter_mut().chain(self.entries.iter_mut().take(limits::WRITE_SLICES_MAX));
+        for entry in next.filter(|entry| !entry.formed) {
+            let saved = entry.form(window);
+            self.outcome.left_out += saved;
+            if entry.messages > 0 && entry.sequence.is_none() {
+                self.outcome.unstored += saved;
             }
         }
     }
@@ -242,9 +290,16 @@ pub struct Outbox {
     pong: Option<Box<Frame>>,
     /// The close frame is queued; nothing comes after it.
     closed: bool,
+    /// How far back what is compressed may refer; `None`: nothing is.
+    window: Option<Window>,
 }
 
 impl Outbox {
+    /// An empty one of a session that takes compressed messages, or none.
+    pub fn new(window: Option<Window>) -> Self {
+        Self { window, ..Self::default() }
+    }
+
     /// Whether `len` more bytes stay within `limit`. An empty outbox takes one frame of any size.
     pub fn has_room(&self, len: usize, limit: usize) -> bool {
         self.bytes == 0 || self.bytes.saturating_add(len) <= limit
@@ -336,13 +391,14 @@ impl Outbox {
         let mut entries = std::mem::take(&mut self.queue);
         if let Some(frame) = self.pong.take() {
             let place = usize::from(self.head_written > 0);
-            entries.insert(place, Entry { frame: *frame, messages: 0, ends: None, expires_at: None, sequence: None });
+            entries.insert(place, Entry::of_control(*frame));
         }
         self.writing = true;
         Some(Batch {
             one: None,
             entries,
             head_written: std::mem::take(&mut self.head_written),
+            window: self.window,
             outcome: Outcome::default(),
         })
     }
@@ -357,12 +413,18 @@ impl Outbox {
         self.bytes = entry.frame.len();
         self.unstored = entry.unstored_bytes();
         self.writing = true;
-        Some(Batch { one: Some(entry), entries: VecDeque::new(), head_written: 0, outcome: Outcome::default() })
+        Some(Batch {
+            one: Some(entry),
+            entries: VecDeque::new(),
+            head_written: 0,
+            window: self.window,
+            outcome: Outcome::default(),
+        })
     }
 
     /// Brings back what was not written. Returns what came of the rest.
     pub fn finish(&mut self, batch: Batch, now: impl Fn() -> Instant) -> Outcome {
-        let Batch { one, mut entries, head_written, outcome } = batch;
+        let Batch { one, mut entries, head_written, window: _, outcome } = batch;
         if let Some(one) = one {
             entries.push_front(one);
         }

@@ -17,7 +17,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use config::Config;
+pub use config::{Compression, Config};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -49,6 +49,8 @@ pub struct Context {
     pub auth_timeout: Duration,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
+    /// Whether messages may be compressed.
+    pub compression: Compression,
     /// What stands at `/`.
     pub page: Option<Page>,
     /// Who may begin or end a session just now.
@@ -61,7 +63,8 @@ impl Context {
     /// A context with no connection yet.
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
-        Self { hub, life, path, auth_timeout, accepting, page: None, turns, open }
+        let compression = Compression::default();
+        Self { hub, life, path, auth_timeout, accepting, compression, page: None, turns, open }
     }
 }
 

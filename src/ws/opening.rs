@@ -50,7 +50,10 @@ pub async fn open(
     peer: &Peer,
     context: &Context,
 ) -> Option<Opened> {
-    let reader = FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX);
+    let reader = match opening.options.window {
+        Some(_) => FrameReader::inflating(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX),
+        None => FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX),
+    };
     let mut opener = Opener { socket, reader, early };
     let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
         Ok(granted) => Ok(granted),
@@ -125,6 +128,7 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
 /// What a violation of RFC 6455 is counted as.
 pub fn failure_of(error: &ReadError) -> Failure {
     match error.close_code() {
+        _ if *error == ReadError::Inflate => Failure::InvalidDeflate,
         CloseCode::INVALID_UTF8 => Failure::InvalidUtf8,
         CloseCode::TOO_BIG => Failure::MessageTooBig,
         _ => Failure::ProtocolError,
