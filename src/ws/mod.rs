@@ -9,6 +9,9 @@
 
 pub mod config;
 mod connection;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod opening;
 mod page;
 mod socket;

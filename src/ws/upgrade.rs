@@ -145,6 +145,19 @@ fn extensions(headers: &HeaderMap, compression: Compression) -> Result<Extension
     })
 }
 
+/// Whether a request is a handshake, and the status where it is none.
+#[cfg(feature = "fuzzing")]
+pub(super) fn checked<B>(request: &Request<B>, compression: Compression) -> Result<(), StatusCode> {
+    let all = || {
+        check_handshake(request)?;
+        let (_, bearer) = sub_protocol(request.headers())?;
+        opening(request, bearer)?;
+        user_agent(request.headers());
+        extensions(request.headers(), compression).map(drop)
+    };
+    all().map_err(|refusal: Refusal| refusal.status)
+}
+
 /// Counts a connection for as long as it lives.
 pub struct Connected(Metrics);
 

@@ -70,6 +70,12 @@ thread_local! {
     static INFLATER: Cell<Option<Box<Inflater>>> = const { Cell::new(None) };
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often something was compressed on this thread.
+    pub static DEFLATED_FRAMES: Cell<usize> = const { Cell::new(0) };
+}
+
 /// The compressed form of a whole data frame of the server. `None`: it is not worth it, below
 /// [`limits::DEFLATE_BYTES_MIN`] or not smaller.
 pub fn deflate_frame(frame: &[u8], window: Window) -> Option<Bytes> {
@@ -77,6 +83,8 @@ pub fn deflate_frame(frame: &[u8], window: Window) -> Option<Bytes> {
     if payload.len() < limits::DEFLATE_BYTES_MIN {
         return None;
     }
+    #[cfg(test)]
+    DEFLATED_FRAMES.with(|count| count.set(count.get() + 1));
     let bits = window.for_bytes(payload.len()).compressor_bits();
     let place = usize::from(bits != Window::LARGEST.bits());
     let kept = COMPRESSORS.with(|kept| kept[place].take()).filter(|made| made.window == bits);
@@ -175,7 +183,7 @@ struct Inflater {
 ///
 /// # Errors
 /// [`ReadError::Inflate`], [`ReadError::MessageTooBig`] as soon as it is longer than `limit`.
-pub(super) fn inflate<T>(
+pub fn inflate<T>(
     deflated: &[u8],
     limit: usize,
     take: impl FnOnce(&[u8]) -> Result<T, ReadError>,

@@ -24,9 +24,12 @@ mod deflate;
 mod error;
 mod extensions;
 mod incoming;
+mod mask;
 mod read;
 mod write;
 
+#[cfg(test)]
+pub use deflate::{DEFLATED_FRAMES, inflate};
 pub use deflate::{Deflated, SharedForms, Window, deflate_frame};
 pub use error::ReadError;
 pub use extensions::{Extensions, MalformedOffer};

@@ -20,6 +20,7 @@ use super::{
     CONTROL_PAYLOAD_BYTES_MAX, FIN, Incoming, LENGTH_16, LENGTH_64, LENGTH_BITS, MASKED, OPCODE_BITS, Opcode,
     RESERVED_BITS, RSV1, ReadError,
     deflate::{self, deflated_bytes_max},
+    mask::unmask,
 };
 
 /// The longest header of a client's frame: two bytes, eight of length, four of mask.
@@ -435,21 +436,6 @@ fn hand_out_control(
     // What the sink says no longer matters.
     let _ = sink(close);
     Ok(ControlFlow::Break(()))
-}
-
-/// Takes the mask off `payload` (section 5.3), eight bytes at a time, and turns it on to the byte that comes next.
-fn unmask(payload: &mut [u8], mask: &mut [u8; 4]) {
-    let [a, b, c, d] = *mask;
-    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    let (words, tail) = payload.as_chunks_mut();
-    for word in words {
-        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
-    }
-    // Eight is a multiple of four: the tail begins with the mask's first byte.
-    for (byte, mask) in tail.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-    }
-    mask.rotate_left(tail.len() % 4);
 }
 
 #[cfg(test)]
