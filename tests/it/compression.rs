@@ -5,7 +5,9 @@ use pushgate::api::proto::{Notification, notification::Payload};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, Raw, Token,
+    Gateway, Raw, Rpc, Token,
+    child::{Daemon, config},
+    gateway::ADMIN,
     raw::{self, Frame, TEXT, handshake},
     rpc::{durable, notification},
 };
@@ -230,8 +232,51 @@ async fn compressed_messages_that_are_wrong_are_counted() {
 
 fn bomb_of(bytes: usize) -> Vec<u8> {
     let mut stream = flate2::Compress::new(flate2::Compression::best(), false);
-    let mut out = vec![0; bytes / 100];
+    let mut out = vec![0; bytes / 100 + 100];
     stream.compress(&vec![b' '; bytes], &mut out, flate2::FlushCompress::Sync).unwrap();
     out.truncate(stream.total_out() as usize - 4);
     out
+}
+
+/// Sessions whose memory is measured.
+const SESSIONS: usize = 2000;
+
+/// What a session takes that is idle again after messages in both directions, in bytes of the daemon's resident memory.
+async fn idle_session_bytes(compression: &str) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let more = format!("ws.compression = \"{compression}\"\nlimits.connections_per_user = 0\n");
+    let daemon = Daemon::start(&config(folder.path(), &more)).await;
+    let mut rpc = Rpc::over_tcp(daemon.address("grpc"), Some(ADMIN)).await;
+    let query = format!("token={}", Token::of("alice").sign());
+    let compressed = bomb_of(2000);
+    let mut sessions = Vec::new();
+    let mut before = 0;
+    // The first ones are not counted: what the process needs but once is there then.
+    for number in 0..SESSIONS + 200 {
+        if number == 200 {
+            before = rpc.status().await.process.unwrap().rss_bytes;
+        }
+        let mut raw = Raw::connect(daemon.address("http")).await;
+        let head = raw.request(&handshake(&query, "Sec-WebSocket-Extensions: permessage-deflate\r\n")).await;
+        assert_eq!(head.contains("permessage-deflate"), compression == "auto", "{head}");
+        message(&next(&mut raw).await);
+        raw.say(&json!({ "type": "echo", "data": long() })).await;
+        assert_eq!(message(&next(&mut raw).await)["data"], long());
+        if compression == "auto" {
+            // Spaces are no message; they have been inflated to know that.
+            raw.send(DEFLATED_TEXT, &compressed).await;
+            assert_eq!(message(&next(&mut raw).await)["type"], "error");
+        }
+        sessions.push(raw);
+    }
+    let after = rpc.status().await.process.unwrap().rss_bytes;
+    (after.saturating_sub(before)) as f64 / SESSIONS as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_session_takes_no_more_memory_where_it_may_compress() {
+    let (off, auto) = (idle_session_bytes("off").await, idle_session_bytes("auto").await);
+    println!("an idle session: {off:.0} bytes without compression, {auto:.0} with it");
+    // A window alone would be 32 KiB each way.
+    assert!(auto <= off * 1.1 + 100.0, "{auto} bytes, and {off} without");
 }
