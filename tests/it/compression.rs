@@ -8,12 +8,10 @@ use crate::support::{
     Gateway, Raw, Rpc, Token,
     child::{Daemon, config},
     gateway::ADMIN,
+    inflate,
     raw::{self, Frame, TEXT, handshake},
     rpc::{durable, notification},
 };
-
-#[path = "../support/inflate.rs"]
-mod inflate;
 
 const DEFLATED_TEXT: u8 = 0xC1;
 const DEFLATED_BINARY: u8 = 0xC2;

@@ -402,24 +402,30 @@ fn limits(table: &mut Table) {
         "10.4",
         "a message of limits.message_bytes is taken",
         frame(TEXT, &at_limit.0),
-        &[at_limit.1.clone()],
+        std::slice::from_ref(&at_limit.1),
     );
     let too_big = Out::Close(Some(1009));
-    table.on(Small, "10.4", "one of a byte more is refused", frame(TEXT, echo_of(1025).0), &[too_big.clone()]);
+    table.on(
+        Small,
+        "10.4",
+        "one of a byte more is refused",
+        frame(TEXT, echo_of(1025).0),
+        std::slice::from_ref(&too_big),
+    );
     let announced = raw_frame(TEXT, &[0xFE, 0x04, 0x01], [0; 4], b"");
-    table.on(Small, "10.4", "its header is enough for that", announced, &[too_big.clone()]);
+    table.on(Small, "10.4", "its header is enough for that", announced, std::slice::from_ref(&too_big));
     let announced = raw_frame(BINARY, &[&[0xFF][..], &(u64::MAX >> 1).to_be_bytes()].concat(), [0; 4], b"");
-    table.on(Small, "10.4", "so it is for one of 2^63 - 1 bytes", announced, &[too_big.clone()]);
+    table.on(Small, "10.4", "so it is for one of 2^63 - 1 bytes", announced, std::slice::from_ref(&too_big));
     let text = &at_limit.0;
     table.on(
         Small,
         "10.4",
         "fragments of that many bytes are taken",
         fragments(TEXT, text, &[1000]).concat(),
-        &[at_limit.1.clone()],
+        std::slice::from_ref(&at_limit.1),
     );
     let over = fragments(TEXT, &echo_of(1025).0, &[1000]).concat();
-    table.on(Small, "10.4", "fragments of a byte more are refused", over, &[too_big.clone()]);
+    table.on(Small, "10.4", "fragments of a byte more are refused", over, std::slice::from_ref(&too_big));
     let over = [frame(0x01, vec![b' '; 1024]), frame(0x00, b""), frame(0x00, b" ")].concat();
     table.on(Small, "10.4", "however little the last of them brings", over, &[too_big]);
     let parts = fragments(TEXT, text, &[1000]);

@@ -13,13 +13,10 @@ use tokio::{
 
 use super::{Opening, Out, Row, echo, frame};
 use crate::support::{
-    Gateway, PATIENCE, Token,
+    Gateway, PATIENCE, Token, inflate,
     raw::{self, handshake},
     soon,
 };
-
-#[path = "../../support/inflate.rs"]
-mod inflate;
 
 /// A row up to this many bytes is cut at every position; of a longer one, at those of its ends and every 4093rd.
 const CUT_EVERYWHERE: usize = 2048;
