@@ -160,7 +160,7 @@ async fn whatever_the_number_of_those_who_get_it_compressed_it_is_compressed_onc
     for n in 0..40 {
         let window = (n % 4 != 0).then_some(Window::LARGEST);
         let options = Options { device: Some(device(&format!("d{n}"))), window, ..Options::default() };
-        clients.push(world.attaching_with(&user(&format!("u{}", n % 2)), options).await.unwrap());
+        clients.push(world.attaching_with(&user(&format!("u{}", n % 5)), options).await.unwrap());
     }
     world.barrier().await;
     let compressed = || DEFLATED_FRAMES.replace(0);
