@@ -83,6 +83,12 @@ pub const NEW_DEVICE_SPAN: std::time::Duration = std::time::Duration::from_secs(
 pub const REPEATED_LINES_MAX: u32 = 20;
 /// See [`REPEATED_LINES_MAX`].
 pub const REPEATED_LINES_SPAN: std::time::Duration = std::time::Duration::from_secs(10);
+/// The shortest message that is compressed: what a shorter one would save is less than a packet's own head.
+pub const DEFLATE_BYTES_MIN: usize = 256;
+/// How hard is tried to compress it, 1 to 9.
+pub const DEFLATE_LEVEL: u32 = 1;
+/// The extensions that a handshake may offer, each with its parameters; one that offers more is refused.
+pub const EXTENSION_OFFERS_MAX: usize = 32;
 /// How deep a client's JSON may nest.
 pub const CLIENT_JSON_DEPTH_MAX: usize = 32;
 /// How deep a notification's JSON may nest: what common parsers take.

@@ -153,6 +153,8 @@ failures! {
     UnsupportedData = "unsupported_data",
     /// Text that is not UTF-8 (1007).
     InvalidUtf8 = "invalid_utf8",
+    /// A compressed message that cannot be inflated (1007).
+    InvalidDeflate = "invalid_deflate",
     /// A client's message over its limit (1009), or larger, as others would get it, than `limits.notification_bytes`.
     MessageTooBig = "message_too_big",
     /// A client's message that is not one of the protocol's.

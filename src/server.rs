@@ -162,7 +162,8 @@ impl Server {
         let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
-        let ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        ws.compression = config.ws.compression;
         let shutdown = config.shutdown.clone();
         let on_ready = None;
         Ok(Self {

@@ -140,6 +140,19 @@ bytes() {
     is "$NOTIFICATIONS | .[0].payloadBase64 == \"AAEC/w==\" and .[0].dataBase64 == null and .[0].offset > 0"
 }
 
+compressed() {
+    local user=$1-compressed data
+    say "$1: permessage-deflate, both ways, as the library offers it"
+    data=$(jq -nc '[range(400) | {orderId: (. * 7919 % 1000), status: "shipped"}]')
+    # Once from the store and once at once.
+    send "$user" '"data":'"$data"
+    connected '' "$user" --take 2
+    send "$user" '"data":'"$data"
+    left
+    is "$NOTIFICATIONS | map(.data) == [$data, $data]"
+    is 'any(.type == "echo_response") and .[-1].deflate and .[-1].closed == 1000'
+}
+
 acks() {
     local user=$1-acks
     say "$1: confirmed by the client's own acks, and only by them"
@@ -162,6 +175,7 @@ for language in python node; do
     absent_and_back "$language"
     bytes "$language"
     acks "$language"
+    compressed "$language"
 done
 
 stop "$PID"

@@ -35,6 +35,7 @@ pub const DEFAULT_FILE: &str = "/etc/pushgate/pushgate.toml";
 #[allow(missing_docs, reason = "each section is documented beside its component")]
 pub struct Config {
     pub http: ws::config::Config,
+    pub ws: ws::config::WsConfig,
     pub grpc: grpc::config::Config,
     pub ops: http::config::Config,
     pub auth: auth::Config,

@@ -334,7 +334,7 @@ fn unknown_keys_are_refused_with_what_is_allowed() {
     refused(
         "[htpt]\nlisten = []",
         "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, events, grpc, heartbeat, http, \
-         limits, log, ops, presence, shutdown, store, topics",
+         limits, log, ops, presence, shutdown, store, topics, ws",
     );
     refused(
         "[grpc.tls]\ncert = \"\"",

@@ -168,6 +168,7 @@ impl Hub {
         let waiting = self.waiting(state, device, logs);
         let id = SessionId::generate();
         let shared = Arc::clone(&self.0.shared);
+        let wire = (wire, options.window);
         let handle = Arc::new(Handle::new(id, Arc::clone(user), device.clone(), peer.clone(), session, wire, shared));
         state.maybe_pulling |= !live;
         if state.sessions.is_empty() {

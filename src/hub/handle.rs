@@ -31,7 +31,7 @@ use crate::{
     clock::{Clock, Instant},
     limits::{Limit, Limits},
     metrics::Metrics,
-    protocol::frame::ControlFrame,
+    protocol::frame::{ControlFrame, Window},
     session::{Flow, Log, Offer, PingPayload, Session, Settings, Verdict},
     types::{Claims, Device, Notification, Offset, SessionId, UnixMillis},
 };
@@ -121,6 +121,8 @@ pub struct Handle {
     waits_for_broadcasts: AtomicBool,
     /// The wheel's tick at which the session is looked at next. Entries of other ticks are stale.
     pub(super) look_at_tick: AtomicU32,
+    /// How far back what is compressed for it may refer; `None`: it takes no compressed messages.
+    pub window: Option<Window>,
     wire: Arc<dyn Wire>,
     core: Mutex<Core>,
     shared: Arc<Shared>,
@@ -141,10 +143,11 @@ impl Handle {
         device: Device,
         peer: Peer,
         session: Session,
-        wire: Arc<dyn Wire>,
+        wire: (Arc<dyn Wire>, Option<Window>),
         shared: Arc<Shared>,
     ) -> Self {
-        let core = Core { session, outbox: Outbox::default(), closing: None, counts: Counts::default(), aside: None };
+        let (wire, window) = wire;
+        let core = Core { session, outbox: Outbox::new(window), closing: None, counts: Counts::default(), aside: None };
         Self {
             id,
             user,
@@ -156,6 +159,7 @@ impl Handle {
             task: AtomicWaker::new(),
             waits_for_broadcasts: AtomicBool::new(false),
             look_at_tick: AtomicU32::new(0),
+            window,
             wire,
             core: Mutex::new(core),
             shared,
@@ -203,7 +207,7 @@ impl Handle {
         let was = core.session.delivery.flow(log);
         match core.session.delivery.offer(log, offset, &notification.id, bytes, window, fits, now) {
             Offer::Taken(sequence) => {
-                core.outbox.push(outgoing.entry(core.session.binary, Some(sequence)));
+                core.outbox.push(outgoing.entry(core.session.binary, self.window, Some(sequence)));
                 core.ping_behind_data(now);
                 true
             }
@@ -236,7 +240,7 @@ impl Handle {
             return false;
         }
         let sequence = core.session.delivery.hand_over(log, offset, &notification.id, bytes, now);
-        core.outbox.push(outgoing.entry(core.session.binary, Some(sequence)));
+        core.outbox.push(outgoing.entry(core.session.binary, self.window, Some(sequence)));
         true
     }
 
@@ -249,7 +253,7 @@ impl Handle {
     /// does not take what waits for it already.
     pub fn push(&self, outgoing: &Outgoing) -> bool {
         let mut core = self.core.lock();
-        let entry = outgoing.entry(core.session.binary, None);
+        let entry = outgoing.entry(core.session.binary, self.window, None);
         self.append(&mut core, entry)
     }
 
@@ -259,7 +263,7 @@ impl Handle {
     }
 
     fn send_under(&self, mut core: MutexGuard<'_, Core>, outgoing: &Outgoing) -> bool {
-        let entry = outgoing.entry(core.session.binary, None);
+        let entry = outgoing.entry(core.session.binary, self.window, None);
         let admitted = self.admit(&mut core, entry.frame.as_slice().len());
         let batch = if admitted { core.outbox.push_and_begin(entry) } else { core.outbox.begin(false) };
         drop(core);
@@ -282,13 +286,13 @@ impl Handle {
     /// written. Call it without holding any lock.
     pub fn push_or_write(&self, outgoing: &Outgoing) -> bool {
         let mut core = self.core_with_room(|core| outgoing.frame(core.session.binary).len());
-        let entry = outgoing.entry(core.session.binary, None);
+        let entry = outgoing.entry(core.session.binary, self.window, None);
         self.append(&mut core, entry)
     }
 
-    /// The same of several that were put together in their text form, each ending at one of `ends`. `None`: there is no
+    /// The same of several that were put together in a form that it takes, each ending at one of `ends`. `None`: there is no
     /// room for all of them at once.
-    pub fn push_together(&self, frames: &Bytes, ends: &Arc<[u32]>) -> Option<bool> {
+    pub fn push_together(&self, (frames, ends): &(Bytes, Arc<[u32]>)) -> Option<bool> {
         let mut core = self.core_with_room(|_| frames.len());
         let limit = self.shared.limits.outbox_bytes.as_usize();
         if frames.len() > limit || !core.outbox.has_room_unstored(frames.len(), limit) {

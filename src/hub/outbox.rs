@@ -7,106 +7,25 @@
 //!
 //! A stored notification is never shed for room: it is not let in, and its session pulls it later. One whose TTL ran
 //! out is left out when its turn comes. A frame that was started is always finished, unless the connection ends.
+//!
+//! Where permessage-deflate was negotiated, a message is compressed by its writer, under no lock, when its turn comes: once
+//! for all who share it. Until then it counts with its plain length.
+
+mod entry;
 
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
-    sync::Arc,
 };
 
-use bytes::Bytes;
+pub use entry::{Entry, Frame};
 
-use crate::{clock::Instant, limits, types::UnixMillis};
+use crate::{clock::Instant, limits, protocol::frame::Window, types::UnixMillis};
 
 /// A socket as the outbox sees it. Writes never block.
 pub trait Wire: Send + Sync {
     /// Writes what the kernel takes now; `WouldBlock` where it takes nothing.
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
-}
-
-const INLINE_BYTES: usize = 22;
-
-/// The bytes of a whole frame. Small control frames lie inline.
-#[derive(Clone, Debug)]
-pub enum Frame {
-    /// Encoded once, shared by every receiver.
-    Shared(Bytes),
-    /// A control frame.
-    Inline(u8, [u8; INLINE_BYTES]),
-}
-
-impl Frame {
-    /// A control frame from its bytes.
-    pub fn control(bytes: &[u8]) -> Self {
-        if bytes.len() > INLINE_BYTES {
-            return Frame::Shared(Bytes::copy_from_slice(bytes));
-        }
-        let mut inline = [0; INLINE_BYTES];
-        inline[..bytes.len()].copy_from_slice(bytes);
-        Frame::Inline(bytes.len() as u8, inline)
-    }
-
-    /// Header and payload.
-    pub fn as_slice(&self) -> &[u8] {
-        match self {
-            Frame::Shared(bytes) => bytes,
-            Frame::Inline(len, bytes) => &bytes[..usize::from(*len)],
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.as_slice().len()
-    }
-}
-
-/// A frame with what decides its fate.
-#[derive(Debug)]
-pub struct Entry {
-    /// The frame.
-    pub frame: Frame,
-    /// How many messages it is: none for a control frame.
-    pub messages: u16,
-    /// Where each of its frames ends, where several were put together once for many sessions.
-    pub ends: Option<Arc<[u32]>>,
-    /// Not worth writing from then on.
-    pub expires_at: Option<UnixMillis>,
-    /// Its sequence in the session's window, where it is stored.
-    pub sequence: Option<u64>,
-}
-
-impl Entry {
-    /// A control frame.
-    pub fn control(bytes: &[u8]) -> Self {
-        Self { frame: Frame::control(bytes), messages: 0, ends: None, expires_at: None, sequence: None }
-    }
-
-    /// A message that is not stored and does not expire.
-    pub fn message(frame: Bytes) -> Self {
-        Self { frame: Frame::Shared(frame), messages: 1, ends: None, expires_at: None, sequence: None }
-    }
-}
-
-impl Entry {
-    /// Several messages that were put together; each of their frames ends at one of `ends`.
-    pub fn together(frames: Bytes, ends: Arc<[u32]>) -> Self {
-        let messages = u16::try_from(ends.len()).unwrap_or(u16::MAX);
-        Self { messages, ends: Some(ends), ..Self::message(frames) }
-    }
-
-    /// Leaves out the frames of which nothing was written, where `written` bytes of it, and not all, were.
-    fn keep_started(&mut self, written: usize) {
-        let (Some(ends), Frame::Shared(bytes)) = (self.ends.take(), &mut self.frame) else { return };
-        let started = ends.partition_point(|end| (*end as usize) <= written);
-        if let Some(end) = ends.get(started) {
-            bytes.truncate(*end as usize);
-            self.messages = u16::try_from(started + 1).unwrap_or(u16::MAX);
-        }
-    }
-
-    /// What it counts against the bound on what is not stored.
-    fn unstored_bytes(&self) -> usize {
-        if self.messages > 0 && self.sequence.is_none() { self.frame.len() } else { 0 }
-    }
 }
 
 /// Frames that one writer has taken out to write them.
@@ -117,6 +36,8 @@ pub struct Batch {
     entries: VecDeque<Entry>,
     /// Bytes of the first entry that were written before.
     head_written: usize,
+    /// The window to compress with.
+    window: Option<Window>,
     /// What came of it.
     outcome: Outcome,
 }
@@ -132,11 +53,11 @@ pub struct Outcome {
     pub expired: Vec<u64>,
     /// The sequence of the last one that was written to its end.
     pub written: Option<u64>,
-    /// Bytes of those left out.
+    /// Bytes of those left out, and those saved by compression.
     left_out: usize,
     /// The kernel takes no more for now.
     pub blocked: bool,
-    /// Bytes of whole unstored messages that were written or left out.
+    /// Bytes of whole unstored messages that were written, left out or saved.
     unstored: usize,
     /// The connection is broken.
     pub error: Option<io::ErrorKind>,
@@ -147,6 +68,9 @@ impl Batch {
     pub fn write(&mut self, wire: &dyn Wire, now: impl Fn() -> UnixMillis) {
         loop {
             self.leave_out_expired(&now);
+            if let Some(window) = self.window {
+                self.form(window);
+            }
             let tried = match &self.one {
                 Some(one) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
                 None if self.entries.is_empty() => return,
@@ -176,6 +100,18 @@ impl Batch {
                     self.outcome.error = Some(error.kind());
                     return;
                 }
+            }
+        }
+    }
+
+    /// Compresses what is written next.
+    fn form(&mut self, window: Window) {
+        let next = self.one.iter_mut().chain(self.entries.iter_mut().take(limits::WRITE_SLICES_MAX));
+        for entry in next.filter(|entry| !entry.formed) {
+            let saved = entry.form(window);
+            self.outcome.left_out += saved;
+            if entry.messages > 0 && entry.sequence.is_none() {
+                self.outcome.unstored += saved;
             }
         }
     }
@@ -242,9 +178,16 @@ pub struct Outbox {
     pong: Option<Box<Frame>>,
     /// The close frame is queued; nothing comes after it.
     closed: bool,
+    /// How far back what is compressed may refer; `None`: nothing is.
+    window: Option<Window>,
 }
 
 impl Outbox {
+    /// An empty one of a session that takes compressed messages, or none.
+    pub fn new(window: Option<Window>) -> Self {
+        Self { window, ..Self::default() }
+    }
+
     /// Whether `len` more bytes stay within `limit`. An empty outbox takes one frame of any size.
     pub fn has_room(&self, len: usize, limit: usize) -> bool {
         self.bytes == 0 || self.bytes.saturating_add(len) <= limit
@@ -336,13 +279,14 @@ impl Outbox {
         let mut entries = std::mem::take(&mut self.queue);
         if let Some(frame) = self.pong.take() {
             let place = usize::from(self.head_written > 0);
-            entries.insert(place, Entry { frame: *frame, messages: 0, ends: None, expires_at: None, sequence: None });
+            entries.insert(place, Entry::of_control(*frame));
         }
         self.writing = true;
         Some(Batch {
             one: None,
             entries,
             head_written: std::mem::take(&mut self.head_written),
+            window: self.window,
             outcome: Outcome::default(),
         })
     }
@@ -357,12 +301,18 @@ impl Outbox {
         self.bytes = entry.frame.len();
         self.unstored = entry.unstored_bytes();
         self.writing = true;
-        Some(Batch { one: Some(entry), entries: VecDeque::new(), head_written: 0, outcome: Outcome::default() })
+        Some(Batch {
+            one: Some(entry),
+            entries: VecDeque::new(),
+            head_written: 0,
+            window: self.window,
+            outcome: Outcome::default(),
+        })
     }
 
     /// Brings back what was not written. Returns what came of the rest.
     pub fn finish(&mut self, batch: Batch, now: impl Fn() -> Instant) -> Outcome {
-        let Batch { one, mut entries, head_written, outcome } = batch;
+        let Batch { one, mut entries, head_written, window: _, outcome } = batch;
         if let Some(one) = one {
             entries.push_front(one);
         }
@@ -405,11 +355,13 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::{collections::VecDeque, sync::Arc};
 
+    use bytes::Bytes;
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::protocol::frame::{Deflated, binary_frame, deflate_frame};
 
     /// A socket that takes as many bytes as it is told, then blocks.
     struct Script {
@@ -683,5 +635,83 @@ mod tests {
         let mut batch = outbox.begin(false).unwrap();
         batch.write(&Broken, || UnixMillis(0));
         assert_eq!(outbox.finish(batch, Instant::now).error, Some(io::ErrorKind::ConnectionReset));
+    }
+
+    fn compressible(bytes: usize) -> Bytes {
+        binary_frame(&b"again ".repeat(bytes.div_ceil(6))[..bytes])
+    }
+
+    #[test]
+    fn what_is_compressed_leaves_nothing_behind_in_the_account() {
+        let (long, short) = (compressible(3000), compressible(20));
+        let deflated = deflate_frame(&long, Window::LARGEST).unwrap();
+        assert_eq!(deflate_frame(&short, Window::LARGEST), None);
+        let expected = [&deflated[..], &short, &deflated, b"PING", &deflated].concat();
+        // Cut anywhere: what is started goes on in the form in which it was begun.
+        for cut in 0..=expected.len() {
+            let wire = Script::new(&[cut, 10_000]);
+            let mut outbox = Outbox::new(Some(Window::LARGEST));
+            outbox.push(Entry::message(long.clone()));
+            outbox.push(Entry::message(short.clone()));
+            outbox.push(Entry { sequence: Some(1), ..Entry::message(long.clone()) });
+            outbox.push(Entry::control(b"PING"));
+            assert_eq!(outbox.bytes(), 2 * long.len() + short.len() + 4, "plain until it is written");
+            let (mut messages, mut bytes) = (0, 0);
+            let mut account = |outcome: Outcome| {
+                messages += outcome.messages;
+                bytes += outcome.bytes;
+            };
+            if cut > 0 {
+                wire.takes.lock().pop_back();
+                account(write(&mut outbox, &wire, false).unwrap());
+                wire.takes.lock().push_back(10_000);
+            }
+            outbox.push(Entry::message(long.clone()));
+            while let Some(outcome) = write(&mut outbox, &wire, true) {
+                account(outcome);
+            }
+            assert_eq!(*wire.written.lock(), expected, "{cut}");
+            assert_eq!((messages, bytes), (4, expected.len() as u64));
+            assert_eq!((outbox.bytes(), outbox.unstored, outbox.frames()), (0, 0, 0), "{cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_shared_is_compressed_once_and_not_before_it_is_written() {
+        let plain = compressible(1000);
+        let forms = Arc::new(Deflated::default());
+        let entry = || Entry { forms: Some(Arc::clone(&forms)), ..Entry::message(plain.clone()) };
+        let mut outboxes = [Outbox::new(Some(Window::LARGEST)), Outbox::new(Some(Window::LARGEST))];
+        for outbox in &mut outboxes {
+            outbox.push(entry());
+        }
+        assert!(format!("{forms:?}").contains("largest: OnceLock(<uninit>)"), "{forms:?}");
+        let places = outboxes.each_mut().map(|outbox| {
+            let mut batch = outbox.begin(false).unwrap();
+            batch.write(&Script::new(&[]), || UnixMillis(0));
+            let place = batch.entries[0].frame.as_slice().as_ptr();
+            outbox.finish(batch, Instant::now);
+            place
+        });
+        assert_eq!(places[0], places[1]);
+        // Closed before anything of it left: the account is even all the same.
+        for outbox in &mut outboxes {
+            outbox.close(b"CLOSE");
+            assert_eq!((outbox.bytes(), outbox.unstored), (5, 0));
+        }
+    }
+
+    #[test]
+    fn what_expires_is_not_compressed_first() {
+        let mut outbox = Outbox::new(Some(Window::LARGEST));
+        let forms = Arc::new(Deflated::default());
+        let expires_at = Some(UnixMillis(0));
+        outbox.push(Entry { expires_at, forms: Some(Arc::clone(&forms)), ..Entry::message(compressible(1000)) });
+        outbox.push(Entry::message(compressible(1000)));
+        let wire = Script::new(&[10_000]);
+        let outcome = write(&mut outbox, &wire, false).unwrap();
+        assert_eq!(outcome.messages, 1);
+        assert_eq!((outbox.bytes(), outbox.unstored), (0, 0));
+        assert!(format!("{forms:?}").contains("largest: OnceLock(<uninit>)"), "{forms:?}");
     }
 }

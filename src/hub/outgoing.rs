@@ -1,10 +1,15 @@
 //! A notification as sessions are sent it.
 
+use std::sync::{Arc, OnceLock};
+
 use bytes::Bytes;
 
 use super::{Hub, outbox::Entry, send::SendError};
 use crate::{
-    protocol::server::Draft,
+    protocol::{
+        frame::{SharedForms, Window},
+        server::Draft,
+    },
     types::{Notification, Offset, Payload, UnixMillis},
 };
 
@@ -15,6 +20,8 @@ pub struct Outgoing {
     /// The binary form, where the payload is bytes and someone asked for them as such.
     binary: Option<Bytes>,
     expires_at: Option<UnixMillis>,
+    /// The compressed forms of both, once some receiver takes such.
+    forms: [OnceLock<SharedForms>; 2],
 }
 
 impl Outgoing {
@@ -30,19 +37,19 @@ impl Outgoing {
         let offset = offset.unwrap_or_default();
         let binary = (binary && matches!(notification.payload, Payload::Binary(_)))
             .then(|| Draft::binary(notification, stored, replayed).seal(offset));
-        Self { text: draft.seal(offset), binary, expires_at: notification.expires_at }
+        Self { binary, expires_at: notification.expires_at, ..Self::of(draft.seal(offset)) }
     }
 
     /// A reply to a client's request with that id, in its text form as `draft`.
     pub fn reply(draft: Draft, notification: &Notification, reply_to: &str) -> Self {
         let binary = matches!(notification.payload, Payload::Binary(_))
             .then(|| Draft::binary_reply(notification, reply_to).seal(Offset::ZERO));
-        Self { text: draft.seal(Offset::ZERO), binary, expires_at: notification.expires_at }
+        Self { binary, expires_at: notification.expires_at, ..Self::of(draft.seal(Offset::ZERO)) }
     }
 
     /// A message that is the same in every form.
     pub fn of(frame: Bytes) -> Self {
-        Self { text: frame, binary: None, expires_at: None }
+        Self { text: frame, binary: None, expires_at: None, forms: Default::default() }
     }
 
     /// Its bytes, in all its forms.
@@ -60,9 +67,19 @@ impl Outgoing {
         self.binary.as_ref().filter(|_| binary).unwrap_or(&self.text)
     }
 
-    /// The same, as an outbox takes it.
-    pub fn entry(&self, binary: bool, sequence: Option<u64>) -> Entry {
-        Entry { expires_at: self.expires_at, sequence, ..Entry::message(self.frame(binary).clone()) }
+    /// The same, as an outbox takes it; `window` is the receiver's.
+    pub fn entry(&self, binary: bool, window: Option<Window>, sequence: Option<u64>) -> Entry {
+        let forms = window.map(|_| Arc::clone(self.forms(binary)));
+        Entry { expires_at: self.expires_at, sequence, forms, ..Entry::message(self.frame(binary).clone()) }
+    }
+
+    fn forms(&self, binary: bool) -> &SharedForms {
+        self.forms[usize::from(binary && self.binary.is_some())].get_or_init(Arc::default)
+    }
+
+    /// The text frame as a receiver with the largest window gets it: compressed, where that is worth it.
+    pub fn deflated(&self) -> &Bytes {
+        self.forms(false).form(&self.text, Window::LARGEST).unwrap_or(&self.text)
     }
 }
 

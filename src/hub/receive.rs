@@ -127,7 +127,10 @@ impl Hub {
             Reaction::Unsubscribe(of, id) => self.client_unsubscribes(handle, &of, id.as_deref()),
             Reaction::ListUsers(topic, id) => self.client_lists(handle, &topic, id),
             Reaction::Say(saying) => self.client_says(handle, *saying),
-            Reaction::Close(verdict) => handle.close_by_rule(verdict),
+            Reaction::Close(verdict) => {
+                handle.flush();
+                handle.close_by_rule(verdict);
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 //! before everybody else, each with a slice.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashSet},
     ops::Bound,
     sync::{
@@ -28,6 +29,7 @@ use crate::{
     clock::Instant,
     lifecycle::Lifecycle,
     limits,
+    protocol::frame::Window,
     session::Log,
     types::{Notification, Offset, SessionId, UserId},
 };
@@ -142,12 +144,17 @@ impl Job {
     }
 }
 
+/// Frames that were put together, and where each ends.
+type Together = (Bytes, Arc<[u32]>);
+
 /// Broadcasts that leave together, one after the other. What is the same for everybody is put together once, so that a
 /// session is handed one piece instead of many.
 pub(super) struct Parcel<'a> {
     jobs: &'a [Arc<Job>],
-    /// All of them, where they are plain and more than one, and where each ends.
-    together: Option<(Bytes, Arc<[u32]>)>,
+    /// All of them, where they are the same for everybody and more than one, and where each ends.
+    together: Option<Together>,
+    /// The same as it is for those who take compressed messages, once there is one.
+    together_deflated: OnceCell<Together>,
     /// How many sessions took each.
     taken: Vec<u32>,
 }
@@ -157,7 +164,8 @@ impl<'a> Parcel<'a> {
         let mut parcels = Vec::new();
         while !rest.is_empty() {
             let (jobs, behind) = rest.split_at(Self::fitting(rest).max(1));
-            parcels.push(Parcel { jobs, together: Self::together(jobs), taken: vec![0; jobs.len()] });
+            let together = (jobs.len() > 1).then(|| Self::together(jobs, |outgoing| outgoing.frame(false)));
+            parcels.push(Parcel { jobs, together, together_deflated: OnceCell::new(), taken: vec![0; jobs.len()] });
             rest = behind;
         }
         parcels
@@ -173,23 +181,32 @@ impl<'a> Parcel<'a> {
         jobs.iter().take_while(fits).count()
     }
 
-    fn together(jobs: &[Arc<Job>]) -> Option<(Bytes, Arc<[u32]>)> {
-        if jobs.len() < 2 {
-            return None;
-        }
+    fn together(jobs: &[Arc<Job>], form: impl Fn(&Outgoing) -> &Bytes) -> Together {
         let mut bytes = BytesMut::with_capacity(jobs.iter().map(|job| job.bytes()).sum());
         let ends = jobs.iter().map(|job| {
-            bytes.extend_from_slice(job.outgoing.frame(false));
+            bytes.extend_from_slice(form(&job.outgoing));
             u32::try_from(bytes.len()).unwrap_or(u32::MAX)
         });
         let ends = ends.collect();
-        Some((bytes.freeze(), ends))
+        (bytes.freeze(), ends)
+    }
+
+    /// All of them in the form that a session takes. `None`: each is to be handed to it alone.
+    fn together_for(&self, window: Option<Window>) -> Option<&Together> {
+        let plain = self.together.as_ref()?;
+        match window {
+            None => Some(plain),
+            Some(Window::LARGEST) => {
+                Some(self.together_deflated.get_or_init(|| Self::together(self.jobs, Outgoing::deflated)))
+            }
+            Some(_) => None,
+        }
     }
 
     /// Appends it to a session's outbox; flush that afterwards.
     pub(super) fn hand_to(&mut self, listener: &Listener, now: Instant) {
         let handle = &listener.handle;
-        if let Some(taken) = self.together.as_ref().and_then(|(frames, ends)| handle.push_together(frames, ends)) {
+        if let Some(taken) = self.together_for(handle.window).and_then(|together| handle.push_together(together)) {
             self.taken.iter_mut().for_each(|count| *count += u32::from(taken));
             return;
         }

@@ -8,6 +8,7 @@ use crate::{
         ack_mode::AckMode,
         auth_code::AuthCode,
         client::{self, AuthRequest, Request},
+        frame::Window,
     },
     types::{Device, UserId},
 };
@@ -21,6 +22,8 @@ pub struct Options {
     pub ack_mode: Option<AckMode>,
     /// Whether payload bytes are wanted as such.
     pub binary: bool,
+    /// How far back messages that are compressed for it may refer; `None`: it takes none such.
+    pub window: Option<Window>,
 }
 
 /// What the HTTP handshake brought.
@@ -122,7 +125,8 @@ fn merge(options: Options, auth: &AuthRequest) -> Result<Options, Refused> {
             Refused::new(AuthCode::TokenInvalid, &format!("`device` is not a device name: {error}"))
         })?),
     };
-    Ok(Options { device, ack_mode: auth.ack_mode.or(options.ack_mode), binary: auth.binary || options.binary })
+    let (ack_mode, binary) = (auth.ack_mode.or(options.ack_mode), auth.binary || options.binary);
+    Ok(Options { device, ack_mode, binary, ..options })
 }
 
 fn granted(identity: Identity, mut options: Options, reply_to: Option<String>) -> Granted {

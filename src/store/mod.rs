@@ -32,6 +32,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use embedded::fuzzing;
 pub use embedded::{Permit, record::chunks_of, tools};
 pub use error::{BackupError, OpenError, StoreError};
 pub use model::{

@@ -1,4 +1,4 @@
-//! The section `[http]`: the public listener.
+//! The sections `[http]`, the public listener, and `[ws]`, what is spoken on it.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,4 +20,23 @@ impl Default for Config {
     fn default() -> Self {
         Self { listen: vec!["0.0.0.0:7000".to_owned()], path: "/ws".to_owned(), tls: TlsFiles::default() }
     }
+}
+
+/// The section `[ws]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WsConfig {
+    /// Whether messages may be compressed.
+    pub compression: Compression,
+}
+
+/// permessage-deflate (RFC 7692).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// With every client that offers it.
+    #[default]
+    Auto,
+    /// With none.
+    Off,
 }

@@ -232,6 +232,8 @@ impl Connection {
         match fed {
             Ok(flow) => flow,
             Err(error) => {
+                // Answers to what came before go out, however it was cut: a close drops what was not started.
+                handle.flush();
                 handle.close_for_failure(error.close_code(), &error.to_string(), opening::counts_of(&error));
                 ControlFlow::Break(())
             }

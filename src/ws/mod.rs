@@ -11,6 +11,9 @@
 mod addresses;
 pub mod config;
 mod connection;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gates;
 mod opening;
 mod page;
@@ -21,7 +24,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use config::Config;
+pub use config::{Compression, Config};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -59,6 +62,8 @@ pub struct Context {
     pub auth_timeout: Duration,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
+    /// Whether messages may be compressed.
+    pub compression: Compression,
     /// What stands at `/`.
     pub page: Option<Page>,
     /// Who may begin or end a session just now.
@@ -79,7 +84,21 @@ impl Context {
         let gates = Gates::new(hub.limits());
         let (not_let_in, not_opened) =
             (Quiet::new("not let in", &life), Quiet::new("a session could not be opened", &life));
-        Self { hub, life, path, auth_timeout, accepting, page: None, turns, gates, not_let_in, not_opened, open }
+        let compression = Compression::default();
+        Self {
+            hub,
+            life,
+            path,
+            auth_timeout,
+            accepting,
+            compression,
+            page: None,
+            turns,
+            gates,
+            not_let_in,
+            not_opened,
+            open,
+        }
     }
 }
 

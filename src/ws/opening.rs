@@ -51,7 +51,10 @@ pub async fn open(
     peer: &Peer,
     context: &Context,
 ) -> Option<Opened> {
-    let reader = FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX);
+    let reader = match opening.options.window {
+        Some(_) => FrameReader::inflating(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX),
+        None => FrameReader::new(limits::UNAUTHENTICATED_MESSAGE_BYTES_MAX),
+    };
     let bytes = early.len();
     let mut opener = Opener { socket, reader, early, bytes };
     let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
@@ -145,6 +148,7 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
 /// What a violation of RFC 6455 is counted as.
 pub fn counts_of(error: &ReadError) -> Counts {
     match error.close_code() {
+        _ if *error == ReadError::Inflate => Failure::InvalidDeflate.into(),
         CloseCode::INVALID_UTF8 => Failure::InvalidUtf8.into(),
         CloseCode::TOO_BIG => Limit::MessageBytes.into(),
         _ => Failure::ProtocolError.into(),

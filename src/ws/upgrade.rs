@@ -11,12 +11,12 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{Context, addresses::Place};
+use super::{Compression, Context, addresses::Place};
 use crate::{
     hub::Peer,
     limits::{self, Limit},
     metrics::{Failure, Metrics},
-    protocol::ack_mode::AckMode,
+    protocol::{ack_mode::AckMode, frame::Extensions},
     session::{Counts, Opening, Options},
     types::Device,
 };
@@ -116,7 +116,9 @@ fn upgrade(
     context.gates.handshake(remote.ip(), context.hub.clock().now())?;
     let accept = check_handshake(&request)?;
     let (protocol, bearer) = sub_protocol(request.headers())?;
-    let opening = opening(&request, bearer)?;
+    let mut opening = opening(&request, bearer)?;
+    let extensions = extensions(request.headers(), context.compression)?;
+    opening.options.window = extensions.deflate;
     let user_agent = user_agent(request.headers());
     if context.hub.is_draining() {
         let text = "the node is stopping".to_owned();
@@ -137,7 +139,33 @@ fn upgrade(
     if protocol {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
     }
+    if let Some(answer) = extensions.answer().and_then(|answer| HeaderValue::from_str(&answer).ok()) {
+        headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
+    }
     Ok((reply, accepted))
+}
+
+/// What is taken of the extensions on offer. That they are malformed is an error even where none would be taken.
+fn extensions(headers: &HeaderMap, compression: Compression) -> Result<Extensions, Refusal> {
+    let lines = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS).iter().map(HeaderValue::as_bytes);
+    let negotiated = Extensions::negotiate(lines).map_err(|error| bad_request(error.to_string()))?;
+    Ok(match compression {
+        Compression::Auto => negotiated,
+        Compression::Off => Extensions::default(),
+    })
+}
+
+/// Whether a request is a handshake, and the status where it is none.
+#[cfg(feature = "fuzzing")]
+pub(super) fn checked<B>(request: &Request<B>, compression: Compression) -> Result<(), StatusCode> {
+    let all = || {
+        check_handshake(request)?;
+        let (_, bearer) = sub_protocol(request.headers())?;
+        opening(request, bearer)?;
+        user_agent(request.headers());
+        extensions(request.headers(), compression).map(drop)
+    };
+    all().map_err(|refusal: Refusal| refusal.status)
 }
 
 /// Counts a connection for as long as it lives, and among those of its address.

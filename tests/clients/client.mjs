@@ -7,6 +7,7 @@ import WebSocket from "ws";
 
 const SECRET = "a secret that only tests know, and only they";
 const PATIENCE_MS = 30000;
+const GOODBYE = "goodbye ".repeat(500);
 
 const { values: given, positionals } = parseArgs({
   allowPositionals: true,
@@ -43,7 +44,9 @@ const patience = setTimeout(() => {
 
 let left = Number(given.take);
 const socket = new WebSocket(url, protocols, { headers });
+let deflate = false;
 socket.on("open", () => {
+  deflate = socket.extensions.includes("permessage-deflate");
   if (given.way === "message") send({ type: "auth", token });
   if (given.way === "protocol" && socket.protocol !== "pushgate.v1.json") throw new Error(socket.protocol);
 });
@@ -54,15 +57,16 @@ socket.on("message", (data, isBinary) => {
     left -= 1;
     if (given.ack) send({ type: "ack", offset: message.offset });
   } else if (message.type === "echo_response") {
+    if (message.data !== GOODBYE) throw new Error("another echo");
     socket.close(1000);
   }
   if (left === 0 && ["auth_success", "notification"].includes(message.type)) {
     // What was received before the answer is confirmed by then.
-    send({ type: "echo", id: "bye", data: null });
+    send({ type: "echo", id: "bye", data: GOODBYE });
   }
 });
 socket.on("error", (error) => console.error(error.message));
 socket.on("close", (code, reason) => {
   clearTimeout(patience);
-  print({ closed: code, reason: reason.toString("utf8") });
+  print({ closed: code, reason: reason.toString("utf8"), deflate });
 });

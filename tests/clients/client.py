@@ -3,7 +3,8 @@
 client.py URL USER [--way header|protocol|query|message] [--take N] [--ack] [--token good|wrong|expired]
 
 Prints every message on a line of its own, bytes as `payloadBase64` beside their envelope. After N notifications it says
-goodbye; at the end it prints how the connection closed.
+goodbye, in a message that is worth compressing; at the end it prints how the connection closed, and whether
+permessage-deflate was negotiated, which the library offers by itself.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 SECRET = "a secret that only tests know, and only they"
 PATIENCE_SECONDS = 30
+GOODBYE = "goodbye " * 500
 
 arguments = argparse.ArgumentParser()
 arguments.add_argument("url")
@@ -67,14 +69,16 @@ async def main():
                     if given.ack:
                         await socket.send(json.dumps({"type": "ack", "offset": message["offset"]}))
                 elif message["type"] == "echo_response":
+                    assert message["data"] == GOODBYE
                     await socket.close()
                 if left == 0 and message["type"] in ("auth_success", "notification"):
                     # What was received before the answer is confirmed by then.
-                    await socket.send(json.dumps({"type": "echo", "id": "bye", "data": None}))
+                    await socket.send(json.dumps({"type": "echo", "id": "bye", "data": GOODBYE}))
             code, reason = socket.close_code, socket.close_reason
         except ConnectionClosed:
             code, reason = socket.close_code, socket.close_reason
-        print(json.dumps({"closed": code, "reason": reason}), flush=True)
+        deflate = any(extension.name == "permessage-deflate" for extension in socket.protocol.extensions)
+        print(json.dumps({"closed": code, "reason": reason, "deflate": deflate}), flush=True)
 
 
 asyncio.run(asyncio.wait_for(main(), PATIENCE_SECONDS))

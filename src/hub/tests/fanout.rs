@@ -6,7 +6,11 @@ use super::support::{Bounds, World, device, notification, user};
 use crate::{
     hub::Filter,
     metrics::Failure,
-    protocol::close::CloseCode,
+    protocol::{
+        close::CloseCode,
+        frame::{DEFLATED_FRAMES, Window},
+    },
+    session::Options,
     types::{ClosedBy, Notification, UnixMillis},
 };
 
@@ -147,4 +151,35 @@ async fn a_broadcast_beyond_the_bound_closes_nobody_who_takes_it() {
     assert!(sent.iter().all(|sent| sent.as_ref().unwrap().sessions == 1), "{sent:?}");
     ann.read();
     assert_eq!((ann.seen.len(), ann.closed), (3, None));
+}
+
+#[tokio::test]
+async fn whatever_the_number_of_those_who_get_it_compressed_it_is_compressed_once() {
+    let world = World::new(Bounds::default());
+    let mut clients = Vec::new();
+    for n in 0..40 {
+        let window = (n % 4 != 0).then_some(Window::LARGEST);
+        let options = Options { device: Some(device(&format!("d{n}"))), window, ..Options::default() };
+        clients.push(world.attaching_with(&user(&format!("u{}", n % 5)), options).await.unwrap());
+    }
+    world.barrier().await;
+    let compressed = || DEFLATED_FRAMES.replace(0);
+    compressed();
+    // To a user's sessions, to everybody, and several at once to everybody.
+    world.send(&user("u1"), 900).await;
+    assert_eq!(compressed(), 1);
+    world.hub.broadcast(plain(900)).await.unwrap();
+    assert_eq!(compressed(), 1);
+    world.hub.broadcast_durably(notification(900), false).await.unwrap();
+    assert_eq!(compressed(), 1);
+    join_all((0..5).map(|_| world.hub.broadcast(plain(700)))).await;
+    assert_eq!(compressed(), 5);
+    // Where nobody takes it compressed, it is not.
+    for client in clients.iter().filter(|client| client.handle.window.is_some()) {
+        world.hub.detach(&client.handle);
+    }
+    world.send(&user("u0"), 900).await;
+    world.hub.broadcast(plain(900)).await.unwrap();
+    assert_eq!(compressed(), 0);
+    assert!(clients.iter().all(|client| client.handle.core().counts.messages_sent > 7));
 }

@@ -1,6 +1,7 @@
 //! The socket of a client in tests, and the frames that come through it.
 
 use std::{
+    borrow::Cow,
     io::{self, IoSlice},
     sync::Arc,
 };
@@ -8,6 +9,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::super::outbox::Wire;
+use crate::protocol::frame::inflate;
 
 /// A socket that takes as many bytes as it is told, and keeps them.
 #[derive(Clone, Default)]
@@ -44,7 +46,7 @@ impl Wire for Line {
 }
 
 /// A whole frame of the server's (RFC 6455 section 5.2): opcode, payload, and the bytes it takes.
-pub fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
+pub fn frame(bytes: &[u8]) -> Option<(u8, Cow<'_, [u8]>, usize)> {
     let (start, length) = match *bytes {
         [_, length @ ..=125, ..] => (2, usize::from(length)),
         [_, 126, high, low, ..] => (4, usize::from(u16::from_be_bytes([high, low]))),
@@ -52,5 +54,9 @@ pub fn frame(bytes: &[u8]) -> Option<(u8, &[u8], usize)> {
         _ => panic!("no frame of these tests is so long"),
     };
     let payload = bytes.get(start..start + length)?;
+    let payload = match bytes[0] & 0x40 {
+        0 => Cow::Borrowed(payload),
+        _ => Cow::Owned(inflate(payload, 1 << 20, |bytes| Ok(bytes.to_vec())).unwrap()),
+    };
     Some((bytes[0] & 0x0F, payload, start + length))
 }

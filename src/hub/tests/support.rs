@@ -163,6 +163,15 @@ impl World {
         mode: AckMode,
     ) -> impl Future<Output = Result<Client, AttachError>> + Send + 'static {
         let options = Options { device: Some(device.clone()), ack_mode: Some(mode), ..Options::default() };
+        self.attaching_with(user, options)
+    }
+
+    /// The same of one that asks for more.
+    pub fn attaching_with(
+        &self,
+        user: &UserId,
+        options: Options,
+    ) -> impl Future<Output = Result<Client, AttachError>> + Send + 'static {
         let granted = Granted { identity: identity(user), options, reply_to: None };
         let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
         let (hub, line) = (self.hub.clone(), Line::default());
@@ -289,7 +298,7 @@ impl Client {
             self.read += length;
             match opcode {
                 1 => {
-                    let message: Value = serde_json::from_slice(payload).unwrap();
+                    let message: Value = serde_json::from_slice(&payload).unwrap();
                     match message["type"].as_str().unwrap() {
                         "auth_success" => {
                             self.pending = message["pending"].as_u64().unwrap();

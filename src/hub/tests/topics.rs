@@ -46,7 +46,7 @@ fn session(user: &Arc<User>, shared: &Arc<Shared>) -> Arc<Handle> {
     let peer = Peer { remote: ([127, 0, 0, 1], 1).into(), user_agent: None };
     let wire = Arc::new(Line::default());
     let (id, user, shared) = (SessionId::generate(), Arc::clone(user), Arc::clone(shared));
-    Arc::new(Handle::new(id, user, Device::UNNAMED, peer, session, wire, shared))
+    Arc::new(Handle::new(id, user, Device::UNNAMED, peer, session, (wire, None), shared))
 }
 
 fn shared() -> Arc<Shared> {

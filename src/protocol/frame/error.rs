@@ -8,8 +8,9 @@ use crate::protocol::close::CloseCode;
 /// it, the `Display` text its reason (at most 123 bytes; no byte of the client's payload is in it).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// An RSV bit is set although no extension was negotiated (section 5.2).
-    #[error("reserved bits are set, but no extension was negotiated")]
+    /// An RSV bit is set to which no negotiated extension gives a meaning (section 5.2): any of them but RSV1 in the first
+    /// frame of a message where permessage-deflate was negotiated (RFC 7692 section 6).
+    #[error("reserved bits are set that no negotiated extension uses here")]
     ReservedBits,
     /// Opcodes 3–7 and 11–15 (section 5.2).
     #[error("opcode {0} is reserved")]
@@ -41,6 +42,9 @@ pub enum ReadError {
         /// The limit in force, in bytes.
         limit: usize,
     },
+    /// A compressed message that cannot be inflated (RFC 7692 section 7.2.2).
+    #[error("a compressed message is not valid deflate data")]
+    Inflate,
     /// A text message that is not UTF-8 (section 8.1).
     #[error("a text message must be UTF-8")]
     TextNotUtf8,
@@ -56,10 +60,10 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// The code to close with: 1007 for bad UTF-8, 1009 for size, 1002 for everything else.
+    /// The code to close with: 1007 for bad UTF-8 and bad deflate data, 1009 for size, 1002 for everything else.
     pub fn close_code(&self) -> CloseCode {
         match self {
-            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 => CloseCode::INVALID_UTF8,
+            Self::TextNotUtf8 | Self::CloseReasonNotUtf8 | Self::Inflate => CloseCode::INVALID_UTF8,
             Self::MessageTooBig { .. } => CloseCode::TOO_BIG,
             Self::ReservedBits
             | Self::ReservedOpcode(_)
@@ -94,6 +98,7 @@ mod tests {
             ReadError::LengthNotMinimal(u64::MAX),
             ReadError::LengthTopBit,
             ReadError::MessageTooBig { limit: usize::MAX },
+            ReadError::Inflate,
             ReadError::TextNotUtf8,
             ReadError::CloseCodeCut,
             ReadError::CloseCodeInvalid(u16::MAX),

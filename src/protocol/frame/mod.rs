@@ -16,15 +16,23 @@
 //! +-+-+-+-+-------+-+-------------+-------------------+---------+----------+
 //! ```
 //!
-//! Numbers are big-endian. What a client sends is always masked, what the server sends never. No extension is
-//! negotiated, so the RSV bits are zero both ways.
+//! Numbers are big-endian. What a client sends is always masked, what the server sends never. The RSV bits are zero both
+//! ways, but for RSV1 in the first frame of a compressed message where permessage-deflate was negotiated (RFC 7692):
+//! [`Extensions`] answers the offers, [`Deflated`] holds a frame's compressed forms.
 
+mod deflate;
 mod error;
+mod extensions;
 mod incoming;
+mod mask;
 mod read;
 mod write;
 
+#[cfg(test)]
+pub use deflate::{DEFLATED_FRAMES, inflate};
+pub use deflate::{Deflated, SharedForms, Window, deflate_frame};
 pub use error::ReadError;
+pub use extensions::{Extensions, MalformedOffer};
 pub use incoming::Incoming;
 pub use read::FrameReader;
 pub use write::{ControlFrame, FrameBuilder, binary_frame, text_frame, write_header};
@@ -67,6 +75,8 @@ pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 
 const FIN: u8 = 0x80;
 const RESERVED_BITS: u8 = 0x70;
+/// "Per-message compressed" (RFC 7692 section 6).
+const RSV1: u8 = 0x40;
 const OPCODE_BITS: u8 = 0x0F;
 const MASKED: u8 = 0x80;
 const LENGTH_BITS: u8 = 0x7F;

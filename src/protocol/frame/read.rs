@@ -1,12 +1,15 @@
 //! Reading: a sans-I/O frame reader, one per session, over a read buffer that belongs to a worker thread.
 //!
 //! Owns what is unfinished between two reads and nothing else. Rule: memory follows what was received, never what a
-//! header announced, and stays below the message limit plus one control frame; between messages nothing is allocated.
+//! header announced, and stays below the message limit (for a compressed message an eighth more) plus one control frame;
+//! between messages nothing is allocated.
 //!
 //! - A message that lies in the input as one whole frame is unmasked there and handed out without a copy. Anything else
 //!   is collected in one buffer, which is given back with the message's end.
 //! - A control frame may come between the fragments of a message but not inside a frame. Cut into pieces it is collected
 //!   behind the unfinished message in the same buffer, and taken off again.
+//! - A compressed message is collected as it came and inflated when it is whole, so that between two reads no session
+//!   holds a window; what it may take before that is bounded like what it may become.
 //! - Every check is made as soon as its bytes are there, in the order of those bytes, so how the input was cut changes
 //!   neither the messages nor the error.
 //! - No step's cost grows with what is already held: the buffer doubles, the UTF-8 check goes on where it stopped.
@@ -15,7 +18,9 @@ use std::{fmt, ops::ControlFlow, str};
 
 use super::{
     CONTROL_PAYLOAD_BYTES_MAX, FIN, Incoming, LENGTH_16, LENGTH_64, LENGTH_BITS, MASKED, OPCODE_BITS, Opcode,
-    RESERVED_BITS, ReadError,
+    RESERVED_BITS, RSV1, ReadError,
+    deflate::{self, deflated_bytes_max},
+    mask::unmask,
 };
 
 /// The longest header of a client's frame: two bytes, eight of length, four of mask.
@@ -32,7 +37,9 @@ pub struct FrameReader {
     /// How much of an unfinished text message is known to be UTF-8: up to a character that may yet be completed.
     utf8_bytes: u32,
     /// The message that a data frame opened and none has ended.
-    message: Option<MessageKind>,
+    message: Option<Message>,
+    /// Whether permessage-deflate was negotiated.
+    inflates: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +68,14 @@ struct Frame {
 
 #[derive(Clone, Copy, Debug)]
 enum FrameKind {
-    Data { opens: Option<MessageKind>, fin: bool },
+    Data { opens: Option<Message>, fin: bool },
     Control(ControlKind),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    kind: MessageKind,
+    deflated: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +94,21 @@ enum ControlKind {
 impl FrameReader {
     /// A reader for a fresh connection that refuses messages of more than `max_message_bytes`.
     pub fn new(max_message_bytes: usize) -> Self {
-        let mut reader =
-            Self { buf: Vec::new(), state: State::START, max_message_bytes: 0, utf8_bytes: 0, message: None };
+        let mut reader = Self {
+            buf: Vec::new(),
+            state: State::START,
+            max_message_bytes: 0,
+            utf8_bytes: 0,
+            message: None,
+            inflates: false,
+        };
         reader.set_max_message_bytes(max_message_bytes);
         reader
+    }
+
+    /// The same for one that negotiated permessage-deflate.
+    pub fn inflating(max_message_bytes: usize) -> Self {
+        Self { inflates: true, ..Self::new(max_message_bytes) }
     }
 
     /// Changes the limit for frames whose header is yet to be read.
@@ -244,16 +268,19 @@ impl FrameReader {
 
     /// What the first byte of a frame says, where it may stand at this point of the connection.
     fn frame_kind(&self, first: u8) -> Result<FrameKind, ReadError> {
-        if first & RESERVED_BITS != 0 {
+        let opcode = Opcode::from_first_byte(first);
+        let deflated = first & RSV1 != 0;
+        let may_be = self.inflates && matches!(opcode, Some(Opcode::Text | Opcode::Binary));
+        if first & RESERVED_BITS & !RSV1 != 0 || (deflated && !may_be) {
             return Err(ReadError::ReservedBits);
         }
         let fin = first & FIN != 0;
         let opens = |kind| match self.message {
-            None => Ok(FrameKind::Data { opens: Some(kind), fin }),
+            None => Ok(FrameKind::Data { opens: Some(Message { kind, deflated }), fin }),
             Some(_) => Err(ReadError::MessageInterrupted),
         };
         let control = |kind| if fin { Ok(FrameKind::Control(kind)) } else { Err(ReadError::ControlFragmented) };
-        match Opcode::from_first_byte(first) {
+        match opcode {
             Some(Opcode::Continuation) if self.message.is_none() => Err(ReadError::ContinuationWithoutStart),
             Some(Opcode::Continuation) => Ok(FrameKind::Data { opens: None, fin }),
             Some(Opcode::Text) => opens(MessageKind::Text),
@@ -269,12 +296,22 @@ impl FrameReader {
     fn admit(&self, kind: FrameKind, length: u64) -> Result<u32, ReadError> {
         let limit = match kind {
             // Whole frames of the same message are all that is held when a header is read.
-            FrameKind::Data { .. } => u64::from(self.max_message_bytes).saturating_sub(self.buf.len() as u64),
+            FrameKind::Data { opens, .. } => {
+                u64::from(self.bytes_max(opens.or(self.message))).saturating_sub(self.buf.len() as u64)
+            }
             FrameKind::Control(_) => CONTROL_PAYLOAD_BYTES_MAX as u64,
         };
         match u32::try_from(length) {
             Ok(payload_bytes) if length <= limit => Ok(payload_bytes),
             _ => Err(ReadError::MessageTooBig { limit: self.max_message_bytes as usize }),
+        }
+    }
+
+    /// What may be held of a message.
+    fn bytes_max(&self, message: Option<Message>) -> u32 {
+        match message {
+            Some(Message { deflated: true, .. }) => deflated_bytes_max(self.max_message_bytes),
+            _ => self.max_message_bytes,
         }
     }
 
@@ -295,13 +332,13 @@ impl FrameReader {
         if !ends_message {
             return Ok(ControlFlow::Continue(()));
         }
-        let message = if whole { payload } else { self.buf.as_slice() };
+        let bytes = if whole { payload } else { self.buf.as_slice() };
+        // There is always a message here: a data frame opens one or was refused for want of one.
         let flow = match self.message {
-            Some(MessageKind::Text) => {
-                sink(Incoming::Text(str::from_utf8(message).map_err(|_| ReadError::TextNotUtf8)?))
+            Some(Message { kind, deflated: true }) => {
+                deflate::inflate(bytes, self.max_message_bytes as usize, |bytes| hand_out_message(kind, bytes, sink))?
             }
-            // There is always a kind here: a data frame opens a message or was refused for want of one.
-            Some(MessageKind::Binary) | None => sink(Incoming::Binary(message)),
+            message => hand_out_message(message.map_or(MessageKind::Binary, |message| message.kind), bytes, sink)?,
         };
         self.end_message();
         Ok(flow)
@@ -335,7 +372,7 @@ impl FrameReader {
     fn keep(&mut self, payload: &[u8]) {
         let needed = self.buf.len() + payload.len();
         if needed > self.buf.capacity() {
-            let ceiling = (self.max_message_bytes as usize).saturating_add(CONTROL_PAYLOAD_BYTES_MAX);
+            let ceiling = (self.bytes_max(self.message) as usize).saturating_add(CONTROL_PAYLOAD_BYTES_MAX);
             let doubled = self.buf.capacity().saturating_mul(2).min(ceiling);
             self.buf.reserve_exact(doubled.max(needed) - self.buf.len());
         }
@@ -345,9 +382,7 @@ impl FrameReader {
     /// Refuses an unfinished text message that no further byte can make UTF-8. Only bytes not yet known to be good are
     /// looked at: what is new, and up to three that began a character.
     fn check_utf8(&mut self) -> Result<(), ReadError> {
-        if !matches!(self.message, Some(MessageKind::Text)) {
-            return Ok(());
-        }
+        let Some(Message { kind: MessageKind::Text, deflated: false }) = self.message else { return Ok(()) };
         let good = match str::from_utf8(&self.buf[self.utf8_bytes as usize..]) {
             Ok(text) => text.len(),
             Err(error) if error.error_len().is_some() => return Err(ReadError::TextNotUtf8),
@@ -375,6 +410,17 @@ impl fmt::Debug for FrameReader {
     }
 }
 
+fn hand_out_message(
+    kind: MessageKind,
+    bytes: &[u8],
+    sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, ReadError> {
+    Ok(sink(match kind {
+        MessageKind::Text => Incoming::Text(str::from_utf8(bytes).map_err(|_| ReadError::TextNotUtf8)?),
+        MessageKind::Binary => Incoming::Binary(bytes),
+    }))
+}
+
 /// Checks a whole control frame's payload and hands it out. Nothing follows a close frame.
 fn hand_out_control(
     kind: ControlKind,
@@ -390,21 +436,6 @@ fn hand_out_control(
     // What the sink says no longer matters.
     let _ = sink(close);
     Ok(ControlFlow::Break(()))
-}
-
-/// Takes the mask off `payload` (section 5.3), eight bytes at a time, and turns it on to the byte that comes next.
-fn unmask(payload: &mut [u8], mask: &mut [u8; 4]) {
-    let [a, b, c, d] = *mask;
-    let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
-    let (words, tail) = payload.as_chunks_mut();
-    for word in words {
-        *word = (u64::from_ne_bytes(*word) ^ wide).to_ne_bytes();
-    }
-    // Eight is a multiple of four: the tail begins with the mask's first byte.
-    for (byte, mask) in tail.iter_mut().zip(mask.iter().cycle()) {
-        *byte ^= mask;
-    }
-    mask.rotate_left(tail.len() % 4);
 }
 
 #[cfg(test)]

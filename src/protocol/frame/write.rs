@@ -19,8 +19,7 @@ const CONTROL_FRAME_BYTES_MAX: usize = 2 + CONTROL_PAYLOAD_BYTES_MAX;
 const _: () = assert!(2 + CLOSE_REASON_BYTES_MAX == CONTROL_PAYLOAD_BYTES_MAX, "a close frame is a code and a reason");
 
 /// A header at the end of its array, so that it can be laid right before a payload; its length is the second value.
-fn header(opcode: Opcode, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
-    let first = FIN | opcode as u8;
+pub(super) fn header(first: u8, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usize) {
     let mut bytes = [0; HEADER_BYTES_MAX];
     let length = match u16::try_from(payload_bytes) {
         // No loss: below 126.
@@ -46,7 +45,7 @@ fn header(opcode: Opcode, payload_bytes: usize) -> ([u8; HEADER_BYTES_MAX], usiz
 ///
 /// A control frame's payload has at most 125 bytes; [`ControlFrame`] sees to that.
 pub fn write_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
-    let (bytes, length) = header(opcode, payload_bytes);
+    let (bytes, length) = header(FIN | opcode as u8, payload_bytes);
     out.extend_from_slice(&bytes[HEADER_BYTES_MAX - length..]);
 }
 
@@ -61,7 +60,7 @@ pub fn binary_frame(payload: &[u8]) -> Bytes {
 }
 
 fn frame(opcode: Opcode, payload: &[u8]) -> Bytes {
-    let (header, length) = header(opcode, payload.len());
+    let (header, length) = header(FIN | opcode as u8, payload.len());
     let mut out = Vec::with_capacity(length + payload.len());
     out.extend_from_slice(&header[HEADER_BYTES_MAX - length..]);
     out.extend_from_slice(payload);
@@ -109,7 +108,7 @@ impl FrameBuilder {
         if buf.len() < HEADER_BYTES_MAX {
             buf.resize(HEADER_BYTES_MAX, 0);
         }
-        let (header, length) = header(opcode, buf.len() - HEADER_BYTES_MAX);
+        let (header, length) = header(FIN | opcode as u8, buf.len() - HEADER_BYTES_MAX);
         buf[..HEADER_BYTES_MAX].copy_from_slice(&header);
         let mut frame = Bytes::from(buf);
         // Not `slice`, which would allocate a reference count before anyone shares the frame.

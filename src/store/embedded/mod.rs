@@ -9,6 +9,8 @@ mod changes;
 #[cfg(test)]
 mod conformance;
 pub mod engine;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod haste;
 pub mod keys;
 pub mod kind;

@@ -4,6 +4,8 @@ pub mod child;
 pub mod client;
 pub mod gateway;
 pub mod http;
+#[path = "../../support/inflate.rs"]
+pub mod inflate;
 pub mod raw;
 pub mod rpc;
 pub mod token;
