@@ -9,6 +9,7 @@ mod support;
 mod alerts;
 mod bad_input;
 mod batch;
+mod bodies;
 mod broadcast_log;
 mod child;
 mod client;
