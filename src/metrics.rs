@@ -183,7 +183,8 @@ failures! {
     /// A call that was refused before any handler saw it: a message over its size or one that does not decode, or a
     /// method that does not exist.
     GrpcRefused = "grpc_refused",
-    /// A request to the admin API over HTTP that was refused before it was a call: its path, method, type, size or origin.
+    /// A request to an ops listener that was refused before it was a call: its path, method, type, size or origin, or a head
+    /// that is malformed, too large or too slow.
     HttpRefused = "http_refused",
     /// A call without a valid token.
     GrpcUnauthenticated = "grpc_unauthenticated",

@@ -125,7 +125,7 @@ impl Calls {
         guard::check(&head.method, &head.headers, matches!(access, Access::Open(_)))?;
         let caller = access.caller(&head.headers)?;
         self.api.check_scope(&caller, call.scope())?;
-        let deadline = access::deadline(&head.headers);
+        let deadline = access::deadline(&head.headers)?;
         let _room = self.room.try_acquire().map_err(|_| {
             let message = format!("{} calls are under way", limits::OPS_CALLS_MAX);
             ApiError::Unavailable { reason: "TOO_MANY_CALLS", message }

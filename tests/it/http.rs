@@ -292,6 +292,31 @@ async fn methods_and_paths_that_are_none_are_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_at_all_is_counted_too() {
+    let gateway = Gateway::start().await;
+    let large = format!("GET /livez HTTP/1.1\r\nHost: ops\r\nX: {}\r\n\r\n", "x".repeat(16 * 1024));
+    let before = gateway.errors("http_refused").await;
+    for (refused, (bad, status)) in
+        [("hello\r\n\r\n", 400), ("GET /livez HTTP/1.1\r\nHost : ops\r\n\r\n", 400), (&large, 431)]
+            .into_iter()
+            .enumerate()
+    {
+        let answer = Raw::connect(gateway.ops).await.request(bad).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        until("it is counted", before + refused as u64 + 1, async || gateway.errors("http_refused").await).await;
+    }
+    // Who comes, asks and goes, or says nothing and goes, has done nothing wrong.
+    for good in
+        ["GET /livez HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n\r\n", "GET /livez HTTP/1.1\r\nHost: ops\r\n\r\n"]
+    {
+        assert!(Raw::connect(gateway.ops).await.request(good).await.starts_with("HTTP/1.1 200 "));
+    }
+    drop(Raw::connect(gateway.ops).await);
+    assert_eq!(Http::new(gateway.ops).get("/livez").await.status, 200);
+    assert_eq!(gateway.errors("http_refused").await, before + 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_refused_by_field() {
     let gateway = Gateway::start().await;
     let ops = gateway.ops();
@@ -418,6 +443,10 @@ async fn a_call_keeps_its_deadline_and_ends_with_its_caller() {
         answer = hasty().await;
     }
     answer.refused(504, 4, "DEADLINE_EXCEEDED");
+    for bad in ["", "5", "S", "5s", "-1S", "+5S", "1.5S", "123456789S", "5 S", "never"] {
+        ops.with("grpc-timeout", bad).post("/ws/send", &waits).await.invalid(&["grpc-timeout"]);
+        ops.with("grpc-timeout", bad).get("/ws/stats").await.invalid(&["grpc-timeout"]);
+    }
 
     // As many as there is room for. Whoever finds none, because the question below has taken it, comes back.
     let calls: Vec<_> = (0..pushgate::limits::OPS_CALLS_MAX)
