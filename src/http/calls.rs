@@ -166,7 +166,7 @@ impl Calls {
             }
             Call::Sessions => {
                 let request: proto::ListSessionsRequest = input.parse("ListSessionsRequest").await?;
-                Ok(shown("ListSessionsResponse", &api.list_sessions(caller, &request)?))
+                Ok(shown("ListSessionsResponse", &api.list_sessions(caller, &request).await?))
             }
             Call::Send => {
                 let request = input.parse("SendToUserRequest").await?;

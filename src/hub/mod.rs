@@ -43,7 +43,7 @@ mod users;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -64,6 +64,7 @@ pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 pub use subscriptions::{Changes, TopicRow};
 pub use sweep::CleanedUp;
+pub use users::OnlineUser;
 
 use self::{
     broadcast::Broadcasts,
@@ -160,7 +161,6 @@ struct Inner {
     shared: Arc<Shared>,
     store_epoch: String,
     users: Users,
-    users_online: AtomicU64,
     sessions: Sessions,
     broadcasts: Arc<Broadcasts>,
     topics: Topics,
@@ -217,7 +217,6 @@ impl Hub {
             public_claims,
             quotas,
             users: Users::new(),
-            users_online: AtomicU64::new(0),
             sessions: Sessions::new(),
             broadcasts: Arc::default(),
             topics: Topics::new(),
@@ -308,7 +307,7 @@ impl Hub {
 
     /// Users with at least one session.
     pub fn users_online(&self) -> u64 {
-        self.0.users_online.load(Ordering::Relaxed)
+        self.0.users.online_count() as u64
     }
 
     /// Authenticated sessions.
@@ -328,11 +327,9 @@ impl Hub {
         sessions
     }
 
-    /// The users with a session and an id above `after`, the lowest `max` of them, in order, each with his sessions in order
-    /// of their ids. Whose last one left in this very moment is still among them, without any.
-    pub async fn online_page(&self, after: Option<&UserId>, max: usize) -> Vec<(UserId, Vec<Arc<Handle>>)> {
-        let users = self.0.users.online(after, max).await;
-        users.iter().map(|user| (user.id.clone(), self.user_sessions(&user.id))).collect()
+    /// The users with a session and an id above `after`, the lowest `max` of them, in order.
+    pub fn online_page(&self, after: Option<&UserId>, max: usize) -> Vec<OnlineUser> {
+        self.0.users.online(after, max).iter().map(|user| OnlineUser::of(user)).collect()
     }
 
     /// One session, by id.

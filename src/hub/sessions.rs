@@ -32,6 +32,9 @@ use crate::{
     types::{Notification, Offset, SessionId, UserId},
 };
 
+/// What a shard gives to a page beyond its share.
+const PAGE_SLACK: usize = 16;
+
 /// All sessions.
 #[derive(Debug)]
 pub struct Sessions {
@@ -259,14 +262,26 @@ impl Sessions {
 
     /// The sessions with the lowest ids above `after`, at most `max`, in order.
     pub fn page(&self, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut page = Vec::new();
-        for shard in &self.shards {
-            page.extend(
-                shard.sessions.lock().range((from, Bound::Unbounded)).take(max).map(|(_, handle)| Arc::clone(handle)),
-            );
+        // Each shard has its share of them, since the low bits of ids are random; a little more, so that few are left for
+        // another round.
+        let share = (max / self.shards.len()).saturating_add(PAGE_SLACK).min(max);
+        let (mut page, mut after) = (Vec::new(), after);
+        while page.len() < max {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let (begun, mut upto) = (page.len(), None);
+            for shard in &self.shards {
+                let sessions = shard.sessions.lock();
+                let before = page.len();
+                page.extend(sessions.range((from, Bound::Unbounded)).take(share).map(|(_, handle)| Arc::clone(handle)));
+                // Where a shard may have more, those of others behind them come later.
+                let last = page.last().filter(|_| page.len() - before == share).map(|handle: &Arc<Handle>| handle.id);
+                upto = [upto, last].into_iter().flatten().min();
+            }
+            page[begun..].sort_unstable_by_key(|handle| handle.id);
+            let Some(upto) = upto else { break };
+            page.truncate(page.partition_point(|handle| handle.id <= upto));
+            after = Some(upto);
         }
-        page.sort_unstable_by_key(|handle| handle.id);
         page.truncate(max);
         page
     }

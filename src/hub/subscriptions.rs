@@ -17,7 +17,7 @@ use crate::{
     limits,
     metrics::Failure,
     protocol::{client::Membership, error_code::ErrorCode, server, topics},
-    types::{Claims, EventBody, SessionId, SubscriptionCause, Topic},
+    types::{Claims, EventBody, SessionId, SubscriptionCause, Topic, UserId},
 };
 
 /// What became of a subscription.
@@ -152,8 +152,8 @@ impl Hub {
         self.0.topics.get(name).as_ref().map(TopicRow::of)
     }
 
-    /// The sessions in a topic with the lowest ids above `after`, at most `max`, in order.
-    pub fn topic_sessions(&self, topic: &Topic, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
+    /// The next sessions in a topic behind `after`, at most `max`: by user, then by id.
+    pub fn topic_sessions(&self, topic: &Topic, after: Option<&(UserId, SessionId)>, max: usize) -> Vec<Arc<Handle>> {
         self.0.topics.get(topic).map_or_else(Vec::new, |room| room.sessions(after, max))
     }
 

@@ -8,6 +8,7 @@
 //! empty is taken out with both locked, and marked, so that whoever found it before looks again.
 
 use std::{
+    borrow::Borrow,
     cmp::Ordering,
     collections::{BTreeMap, HashMap},
     hash::{BuildHasher as _, RandomState},
@@ -29,8 +30,6 @@ use crate::{
 };
 
 const SHARDS: usize = 16;
-/// Members that are looked at in one go while somebody looks for some of them.
-const LOOK: usize = 512;
 
 /// All topics that somebody is in.
 #[derive(Debug)]
@@ -99,15 +98,53 @@ pub struct Left {
     since: UnixMillis,
 }
 
-impl Seat {
+/// What has a place in the order of members, whether it is one or not.
+pub trait Place {
+    /// By user, then by session.
+    fn key(&self) -> (&UserId, SessionId);
+}
+
+impl Place for Handle {
     fn key(&self) -> (&UserId, SessionId) {
-        (&self.0.user.id, self.0.id)
+        (&self.user.id, self.id)
+    }
+}
+
+impl Place for (UserId, SessionId) {
+    fn key(&self) -> (&UserId, SessionId) {
+        (&self.0, self.1)
+    }
+}
+
+impl<'a> Borrow<dyn Place + 'a> for Seat {
+    fn borrow(&self) -> &(dyn Place + 'a) {
+        &*self.0
+    }
+}
+
+impl PartialEq for dyn Place + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for dyn Place + '_ {}
+
+impl PartialOrd for dyn Place + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for dyn Place + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
     }
 }
 
 impl PartialEq for Seat {
     fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+        self.0.key() == other.0.key()
     }
 }
 
@@ -121,7 +158,7 @@ impl PartialOrd for Seat {
 
 impl Ord for Seat {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(&other.key())
+        self.0.key().cmp(&other.0.key())
     }
 }
 
@@ -192,40 +229,24 @@ impl Room {
     }
 
     /// The next members behind `after`, at most `max`.
-    fn members(&self, after: Option<&Arc<Handle>>, max: usize) -> Vec<Listener> {
-        let from = after.map_or(Bound::Unbounded, |last| Bound::Excluded(Seat(Arc::clone(last))));
+    fn members(&self, after: Option<&dyn Place>, max: usize) -> Vec<Listener> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.state.lock();
-        let rest = state.members.range((from, Bound::Unbounded)).take(max);
+        let rest = state.members.range::<dyn Place, _>((from, Bound::Unbounded)).take(max);
         rest.map(|(Seat(handle), standing)| Listener { handle: Arc::clone(handle), hears_presence: standing.hears })
             .collect()
     }
 
-    /// The sessions in it with the lowest ids above `after`, at most `max`, in order.
-    pub fn sessions(&self, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
-        let mut lowest: BTreeMap<SessionId, Arc<Handle>> = BTreeMap::new();
-        let mut last: Option<Arc<Handle>> = None;
-        loop {
-            let members = self.members(last.as_ref(), LOOK);
-            let more = members.len() == LOOK;
-            last = members.last().map(|last| Arc::clone(&last.handle));
-            for Listener { handle, .. } in members {
-                if after.is_none_or(|after| handle.id > after) {
-                    lowest.insert(handle.id, handle);
-                }
-                if lowest.len() > max {
-                    lowest.pop_last();
-                }
-            }
-            if !more {
-                return lowest.into_values().collect();
-            }
-        }
+    /// The next sessions in it behind `after`, whether that is still in it or not, at most `max`: by user, then by id.
+    pub fn sessions(&self, after: Option<&(UserId, SessionId)>, max: usize) -> Vec<Arc<Handle>> {
+        let members = self.members(after.map(|after| after as &dyn Place), max);
+        members.into_iter().map(|member| member.handle).collect()
     }
 }
 
 impl Audience for Room {
     fn slice(&self, after: Option<&Listener>) -> Vec<Listener> {
-        self.members(after.map(|last| &last.handle), limits::FANOUT_SLICE_SESSIONS)
+        self.members(after.map(|last| &*last.handle as &dyn Place), limits::FANOUT_SLICE_SESSIONS)
     }
 }
 
@@ -284,11 +305,11 @@ impl RoomState {
     }
 
     fn before(&self, seat: &Seat) -> Option<Seat> {
-        self.members.range(..seat).next_back().map(|(seat, _)| seat.clone())
+        self.members.range::<Seat, _>(..seat).next_back().map(|(seat, _)| seat.clone())
     }
 
     fn behind(&self, seat: &Seat) -> Option<Seat> {
-        self.members.range((Bound::Excluded(seat), Bound::Unbounded)).next().map(|(seat, _)| seat.clone())
+        self.members.range::<Seat, _>((Bound::Excluded(seat), Bound::Unbounded)).next().map(|(seat, _)| seat.clone())
     }
 
     /// Whether another session of the same user is in it.

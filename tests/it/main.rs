@@ -29,6 +29,7 @@ mod mailbox;
 mod messages;
 mod opening;
 mod outcomes;
+mod pages;
 mod places;
 mod services;
 mod slow;
