@@ -222,6 +222,10 @@ impl Hub {
         message: Notification,
         reply_to: Option<&str>,
     ) -> Result<(), NotSaid> {
+        let most = self.0.clients.message_durable_per_minute;
+        if !handle.user.state().sends(most.limit(), self.clock().now()) {
+            return Err(NotSaid::TooMany(most.0));
+        }
         let queued = handle.core().queue_send(to, message, reply_to.map(str::to_owned));
         if queued.ok_or(NotSaid::Busy)? {
             let (hub, handle) = (self.clone(), Arc::clone(handle));
@@ -250,6 +254,11 @@ impl Hub {
                 "too much waits to be passed on; try again later".to_owned(),
                 Failure::RateLimited,
             ),
+            NotSaid::TooMany(most) => (
+                ErrorCode::RateLimited,
+                format!("more than {most} messages to be stored in a minute (clients.message_durable_per_minute)"),
+                Failure::RateLimited,
+            ),
             NotSaid::Send(SendError::TooLarge { bytes, limit }) => (
                 ErrorCode::TooLarge,
                 format!("the message takes {bytes} bytes as others get it; limits.notification_bytes allows {limit}"),
@@ -273,6 +282,8 @@ impl Hub {
 enum NotSaid {
     /// Too much waits already.
     Busy,
+    /// More than so many a minute.
+    TooMany(u32),
     Send(SendError),
 }
 

@@ -92,14 +92,14 @@ struct Rare {
 
 /// Counts within a minute that starts with its first count.
 #[derive(Debug, Default)]
-struct PerMinute {
+pub struct PerMinute {
     started: Option<Instant>,
     count: u32,
 }
 
 impl PerMinute {
     /// Counts one more; whether it is still within `limit`.
-    fn admit(&mut self, limit: usize, now: Instant) -> bool {
+    pub fn admit(&mut self, limit: usize, now: Instant) -> bool {
         if self.started.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(60)) {
             self.started = Some(now);
             self.count = 0;
