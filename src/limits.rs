@@ -201,10 +201,13 @@ pub const TOGETHER_BYTES_MAX: usize = 16 * 1024;
 pub const WRITE_SLICES_MAX: usize = 64;
 /// How often it is measured whether an alert fires or clears.
 pub const ALERT_TICK: std::time::Duration = std::time::Duration::from_secs(1);
-/// What alerts on rates and percentiles are taken over: `alerts.fire_after`, within these bounds.
+/// The time over which alerts on rates and percentiles look at most: `alerts.fire_after`, within these bounds.
 pub const ALERT_WINDOW: (std::time::Duration, std::time::Duration) =
     (std::time::Duration::from_secs(1), std::time::Duration::from_secs(60));
-/// The fewest measurements in a window that an alert on a percentile believes.
+/// The parts of it, each no shorter than a tick: a rate is taken over the latest, a percentile over as many of the latest as
+/// it needs.
+pub const ALERT_SLOTS: u32 = 6;
+/// The fewest measurements that an alert on a percentile believes.
 pub const ALERT_MEASUREMENTS_MIN: u64 = 20;
 /// A turn of the runtime that comes this late is worth a warning.
 pub const SCHEDULER_DELAY_WARN: std::time::Duration = std::time::Duration::from_millis(100);

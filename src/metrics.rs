@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use self::{
-    alerts::Since,
+    alerts::{Since, Slice},
     spans::{Buckets, Percentiles, Spans},
 };
 use parking_lot::Mutex;
