@@ -60,15 +60,17 @@ impl Hub {
             let (left_at, (room, user)) = self.0.topic_leavers.next(self.0.presence.linger.0).await;
             {
                 let mut state = room.state();
-                let Some(claims) = state.lingered(&user, left_at) else { continue };
-                self.tell_of(false, &room, &state, &user, &claims, None);
+                let Some(gone) = state.lingered(&user, left_at) else { continue };
+                if !gone.untold {
+                    self.tell_of(false, &room, &state, &user, &gone.claims, None);
+                }
             }
             self.0.topics.forget_if_empty(&room);
         }
     }
 
-    /// Has the members of a topic told that a user came or went, but for that session; not where they are too many. Under
-    /// the topic's lock, so that it is told in the order in which it happened.
+    /// Has the members of a topic told that a user came or went, but for that session. Under the topic's lock, so that it is
+    /// told in the order in which it happened. False: they are too many, and nobody is told.
     pub(super) fn tell_of(
         &self,
         came: bool,
@@ -77,16 +79,19 @@ impl Hub {
         user: &UserId,
         claims: &Claims,
         except: Option<SessionId>,
-    ) {
-        let alone = state.sessions() <= usize::from(except.is_some());
-        if alone || state.users() > self.0.presence.max_listed.limit() {
-            return;
+    ) -> bool {
+        if state.users() > self.0.presence.max_listed.limit() {
+            return false;
+        }
+        if state.sessions() <= usize::from(except.is_some()) {
+            return true;
         }
         let frame = topics::came_or_went(came, &room.name, user, claims, self.clock().unix_millis());
         let job = Job::of_presence(Outgoing::of(frame), except);
         if room.lane.hand(job) {
             self.spawn_lane(room);
         }
+        true
     }
 
     /// Queues something for a topic, and has it handed out where nobody is at it: at once to few, so that what somebody says
@@ -154,6 +159,7 @@ impl Hub {
         if list.len() > self.limits().notification_bytes.as_usize() {
             return topics::user_list(&room.name, count, None, reply_to, now);
         }
+        room.state().listed(&users);
         list
     }
 }

@@ -201,7 +201,9 @@ impl Hub {
             self.0.events.emit(EventBody::Subscribed { topic, session, user, device, cause });
             if came && room.shows_presence {
                 let claims = self.public_claims(core);
-                self.tell_of(true, &room, &state, &handle.user.id, &claims, Some(handle.id));
+                if !self.tell_of(true, &room, &state, &handle.user.id, &claims, Some(handle.id)) {
+                    state.set_untold(handle);
+                }
             }
             drop(state);
             core.enter(room);
@@ -243,7 +245,7 @@ impl Hub {
             if cause == SubscriptionCause::SessionEnded && !self.0.presence.linger.0.is_zero() {
                 state.linger(&handle.user.id, left, now, claims.clone());
                 self.0.topic_leavers.push(now, (Arc::clone(room), handle.user.id.clone()));
-            } else {
+            } else if !left.untold {
                 self.tell_of(false, room, &state, &handle.user.id, claims, None);
             }
         }

@@ -10,7 +10,7 @@
 use std::{
     borrow::Borrow,
     cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher as _, RandomState},
     ops::Bound,
     sync::Arc,
@@ -76,12 +76,16 @@ struct Standing {
     since: UnixMillis,
     /// Whether it is told of those who come and go.
     hears: bool,
+    /// That its user came was not told, since there were too many, nor was he in a list since; so is nobody told that he
+    /// left. Of a user with several members one says so.
+    untold: bool,
 }
 
 /// A user whose last session ended a moment ago, and who counts as present until then.
 #[derive(Clone, Debug)]
 struct Lingering {
     since: UnixMillis,
+    untold: bool,
     left_at: Instant,
     claims: Claims,
 }
@@ -95,7 +99,18 @@ pub const MEMBER_BYTES: usize = size_of::<(Seat, Standing)>();
 pub struct Left {
     /// It was the last of its user's.
     pub last: bool,
+    /// Nobody was told that he came.
+    pub untold: bool,
     since: UnixMillis,
+}
+
+/// Who did not come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// What others may know of him.
+    pub claims: Claims,
+    /// Nobody was told that he came.
+    pub untold: bool,
 }
 
 /// What has a place in the order of members, whether it is one or not.
@@ -275,9 +290,31 @@ impl RoomState {
         let seat = Seat(Arc::clone(handle));
         let back = if self.has_neighbour(&seat) { None } else { Some(self.come_back(&handle.user.id)) };
         self.users += usize::from(back.is_some());
-        let since = back.flatten().unwrap_or(now);
-        self.members.insert(seat, Standing { since, hears });
-        back == Some(None)
+        let came = back == Some(None);
+        let (since, untold) = back.flatten().unwrap_or((now, false));
+        self.members.insert(seat, Standing { since, hears, untold });
+        came
+    }
+
+    /// Nobody is told that the user of this member came.
+    pub fn set_untold(&mut self, handle: &Arc<Handle>) {
+        if let Some(standing) = self.members.get_mut(&Seat(Arc::clone(handle))) {
+            standing.untold = true;
+        }
+    }
+
+    /// Somebody was told that these are in it.
+    pub fn listed(&mut self, users: &[Present]) {
+        let mut known: Option<HashSet<&UserId>> = None;
+        let mut knows =
+            |user: &UserId| known.get_or_insert_with(|| users.iter().map(|one| &one.user).collect()).contains(user);
+        for (Seat(handle), standing) in self.members.iter_mut().filter(|(_, standing)| standing.untold) {
+            standing.untold = !knows(&handle.user.id);
+        }
+        let lingering = self.lingering.iter_mut().flat_map(|lingering| lingering.iter_mut());
+        for (user, lingering) in lingering.filter(|(_, lingering)| lingering.untold) {
+            lingering.untold = !knows(user);
+        }
     }
 
     /// Whether a member is told of those who come and go, from now on.
@@ -290,7 +327,7 @@ impl RoomState {
     /// Takes a session out. `None`: it was not in it.
     pub fn remove(&mut self, handle: &Arc<Handle>) -> Option<Left> {
         let seat = Seat(Arc::clone(handle));
-        let Standing { since, .. } = self.members.remove(&seat)?;
+        let Standing { since, untold, .. } = self.members.remove(&seat)?;
         let last = !self.has_neighbour(&seat);
         self.users -= usize::from(last);
         if !last {
@@ -299,9 +336,10 @@ impl RoomState {
             let neighbour = before.into_iter().chain(behind).find(|neighbour| neighbour.0.user.id == handle.user.id);
             if let Some(standing) = neighbour.and_then(|neighbour| self.members.get_mut(&neighbour)) {
                 standing.since = standing.since.min(since);
+                standing.untold |= untold;
             }
         }
-        Some(Left { last, since })
+        Some(Left { last, untold, since })
     }
 
     fn before(&self, seat: &Seat) -> Option<Seat> {
@@ -320,18 +358,20 @@ impl RoomState {
 
     /// The user whose last session has just ended counts as present until [`RoomState::lingered`] says otherwise.
     pub fn linger(&mut self, user: &UserId, left: Left, left_at: Instant, claims: Claims) {
-        let lingering = Lingering { since: left.since, left_at, claims };
+        let lingering = Lingering { since: left.since, untold: left.untold, left_at, claims };
         self.lingering.get_or_insert_default().insert(user.clone(), lingering);
     }
 
-    /// The user is back; since when he was there.
-    fn come_back(&mut self, user: &UserId) -> Option<UnixMillis> {
-        Some(self.take_lingering(user, |_| true)?.since)
+    /// The user is back; since when he was there, and whether nobody was told.
+    fn come_back(&mut self, user: &UserId) -> Option<(UnixMillis, bool)> {
+        let lingering = self.take_lingering(user, |_| true)?;
+        Some((lingering.since, lingering.untold))
     }
 
-    /// The user did not come back since he left then: he is gone, and this is what others may know of him.
-    pub fn lingered(&mut self, user: &UserId, left_at: Instant) -> Option<Claims> {
-        Some(self.take_lingering(user, |lingering| lingering.left_at == left_at)?.claims)
+    /// The user did not come back since he left then: he is gone.
+    pub fn lingered(&mut self, user: &UserId, left_at: Instant) -> Option<Gone> {
+        let Lingering { claims, untold, .. } = self.take_lingering(user, |lingering| lingering.left_at == left_at)?;
+        Some(Gone { claims, untold })
     }
 
     fn take_lingering(&mut self, user: &UserId, is: impl FnOnce(&Lingering) -> bool) -> Option<Lingering> {
@@ -344,15 +384,17 @@ impl RoomState {
         taken
     }
 
-    /// The users in it, in order, each with a session of his where he has one. What others may know of those who have is
+    /// The users in it, in order, each with his latest session where he has one. What others may know of those who have is
     /// yet to be filled in.
     pub fn roll(&self) -> Vec<(Present, Option<Arc<Handle>>)> {
         let mut roll: Vec<(Present, Option<Arc<Handle>>)> = Vec::with_capacity(self.users());
         for (Seat(handle), Standing { since, .. }) in &self.members {
             match roll.last_mut() {
-                Some((present, _)) if present.user == handle.user.id => {
+                // In the order of their ids, which is that in which they came.
+                Some((present, latest)) if present.user == handle.user.id => {
                     present.sessions += 1;
                     present.since = present.since.min(*since);
+                    *latest = Some(Arc::clone(handle));
                 }
                 _ => {
                     let (user, claims) = (handle.user.id.clone(), Claims::default());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     super::{
         handle::Shared,
-        topics::{RoomState, Topics},
+        topics::{Gone, RoomState, Topics},
         *,
     },
     line::Line,
@@ -72,7 +72,7 @@ async fn a_user_is_in_a_topic_from_his_first_session_to_his_last() {
     let again = left_at + std::time::Duration::from_millis(1);
     state.linger(&ann.id, left, again, Claims::default());
     assert_eq!(state.lingered(&ann.id, left_at), None, "an earlier leave");
-    assert_eq!(state.lingered(&ann.id, again), Some(Claims::default()));
+    assert_eq!(state.lingered(&ann.id, again), Some(Gone { claims: Claims::default(), untold: false }));
     assert_eq!(state.users(), 1);
     assert!(state.insert(&first, UnixMillis(10), false), "now she comes anew");
 }
