@@ -184,6 +184,11 @@ pub const EVENT_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const GROUP_QUEUE_MESSAGES_MAX: usize = 1024;
 /// The bytes of those messages; an empty queue takes one of any size.
 pub const GROUP_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The bytes of comings and goings that wait to be told in one topic; who comes when there are more is not told of, as
+/// above `presence.max_listed`, and neither is that he goes.
+pub const PRESENCE_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// The lists that wait to be made in one topic; who asks for more is told to slow down.
+pub const LISTS_QUEUE_MAX: usize = 1024;
 /// The longest name of a group of consumers.
 pub const GROUP_BYTES_MAX: usize = 128;
 /// The message types that one consumer may name.

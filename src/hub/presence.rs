@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     limits,
-    protocol::topics,
+    metrics::Failure,
+    protocol::{error_code::ErrorCode, topics},
     types::{Claims, EventBody, SessionId, Topic, UserId},
 };
 
@@ -70,7 +71,7 @@ impl Hub {
     }
 
     /// Has the members of a topic told that a user came or went, but for that session. Under the topic's lock, so that it is
-    /// told in the order in which it happened. False: they are too many, and nobody is told.
+    /// told in the order in which it happened. False: they are too many, or too much is told already, and nobody is told.
     pub(super) fn tell_of(
         &self,
         came: bool,
@@ -85,6 +86,9 @@ impl Hub {
         }
         if state.sessions() <= usize::from(except.is_some()) {
             return true;
+        }
+        if came && !room.lane.takes_presence() {
+            return false;
         }
         let frame = topics::came_or_went(came, &room.name, user, claims, self.clock().unix_millis());
         let job = Job::of_presence(Outgoing::of(frame), except);
@@ -118,6 +122,10 @@ impl Hub {
             return self.forbid(handle, "this client may not know who is in this topic", reply_to.as_deref());
         }
         match self.0.topics.get(topic) {
+            Some(room) if !room.lane.takes_calls() => {
+                let text = "too many want to know who is in this topic; try again later";
+                self.refuse(handle, ErrorCode::RateLimited, text, reply_to.as_deref(), Failure::RateLimited);
+            }
             Some(room) => {
                 let (hub, asker, of) = (self.clone(), Arc::clone(handle), Arc::clone(&room));
                 self.run_lane(&room, |lane| {

@@ -120,6 +120,11 @@ impl Job {
         self.outgoing.bytes()
     }
 
+    /// Those of them that nothing else accounts for.
+    pub(super) fn presence_bytes(&self) -> usize {
+        if self.presence { self.bytes() } else { 0 }
+    }
+
     fn leaves_out(&self, listener: &Listener) -> bool {
         let handle = &listener.handle;
         (!self.not_for.is_empty() && self.not_for.contains(&handle.user.id))

@@ -267,3 +267,42 @@ async fn of_100_000_members_each_costs_little_and_is_reached_while_others_have_t
     }
     assert_eq!(world.hub.0.topics.len(), 0);
 }
+
+/// A lane that nobody runs: everything waits in it.
+#[tokio::test]
+async fn comings_and_goings_that_wait_are_bounded_and_no_going_is_told_without_its_coming() {
+    let world = World::new(Bounds::default());
+    let (hub, shared) = (&world.hub, Arc::clone(&world.hub.0.shared));
+    let room = Topics::new().get_or_insert(&topic("t"), || true);
+    assert!(room.lane.call(|| {}), "it rested, and is not run");
+    let listener = session(&Arc::new(User::new(user("listener"))), &shared);
+    room.state().insert(&listener, UnixMillis(0), true);
+    let value = serde_json::json!({ "about": "x".repeat(4000) });
+    let claims = Claims::of(value.as_object().unwrap(), &["about".to_owned()]);
+    // Each comes and goes, over and over, more than anybody could be told.
+    let (mut told, mut untold) = (0, 0);
+    for n in 0..3000 {
+        let who = user(&format!("user-{}", n % 900));
+        let mut state = room.state();
+        if hub.tell_of(true, &room, &state, &who, &claims, None) {
+            told += 1;
+            hub.tell_of(false, &room, &state, &who, &claims, None);
+        } else {
+            untold += 1;
+        }
+        state.set_hears(&listener, true);
+    }
+    assert!(told > 100 && untold > 2000, "{told} told, {untold} not");
+    let waits = room.lane.presence_bytes();
+    let most = limits::PRESENCE_QUEUE_BYTES_MAX + 2 * 4300;
+    assert!((limits::PRESENCE_QUEUE_BYTES_MAX..=most).contains(&waits), "{waits} bytes wait");
+    // Who was told of is told of when he goes, whatever waits.
+    assert!(hub.tell_of(false, &room, &room.state(), &user("known"), &claims, None));
+    assert!(room.lane.presence_bytes() > waits);
+    while room.lane.takes_calls() {
+        room.lane.call(|| {});
+    }
+    room.lane.run(&*room).await;
+    assert_eq!(room.lane.presence_bytes(), 0);
+    assert!(room.lane.takes_calls() && room.lane.takes_presence(), "there is room again");
+}
