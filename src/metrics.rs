@@ -3,6 +3,7 @@
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
 mod alerts;
+mod fates;
 mod spans;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 
 pub use self::{
     alerts::{Since, Slice},
+    fates::Fate,
     spans::{Buckets, Percentiles, Spans},
 };
 use parking_lot::Mutex;
@@ -256,6 +258,7 @@ pub struct Inner {
     /// From a client's request to the first reply of a service, or to the end of the wait for it.
     pub reply_latency: Spans,
     alerts: alerts::Alerts,
+    fates: fates::Fates,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -274,6 +277,7 @@ impl Default for Inner {
             calls_scheduler_delay: Spans::default(),
             reply_latency: Spans::default(),
             alerts: alerts::Alerts::default(),
+            fates: fates::Fates::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

@@ -8,7 +8,7 @@ use super::{
     handle::{Core, Handle},
     outbox::Entry,
     outgoing::Outgoing,
-    send::{Outcome, SendError, Sent},
+    send::{SendError, Sent},
 };
 use crate::{
     limits,
@@ -121,7 +121,6 @@ impl Hub {
             let left = deadline.saturating_duration_since(self.clock().now());
             self.metrics().reply_latency.record(self.0.clients.reply_timeout.0.saturating_sub(left), 1);
         }
-        let (outcome, sessions) = if taken { (Outcome::Accepted, 1) } else { (Outcome::Dropped, 0) };
-        Ok(Sent { offset: None, outcome, sessions, duplicate: false })
+        Ok(self.sent_unstored(u32::from(taken)))
     }
 }

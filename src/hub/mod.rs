@@ -320,6 +320,16 @@ impl Hub {
         self.0.sessions.page(after, max)
     }
 
+    /// The bytes of broadcasts and publications that wait to be handed out.
+    pub fn queued_bytes(&self) -> usize {
+        self.0.sessions.queued_bytes()
+    }
+
+    /// The topics that somebody is in, or was a moment ago.
+    pub fn topic_count(&self) -> usize {
+        self.0.topics.len()
+    }
+
     /// The sessions of one user, in order of their ids.
     pub fn user_sessions(&self, user: &UserId) -> Vec<Arc<Handle>> {
         let mut sessions = self.0.users.get(user).map(|user| user.state().sessions.clone()).unwrap_or_default();

@@ -291,6 +291,11 @@ impl Sessions {
         page
     }
 
+    /// The bytes of broadcasts and publications that wait to be handed out.
+    pub fn queued_bytes(&self) -> usize {
+        limits::BROADCAST_QUEUE_BYTES_MAX.saturating_sub(self.room.available_permits())
+    }
+
     /// Waits for room for a broadcast among those that are queued.
     pub async fn room(&self, outgoing: &Outgoing) -> Option<OwnedSemaphorePermit> {
         self.room_for(outgoing.bytes()).await

@@ -13,7 +13,7 @@ use super::{
     outgoing::Outgoing,
     presence::begin_turn,
     rules::{Action, Client},
-    send::{Outcome, SendError, SendOptions, Sent, Wait},
+    send::{SendError, SendOptions, Sent, Wait},
     sessions::Job,
     topics::Room,
 };
@@ -137,8 +137,7 @@ impl Hub {
             self.run_lane(&room, |lane| lane.hand(job));
             sessions = handed.await.unwrap_or_default();
         }
-        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
-        Ok(Sent { offset: None, outcome, sessions, duplicate: false })
+        Ok(self.sent_unstored(sessions))
     }
 
     /// What is never stored, as sessions are sent it.
