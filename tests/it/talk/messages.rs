@@ -328,7 +328,7 @@ async fn what_one_user_may_have_stored_is_bounded_over_all_his_sessions() {
     let gateway = Gateway::with(&[ROOMS, EVERYBODY, DURABLE, ("clients.message_durable_per_minute", "3")]).await;
     let mut phone = gateway.client_with("alice", "device=phone").await;
     let mut bob = gateway.client("bob").await;
-    let message = |n: u32| json!({ "type": "message", "to": if n % 2 == 0 { "away" } else { "bob" }, "id": n.to_string(), "data": n });
+    let message = |n: u32| json!({ "type": "message", "to": if n.is_multiple_of(2) { "away" } else { "bob" }, "id": n.to_string(), "data": n });
     let refused = |answer: &Value, n: u32| {
         assert_eq!((&answer["code"], &answer["replyTo"]), (&json!("rate_limited"), &json!(n.to_string())), "{answer}");
         let text = "more than 3 messages to be stored in a minute (clients.message_durable_per_minute)";
