@@ -84,6 +84,7 @@ async fn what_is_sent_over_http_arrives() {
     assert_eq!(ops.post("/ws/send", request).await.good()["outcome"], "OUTCOME_ACCEPTED");
     let waits = gateway.client("bob").await.data(1).await;
     assert_eq!(waits, [json!([1.5])]);
+    gateway.sessions("bob", 0).await;
 
     let broadcast =
         ops.post("/ws/broadcast", json!({ "notification": { "data": "all", "type": "system_message" } })).await;
