@@ -193,6 +193,14 @@ pub const OPS_CALLS_MAX: usize = 256;
 pub const OPS_BODY_BYTES_MIN: usize = 1024 * 1024;
 /// See [`OPS_BODY_BYTES_MIN`].
 pub const OPS_BODY_NOTIFICATIONS: usize = 4;
+/// The bytes of bodies that are under way on one ops listener, read or not yet understood; a call whose body finds no room is
+/// refused (503). One body of any size has room.
+pub const OPS_BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The JSON values and names in one body: numbers, lists, objects and what is in them. As messages they take about a KiB
+/// each, however short they are as text.
+pub const OPS_BODY_VALUES_MAX: usize = 32 * 1024;
+/// The same of the bodies that one ops listener reads at once; further ones wait for their turn.
+pub const OPS_VALUES_MAX: usize = 2 * OPS_BODY_VALUES_MAX;
 /// How long the body of a call over HTTP may take to arrive.
 pub const OPS_BODY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// What of a body that is refused is read on, so that its sender gets to read why: bytes, and time.
@@ -221,6 +229,11 @@ pub const EVENT_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const GROUP_QUEUE_MESSAGES_MAX: usize = 1024;
 /// The bytes of those messages; an empty queue takes one of any size.
 pub const GROUP_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The bytes of comings and goings that wait to be told in one topic; who comes when there are more is not told of, as
+/// above `presence.max_listed`, and neither is that he goes.
+pub const PRESENCE_QUEUE_BYTES_MAX: usize = 1024 * 1024;
+/// The lists that wait to be made in one topic; who asks for more is told to slow down.
+pub const LISTS_QUEUE_MAX: usize = 1024;
 /// The longest name of a group of consumers.
 pub const GROUP_BYTES_MAX: usize = 128;
 /// The message types that one consumer may name.
@@ -238,10 +251,13 @@ pub const TOGETHER_BYTES_MAX: usize = 16 * 1024;
 pub const WRITE_SLICES_MAX: usize = 64;
 /// How often it is measured whether an alert fires or clears.
 pub const ALERT_TICK: std::time::Duration = std::time::Duration::from_secs(1);
-/// What alerts on rates and percentiles are taken over: `alerts.fire_after`, within these bounds.
+/// The time over which alerts on rates and percentiles look at most: `alerts.fire_after`, within these bounds.
 pub const ALERT_WINDOW: (std::time::Duration, std::time::Duration) =
     (std::time::Duration::from_secs(1), std::time::Duration::from_secs(60));
-/// The fewest measurements in a window that an alert on a percentile believes.
+/// The parts of it, each no shorter than a tick: a rate is taken over the latest, a percentile over as many of the latest as
+/// it needs.
+pub const ALERT_SLOTS: u32 = 6;
+/// The fewest measurements that an alert on a percentile believes.
 pub const ALERT_MEASUREMENTS_MIN: u64 = 20;
 /// A turn of the runtime that comes this late is worth a warning.
 pub const SCHEDULER_DELAY_WARN: std::time::Duration = std::time::Duration::from_millis(100);
@@ -266,6 +282,7 @@ const _: () = assert!(WRITER_QUEUE_BYTES_MAX < u32::MAX as usize, "a semaphore h
 const _: () = assert!(NOTIFICATION_ID_BYTES_MAX <= u8::MAX as usize, "rows hold the length of an id in one byte");
 const _: () = assert!(COLLAPSE_KEY_BYTES_MAX <= u8::MAX as usize, "rows hold the length of a collapse key in one byte");
 const _: () = assert!(PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX);
+const _: () = assert!(OPS_BODY_VALUES_MAX <= OPS_VALUES_MAX, "any body that may be read has its turn");
 const _: () = assert!(OPS_CALLS_MAX < OPS_CONNECTIONS_MAX, "probes need room beside calls");
 const _: () = assert!(BATCH_STOP_GRACE.as_millis() < GRPC_STOP_GRACE.as_millis(), "its answers must still get out");
 const _: () = assert!(ALERT_TICK.as_millis() <= ALERT_WINDOW.0.as_millis(), "no window is missed between two looks");

@@ -3,6 +3,7 @@
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
 mod alerts;
+mod fates;
 mod limits;
 mod repeats;
 mod spans;
@@ -17,7 +18,8 @@ use std::{
 };
 
 pub use self::{
-    alerts::Since,
+    alerts::{Since, Slice},
+    fates::Fate,
     repeats::{Line, Repeats},
     spans::{Buckets, Percentiles, Spans},
 };
@@ -196,7 +198,8 @@ failures! {
     /// A call that was refused before any handler saw it: a message over its size or one that does not decode, or a
     /// method that does not exist; a connection that was cut off for what it sent.
     GrpcRefused = "grpc_refused",
-    /// A request to the admin API over HTTP that was refused before it was a call: its path, method, type, size or origin.
+    /// A request to an ops listener that was refused before it was a call: its path, method, type, size or origin, or a head
+    /// that is malformed, too large or too slow.
     HttpRefused = "http_refused",
     /// A call without a valid token.
     GrpcUnauthenticated = "grpc_unauthenticated",
@@ -269,6 +272,7 @@ pub struct Inner {
     pub reply_latency: Spans,
     alerts: alerts::Alerts,
     hits: limits::Hits,
+    fates: fates::Fates,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -288,6 +292,7 @@ impl Default for Inner {
             reply_latency: Spans::default(),
             alerts: alerts::Alerts::default(),
             hits: limits::Hits::default(),
+            fates: fates::Fates::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

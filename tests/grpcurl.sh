@@ -16,30 +16,7 @@ find_binary
 # What grpcurl exits with: 64 and the status code.
 OK=0 INVALID_ARGUMENT=67 NOT_FOUND=69 ALREADY_EXISTS=70 PERMISSION_DENIED=71 RESOURCE_EXHAUSTED=72 UNAUTHENTICATED=80
 
-cat >"$WORK/pushgate.toml" <<END
-[http]
-listen = ["127.0.0.1:0"]
-[grpc]
-listen = ["127.0.0.1:0", "unix:$WORK/admin.sock"]
-[[grpc.tokens]]
-name = "everything"
-token = "opens-everything"
-scopes = ["admin"]
-[[grpc.tokens]]
-name = "sender"
-token = "only-sends"
-scopes = ["send"]
-[ops]
-listen = ["127.0.0.1:0"]
-[auth]
-session_claims = ["sub"]
-[[auth.keys]]
-algorithm = "HS256"
-secret = "a secret that only tests know"
-[store]
-path = "$WORK/data"
-max_pending_per_user = 3
-END
+configure "listen = [\"127.0.0.1:0\", \"unix:$WORK/admin.sock\"]" 'session_claims = ["sub"]'
 start gateway serve --config "$WORK/pushgate.toml"
 
 # `at ADDRESS FLAGS…`: where the calls below go, and with what.

@@ -46,7 +46,8 @@ impl Access {
 
     /// Notes who calls, and until when, for the handlers. When the call has to be answered.
     pub fn note<B>(&self, request: &mut http::Request<B>) -> Option<Instant> {
-        let (caller, deadline) = (self.identify(request.headers()), deadline(request.headers()));
+        // A deadline that is none is none to gRPC's own servers either.
+        let (caller, deadline) = (self.identify(request.headers()), deadline(request.headers()).unwrap_or_default());
         request.extensions_mut().insert(Call { caller, deadline });
         deadline
     }
@@ -79,11 +80,25 @@ impl Access {
     }
 }
 
-/// When a call has to be answered: what its caller says in `grpc-timeout`, less a margin for the answer to travel.
-pub fn deadline(headers: &HeaderMap) -> Option<Instant> {
-    let timeout = headers.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?))?;
+/// The header in which a caller says how long he waits.
+const TIMEOUT: &str = "grpc-timeout";
+
+/// When a call has to be answered: what its caller says in `grpc-timeout`, less a margin for the answer to travel. `None`: he
+/// says nothing.
+///
+/// # Errors
+/// INVALID_ARGUMENT where he says what is no time, or says it twice.
+pub fn deadline(headers: &HeaderMap) -> Result<Option<Instant>, ApiError> {
+    let mut said = headers.get_all(TIMEOUT).iter();
+    let Some(timeout) = said.next() else { return Ok(None) };
+    let timeout = timeout.to_str().ok().and_then(parse_timeout).filter(|_| said.next().is_none()).ok_or_else(|| {
+        ApiError::invalid(
+            TIMEOUT,
+            "must be one to eight digits and a unit, one of H, M, S, m, u, n; such as `10S`, `500m`",
+        )
+    })?;
     let margin = MARGIN_MAX.min(timeout / 10);
-    Instant::now().checked_add(timeout - margin)
+    Ok(Instant::now().checked_add(timeout - margin))
 }
 
 /// Answers by what `work` says, or by DEADLINE_EXCEEDED just before the caller gives up.

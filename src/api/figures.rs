@@ -20,8 +20,16 @@ pub struct Figures {
     pub store_healthy: bool,
     /// The store's bytes on disk.
     pub store_disk_bytes: u64,
+    /// What is left of the store's disk for what is sent; `None` where it cannot be told.
+    pub store_free_bytes: Option<u64>,
+    /// Topics that somebody is in.
+    pub topics: u64,
+    /// Bytes of broadcasts and publications that wait to be handed out.
+    pub fanout_bytes: u64,
     /// Events since the start.
     pub events: u64,
+    /// The events by which the slowest consumer is behind.
+    pub event_lag: u64,
     /// Whether the node takes new work.
     pub ready: bool,
     /// CPU time, resident memory.
@@ -41,7 +49,11 @@ impl Api {
             pending: (totals.count, totals.bytes),
             store_healthy: hub.store().health().is_ok(),
             store_disk_bytes: hub.store().disk_bytes(),
+            store_free_bytes: hub.store().disk().free_bytes,
+            topics: hub.topic_count() as u64,
+            fanout_bytes: hub.queued_bytes() as u64,
             events: hub.events().count(),
+            event_lag: hub.events().lag(),
             ready: self.ready().is_ok(),
             process: process::usage(),
         }

@@ -6,8 +6,11 @@
 //! not ask; unset messages, `optional` fields and members of a oneof are left out.
 //!
 //! In: both lowerCamelCase and the proto's own names, 64-bit integers as strings or numbers, enum values by name or number;
-//! `null` is as good as not there. What is unknown or of another type is refused, and named. Where a field stands twice the
-//! last one counts.
+//! `null` is as good as not there. What is unknown or of another type is refused, and named; so is a field that stands twice,
+//! by whichever of its names. What is read is surveyed before (`json/survey.rs`): a value of JSON becomes a thousand times the
+//! bytes that it takes as text, so that there is a bound on how many there are.
+
+mod survey;
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -24,6 +27,7 @@ use super::{
     error::{ApiError, Violation, embedded},
     proto::DESCRIPTORS,
 };
+use crate::limits;
 
 /// What of a text that cannot be read is repeated in the refusal, in bytes.
 const SHOWN_BYTES_MAX: usize = 256;
@@ -144,19 +148,46 @@ impl Serialize for OrderedField<'_> {
     }
 }
 
-/// Reads a message, which is the proto's `pushgate.v1.{name}`, from JSON text. No text at all is the empty message.
+/// JSON text of a message that was looked through, and may be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Surveyed<'a> {
+    name: &'a str,
+    text: &'a [u8],
+    values: usize,
+}
+
+/// Looks through the JSON text of a message, which is the proto's `pushgate.v1.{name}`; nothing is kept of it.
 ///
 /// # Errors
-/// INVALID_ARGUMENT that names the field: what is no JSON, an unknown field, a value of another type, nesting deeper than a
-/// message can be (a `data` of about 33 objects or 50 lists).
-pub fn parse<M: Message + Default>(name: &str, text: &[u8]) -> Result<M, ApiError> {
-    if text.trim_ascii().is_empty() {
-        return Ok(M::default());
+/// INVALID_ARGUMENT that names the field: one that stands twice, or where the values are more than
+/// [`limits::OPS_BODY_VALUES_MAX`]. What else is wrong, reading says.
+pub fn survey<'a>(name: &'a str, text: &'a [u8]) -> Result<Surveyed<'a>, ApiError> {
+    let descriptor = descriptor(&format!("pushgate.v1.{name}")).map_err(|error| wrong("", error))?;
+    let values = survey::count(descriptor, text, limits::OPS_BODY_VALUES_MAX)
+        .map_err(|fault| wrong(&fault.path, fault.to_string()))?;
+    Ok(Surveyed { name, text, values })
+}
+
+impl Surveyed<'_> {
+    /// The values in it, those within others and the names of fields among them.
+    pub fn values(&self) -> usize {
+        self.values
     }
-    let mut reader = serde_json::Deserializer::from_slice(text);
-    let message = read(name, &mut reader)?;
-    reader.end().map_err(|error| refused("", &error))?;
-    Ok(message)
+
+    /// Reads the message. No text at all is the empty one.
+    ///
+    /// # Errors
+    /// INVALID_ARGUMENT that names the field: what is no JSON, an unknown field, a value of another type, nesting deeper than
+    /// a message can be (a `data` of about 33 objects or 50 lists).
+    pub fn read<M: Message + Default>(&self) -> Result<M, ApiError> {
+        if self.text.trim_ascii().is_empty() {
+            return Ok(M::default());
+        }
+        let mut reader = serde_json::Deserializer::from_slice(self.text);
+        let message = read(self.name, &mut reader)?;
+        reader.end().map_err(|error| refused("", &error))?;
+        Ok(message)
+    }
 }
 
 /// The same from the pairs of a query. A field that is a list may stand several times.
@@ -240,6 +271,10 @@ mod tests {
 
     use super::*;
     use crate::{api::proto, metrics::Metrics};
+
+    fn parse<M: Message + Default>(name: &str, text: &[u8]) -> Result<M, ApiError> {
+        survey(name, text)?.read()
+    }
 
     fn json(name: &str, message: &impl Message) -> String {
         serde_json::to_string(&document(name, message)).unwrap()
@@ -409,6 +444,14 @@ mod tests {
             "multiple fields provided for oneof 'payload'",
         );
         says(send(r#"{"wait":"WAIT_FOREVER"}"#), "wait", "unrecognized enum value 'WAIT_FOREVER'");
+        says(send(r#"{"userId":"a","user_id":"b"}"#), "user_id", "stands twice at line 1 column 23");
+        says(send(r#"{"userId":"a","userId":"a"}"#), "userId", "stands twice");
+        says(send(r#"{"wait":null,"wait":1}"#), "wait", "stands twice");
+        says(
+            send(r#"{"notification":{"collapse_key":"a","data":{},"collapseKey":"b"}}"#),
+            "notification.collapseKey",
+            "stands twice",
+        );
         says(send("[]"), "body", "expected a map");
         says(send("null"), "body", "");
         for bad in ["{", "{}x", "{'a':1}", "\u{feff}{}", "nothing"] {
@@ -417,6 +460,47 @@ mod tests {
         let long = format!(r#"{{"{}":1}}"#, "ä".repeat(1000));
         let ApiError::Invalid(violations) = send(&long).unwrap_err() else { panic!() };
         assert!(violations[0].field.len() <= SHOWN_BYTES_MAX);
+    }
+
+    #[test]
+    fn more_values_than_can_be_kept_are_refused_before_they_are_read() {
+        let most = limits::OPS_BODY_VALUES_MAX;
+        // Those besides: the message and its one field, the notification and its one, and the list.
+        let numbers = |many: usize| {
+            let list = vec!["1"; many].join(",");
+            send(&format!(r#"{{"notification":{{"data":[{list}]}}}}"#))
+        };
+        assert!(numbers(most - 5).is_ok());
+        says(
+            numbers(most - 4),
+            "notification.data",
+            "more than 32768 values and names; `json` takes any number of them",
+        );
+        // Whatever it is that is too many, and wherever.
+        let half = most / 2;
+        for many in [
+            format!(r#"{{"notification":{{"data":[{}1]}}}}"#, "{},".repeat(most)),
+            format!(r#"{{"notification":{{"data":{{{}"z":1}}}}}}"#, r#""":0,"#.repeat(half)),
+            format!(r#"{{"notification":{{"data":[{}1]}}}}"#, r#"{"":[]},"#.repeat(most / 3)),
+            format!("{{{}\"x\":0}}", r#""y":0,"#.repeat(half)),
+            format!("[{}1]", "1,".repeat(most)),
+        ] {
+            let ApiError::Invalid(violations) = send(&many).unwrap_err() else { panic!("{many}") };
+            assert!(violations[0].description.contains("more than 32768 values"), "{violations:?}");
+        }
+        let text = format!(r#"{{"notification":{{"json":"[{}1]"}}}}"#, "1,".repeat(most));
+        assert!(send(&text).is_ok(), "text is one value");
+    }
+
+    #[test]
+    fn names_that_stand_twice_in_what_the_proto_does_not_know_are_none_of_its_affair() {
+        let twice = send(r#"{"notification":{"data":{"a":1,"a":2,"user_id":3,"userId":{"user_id":4}}}}"#);
+        let Some(proto::notification::Payload::Data(value)) = twice.unwrap().notification.unwrap().payload else {
+            panic!()
+        };
+        let Some(ValueKind::StructValue(object)) = value.kind else { panic!() };
+        assert_eq!(object.fields["a"].kind, Some(ValueKind::NumberValue(2.0)), "the last one counts");
+        assert_eq!(object.fields.len(), 3);
     }
 
     #[test]

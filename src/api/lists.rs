@@ -14,8 +14,18 @@ use crate::{
     types::{Network, SessionId, Topic, UserId},
 };
 
-/// `ListSessions`.
-pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto::ListSessionsResponse, ApiError> {
+/// The most sessions that are looked at in one go.
+const LOOK_MAX: usize = 1024;
+
+/// Where a page goes on: behind a session, which may have gone. In a topic the order is by user first.
+type Place = (Option<UserId>, SessionId);
+
+/// `ListSessions`. What a page looks at is what it shows, and what it passes over until it is full; the next one goes on
+/// there. So all pages together look at each session once.
+pub async fn sessions(
+    hub: &Hub,
+    request: &proto::ListSessionsRequest,
+) -> Result<proto::ListSessionsResponse, ApiError> {
     let mut checks = Checks::default();
     let user = checks.optional("user_id", &request.user_id, UserId::parse);
     let session = checks.optional("session_id", &request.session_id, SessionId::parse);
@@ -30,39 +40,78 @@ pub fn sessions(hub: &Hub, request: &proto::ListSessionsRequest) -> Result<proto
         Some(&request.topic),
     ];
     let filter = Filter::new("sessions", &fields);
-    let after = checks.page_token(&request.page_token, filter, |after| SessionId::parse(after).ok());
+    let after = checks.page_token(&request.page_token, filter, parse_place);
     let (user, session, device, address, topic, after) =
         checks.finish((user, session, device, address, topic, after))?;
     let rows = pages::rows(request.page_size);
     let matches = |handle: &Arc<Handle>| {
-        after.is_none_or(|after| handle.id > after)
-            && user.as_ref().is_none_or(|user| *user == handle.user.id)
+        user.as_ref().is_none_or(|user| *user == handle.user.id)
             && device.as_ref().is_none_or(|device| *device == handle.device)
             && address.is_none_or(|network| network.contains(handle.peer.remote.ip()))
             && topic.as_ref().is_none_or(|topic| handle.core().is_in(topic))
     };
-    // Where nothing else is asked for, no more is looked at than a page.
-    let plain = device.is_none() && address.is_none();
-    let most = if plain { rows + 1 } else { usize::MAX };
+    let id = after.as_ref().map(|(_, id)| *id);
     // One more than asked for tells whether there is a next page.
+    let wanted = rows + 1;
     let mut page: Vec<Arc<Handle>> = match (&user, session, &topic) {
-        (_, Some(id), _) => hub.session(id).into_iter().filter(matches).collect(),
-        (Some(user), None, _) => hub.user_sessions(user).into_iter().filter(matches).take(rows + 1).collect(),
-        (None, None, Some(topic)) if plain => hub.topic_sessions(topic, after, most),
-        (None, None, None) if plain => hub.session_page(after, most),
-        (None, None, Some(topic)) => {
-            hub.topic_sessions(topic, after, most).into_iter().filter(matches).take(rows + 1).collect()
+        (_, Some(one), _) => {
+            hub.session(one).into_iter().filter(|one| id.is_none_or(|id| one.id > id) && matches(one)).collect()
         }
-        (None, None, None) => hub.session_page(after, most).into_iter().filter(matches).take(rows + 1).collect(),
+        (Some(user), None, _) => {
+            let all = hub.user_sessions(user).into_iter();
+            all.filter(|one| id.is_none_or(|id| one.id > id) && matches(one)).take(wanted).collect()
+        }
+        (None, None, Some(topic)) => {
+            let after = after.and_then(|(user, id)| Some((user?, id)));
+            let next = |last: Option<&Arc<Handle>>, most| {
+                let last = last.map(|last| (last.user.id.clone(), last.id));
+                hub.topic_sessions(topic, last.as_ref().or(after.as_ref()), most)
+            };
+            look_through(next, matches, wanted).await
+        }
+        (None, None, None) => {
+            let next = |last: Option<&Arc<Handle>>, most| hub.session_page(last.map(|last| last.id).or(id), most);
+            look_through(next, matches, wanted).await
+        }
     };
     let more = page.len() > rows;
     page.truncate(rows);
-    let next_page_token =
-        page.last().filter(|_| more).map(|last| filter.token(&last.id.to_string())).unwrap_or_default();
+    let by_user = user.is_none() && topic.is_some();
+    let place = |last: &Arc<Handle>| match by_user {
+        true => format!("{} {}", last.id, last.user.id.as_str()),
+        false => last.id.to_string(),
+    };
+    let next_page_token = page.last().filter(|_| more).map(|last| filter.token(&place(last))).unwrap_or_default();
     Ok(proto::ListSessionsResponse {
         sessions: page.iter().map(|handle| session_row(hub, handle)).collect(),
         next_page_token,
     })
+}
+
+fn parse_place(text: &str) -> Option<Place> {
+    let (id, user) = text.split_once(' ').map_or((text, None), |(id, user)| (id, Some(user)));
+    Some((user.map(UserId::parse).transpose().ok()?, SessionId::parse(id).ok()?))
+}
+
+/// The first `wanted` that match. `next` gives the next so many behind one, fewer only at the end. It looks ahead no further
+/// than it has come, so that little is looked at twice, by this page and by the next.
+async fn look_through<T: Clone>(
+    next: impl Fn(Option<&T>, usize) -> Vec<T>,
+    matches: impl Fn(&T) -> bool,
+    wanted: usize,
+) -> Vec<T> {
+    let (mut page, mut last, mut most) = (Vec::new(), None, wanted.min(LOOK_MAX));
+    loop {
+        let looked = next(last.as_ref(), most);
+        let more = looked.len() == most;
+        last = looked.last().cloned();
+        page.extend(looked.into_iter().filter(&matches).take(wanted - page.len()));
+        if page.len() == wanted || !more {
+            return page;
+        }
+        most = (2 * most).min(LOOK_MAX);
+        tokio::task::yield_now().await;
+    }
 }
 
 impl Checks {
@@ -109,5 +158,53 @@ pub fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
         messages_sent: core.counts.messages_sent,
         bytes_sent: core.counts.bytes_sent,
         token_expires_at: core.session.token_expires_at().map(timestamp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_pages_together_look_at_little_more_than_everything() {
+        const ALL: usize = 20_000;
+        for (one_of, rows) in [(1, 1), (1, 10), (1, 1000), (7, 10), (100, 3), (5000, 100), (ALL, 1)] {
+            let (looked, calls) = (Cell::new(0), Cell::new(0));
+            let (mut listed, mut after) = (Vec::new(), None);
+            loop {
+                let next = |last: Option<&usize>, most: usize| {
+                    let from = last.copied().or(after).map_or(0, |last| last + 1);
+                    let some: Vec<_> = (from..ALL).take(most).collect();
+                    looked.set(looked.get() + some.len());
+                    calls.set(calls.get() + 1);
+                    assert!(most <= LOOK_MAX);
+                    some
+                };
+                let mut page = look_through(next, |n| n % one_of == 0, rows + 1).await;
+                let more = page.len() > rows;
+                page.truncate(rows);
+                listed.extend_from_slice(&page);
+                after = page.last().copied();
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!(listed, (0..ALL).step_by(one_of).collect::<Vec<_>>(), "{one_of}");
+            let pages = listed.len().div_ceil(rows);
+            assert!(looked.get() <= 4 * ALL + pages * one_of, "{} looks: 1 of {one_of}, {rows} a page", looked.get());
+            assert!(calls.get() <= 11 * pages + looked.get() / LOOK_MAX, "{} calls", calls.get());
+        }
+    }
+
+    #[test]
+    fn a_place_is_read_with_its_user_or_without() {
+        let (id, user) = (SessionId::generate(), UserId::parse("a b").unwrap());
+        assert_eq!(parse_place(&id.to_string()), Some((None, id)));
+        assert_eq!(parse_place(&format!("{id} a b")), Some((Some(user), id)));
+        for bad in ["", "x", " ", &format!("{id} "), "x a"] {
+            assert_eq!(parse_place(bad), None, "{bad}");
+        }
     }
 }

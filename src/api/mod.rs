@@ -186,13 +186,13 @@ impl Api {
     }
 
     /// `ListSessions`.
-    pub fn list_sessions(
+    pub async fn list_sessions(
         &self,
         caller: &Caller,
         request: &proto::ListSessionsRequest,
     ) -> Result<proto::ListSessionsResponse, ApiError> {
         let hub = self.authorise(caller, Scope::Read)?;
-        lists::sessions(hub, request)
+        lists::sessions(hub, request).await
     }
 
     /// `StreamEvents`.

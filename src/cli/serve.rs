@@ -76,6 +76,9 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
     for key in loaded.without_effect() {
         tracing::warn!(key, "this key has no effect in this version");
     }
+    for (key, doubt) in loaded.doubts() {
+        tracing::warn!(key, doubt, "this key will hardly do what is meant");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

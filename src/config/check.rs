@@ -334,6 +334,11 @@ pub fn without_effect(config: &Config) -> Vec<&'static str> {
         .collect()
 }
 
+/// What is allowed and will hardly be meant: the key, and why.
+pub fn doubts(config: &Config) -> Vec<(&'static str, String)> {
+    alerts::doubts(config)
+}
+
 /// What the configuration knows and this version does not do, where it would be switched on.
 fn not_yet(config: &Config, found: &mut Found) {
     for (section, tls) in [("http", &config.http.tls), ("grpc", &config.grpc.tls), ("ops", &config.ops.tls)] {

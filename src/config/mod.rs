@@ -211,6 +211,11 @@ impl Loaded {
         check::without_effect(&self.config)
     }
 
+    /// Keys whose values are allowed and will hardly be meant, and why: worth a warning.
+    pub fn doubts(&self) -> Vec<(&'static str, String)> {
+        check::doubts(&self.config)
+    }
+
     /// The effective configuration as TOML, each value with its origin, secrets masked.
     pub fn to_toml(&self) -> String {
         show::toml(&self.config, &self.origins)

@@ -158,6 +158,7 @@ forward = []
 reply_timeout = "30s"
 message = []
 message_durable = false
+message_durable_per_minute = 120
 [alerts]
 fire_after = "1m"
 clear_after = "5m"

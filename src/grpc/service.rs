@@ -85,7 +85,7 @@ impl Gateway for Service {
         &self,
         request: Request<ListSessionsRequest>,
     ) -> Result<Response<ListSessionsResponse>, Status> {
-        self.answer(request, async |caller, _, request| self.0.list_sessions(&caller, &request)).await
+        self.answer(request, async |caller, _, request| self.0.list_sessions(&caller, &request).await).await
     }
 
     async fn list_users(&self, request: Request<ListUsersRequest>) -> Result<Response<ListUsersResponse>, Status> {

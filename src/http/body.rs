@@ -4,10 +4,48 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Code;
 
 use super::reply::Refusal;
-use crate::limits;
+use crate::{api::ApiError, limits};
+
+/// Room for the bodies that are under way, in bytes.
+#[derive(Debug)]
+pub struct Room(Semaphore);
+
+impl Room {
+    /// All of it.
+    pub fn new() -> Self {
+        Self(Semaphore::new(limits::OPS_BODIES_BYTES_MAX))
+    }
+
+    /// Room for so many bytes more than there is room for in `held`. Nobody waits for it with a part in his hands, so that
+    /// no two can wait for each other.
+    fn take<'a>(&'a self, held: &mut Option<SemaphorePermit<'a>>, bytes: usize) -> Result<(), Refusal> {
+        let there = held.as_ref().map_or(0, SemaphorePermit::num_permits);
+        // What is larger than all room has all of it.
+        let more = bytes.min(limits::OPS_BODIES_BYTES_MAX - there);
+        let full = |_| {
+            let message = format!("bodies of {} bytes are under way", limits::OPS_BODIES_BYTES_MAX);
+            ApiError::Unavailable { reason: "TOO_MANY_BYTES", message }
+        };
+        let taken = self.0.try_acquire_many(u32::try_from(more).unwrap_or(u32::MAX)).map_err(full)?;
+        match held {
+            Some(held) => held.merge(taken),
+            None => *held = Some(taken),
+        }
+        Ok(())
+    }
+}
+
+/// A body that came, with its share of the room.
+#[derive(Debug)]
+pub struct Body<'a> {
+    /// All of it.
+    pub bytes: Bytes,
+    _room: Option<SemaphorePermit<'a>>,
+}
 
 /// A request's body.
 pub struct Upload {
@@ -31,8 +69,8 @@ impl Upload {
     /// All of it, `limit` bytes at most.
     ///
     /// # Errors
-    /// 413 for more, 408 where it does not come in time, 400 where it does not come to its end.
-    pub async fn read(&mut self, limit: usize) -> Result<Bytes, Refusal> {
+    /// 413 for more, 408 where it does not come in time, 400 where it does not come to its end, 503 where there is no room.
+    pub async fn read<'a>(&mut self, limit: usize, room: &'a Room) -> Result<Body<'a>, Refusal> {
         let too_large = || {
             let message = format!("the body has more than {limit} bytes");
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Code::OutOfRange, "BODY_TOO_LARGE", message)
@@ -43,7 +81,7 @@ impl Upload {
         self.comes = true;
         let body = &mut self.body;
         let all = async {
-            let mut bytes = BytesMut::new();
+            let (mut bytes, mut held) = (BytesMut::new(), None);
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|error| {
                     let message = format!("the body does not come to its end: {error}");
@@ -54,9 +92,10 @@ impl Upload {
                 if bytes.len() + data.len() > limit {
                     return Err(too_large());
                 }
+                room.take(&mut held, data.len())?;
                 bytes.extend_from_slice(&data);
             }
-            Ok(bytes.freeze())
+            Ok(Body { bytes: bytes.freeze(), _room: held })
         };
         let read = tokio::time::timeout(limits::OPS_BODY_TIMEOUT, all).await;
         self.comes = read.is_ok();
@@ -118,6 +157,22 @@ fn is_json(content_type: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bodies_share_a_room_and_one_of_any_size_finds_an_empty_one_large_enough() {
+        let room = Room::new();
+        let (mut huge, mut other) = (None, None);
+        for _ in 0..3 {
+            room.take(&mut huge, limits::OPS_BODIES_BYTES_MAX / 2 + 1).unwrap();
+        }
+        assert!(room.take(&mut other, 1).is_err());
+        drop(huge);
+        room.take(&mut other, 7).unwrap();
+        assert!(room.take(&mut None, limits::OPS_BODIES_BYTES_MAX).is_err(), "it is not empty");
+        room.take(&mut other, limits::OPS_BODIES_BYTES_MAX - 7).unwrap();
+        drop(other);
+        assert_eq!(room.0.available_permits(), limits::OPS_BODIES_BYTES_MAX);
+    }
 
     #[test]
     fn only_json_is_json() {

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tonic::Code;
 
 use super::{
-    body::{self, Upload},
+    body::{self, Body, Room, Upload},
     guard,
     reply::{self, Refusal, Reply},
 };
@@ -30,6 +30,10 @@ pub struct Calls {
     access: Option<Access>,
     body_bytes: usize,
     room: Semaphore,
+    /// For bodies.
+    bodies: Room,
+    /// Values of JSON that may be read at once.
+    values: Semaphore,
 }
 
 /// What is called.
@@ -89,7 +93,8 @@ impl Calls {
     pub fn new(api: Api, access: Option<Access>, notification_bytes: usize) -> Self {
         let body_bytes =
             limits::OPS_BODY_BYTES_MIN.max(notification_bytes.saturating_mul(limits::OPS_BODY_NOTIFICATIONS));
-        Self { api, access, body_bytes, room: Semaphore::new(limits::OPS_CALLS_MAX) }
+        let (room, values) = (Semaphore::new(limits::OPS_CALLS_MAX), Semaphore::new(limits::OPS_VALUES_MAX));
+        Self { api, access, body_bytes, room, bodies: Room::new(), values }
     }
 
     /// Answers whatever is no probe.
@@ -120,7 +125,7 @@ impl Calls {
         guard::check(&head.method, &head.headers, matches!(access, Access::Open(_)))?;
         let caller = access.caller(&head.headers)?;
         self.api.check_scope(&caller, call.scope())?;
-        let deadline = access::deadline(&head.headers);
+        let deadline = access::deadline(&head.headers)?;
         let _room = self.room.try_acquire().map_err(|_| {
             let message = format!("{} calls are under way", limits::OPS_CALLS_MAX);
             ApiError::Unavailable { reason: "TOO_MANY_CALLS", message }
@@ -136,7 +141,7 @@ impl Calls {
             if !query.is_empty() {
                 return Err(ApiError::invalid("query", "must be empty: a POST has its fields in its body").into());
             }
-            Input::Body(upload.read(self.body_bytes).await?)
+            Input::Body(upload.read(self.body_bytes, &self.bodies).await?, &self.values)
         };
         let done = access::in_time(deadline, self.perform(call, caller, input, deadline)).await?;
         Ok(done)
@@ -152,28 +157,28 @@ impl Calls {
         let api = &self.api;
         match call {
             Call::Online => {
-                let request: proto::ListUsersRequest = input.parse("ListUsersRequest")?;
+                let request: proto::ListUsersRequest = input.parse("ListUsersRequest").await?;
                 Ok(shown("ListUsersResponse", &api.list_users(caller, &request).await?))
             }
             Call::Stats => {
-                let _: proto::GetStatusRequest = input.parse("GetStatusRequest")?;
+                let _: proto::GetStatusRequest = input.parse("GetStatusRequest").await?;
                 Ok(shown("GetStatusResponse", &api.get_status(caller)?))
             }
             Call::Sessions => {
-                let request: proto::ListSessionsRequest = input.parse("ListSessionsRequest")?;
-                Ok(shown("ListSessionsResponse", &api.list_sessions(caller, &request)?))
+                let request: proto::ListSessionsRequest = input.parse("ListSessionsRequest").await?;
+                Ok(shown("ListSessionsResponse", &api.list_sessions(caller, &request).await?))
             }
             Call::Send => {
-                let request = input.parse("SendToUserRequest")?;
+                let request = input.parse("SendToUserRequest").await?;
                 Ok(shown("SendToUserResponse", &api.send_to_user(caller, request, deadline).await?))
             }
             Call::Broadcast => {
-                let request = input.parse("BroadcastRequest")?;
+                let request = input.parse("BroadcastRequest").await?;
                 Ok(shown("BroadcastResponse", &api.broadcast(caller, request).await?))
             }
             Call::Cleanup => {
                 // It takes nothing, which is what this message has.
-                let _: proto::GetStatusRequest = input.parse("GetStatusRequest")?;
+                let _: proto::GetStatusRequest = input.parse("GetStatusRequest").await?;
                 Ok(good(&api.clean_up(caller).await?))
             }
         }
@@ -183,14 +188,21 @@ impl Calls {
 /// Where a call's fields are.
 enum Input<'a> {
     Query(&'a str),
-    Body(bytes::Bytes),
+    /// A body, and whose turn it is to be read.
+    Body(Body<'a>, &'a Semaphore),
 }
 
 impl Input<'_> {
-    fn parse<M: Message + Default>(&self, name: &str) -> Result<M, ApiError> {
+    /// The message. What it was read from is let go of.
+    async fn parse<M: Message + Default>(self, name: &str) -> Result<M, ApiError> {
         match self {
             Input::Query(query) => json::parse_query(name, query),
-            Input::Body(text) => json::parse(name, text),
+            Input::Body(body, turns) => {
+                let text = json::survey(name, &body.bytes)?;
+                // The semaphore is never closed.
+                let _turn = turns.acquire_many(u32::try_from(text.values()).unwrap_or(u32::MAX)).await;
+                text.read()
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use prometheus_client::{
 use crate::{
     api::{Api, Figures},
     limits::Limit,
-    metrics::{Failure, Spans, Traffic},
+    metrics::{Failure, Fate, Spans, Traffic},
     types::AlertName,
 };
 
@@ -140,6 +140,8 @@ impl Collector for Node {
         out.counter("connections", "Connections to the public listener", metrics.connections_total.get())?;
         out.gauge("sessions", "Authenticated sessions", now.sessions)?;
         out.gauge("users_online", "Users with at least one session", now.users_online)?;
+        out.gauge("topics", "Topics that somebody is in", now.topics)?;
+        out.gauge("fanout_bytes", "Broadcasts and publications that wait to be handed out", now.fanout_bytes)?;
         let both =
             |of: fn(&Traffic) -> u64| [("received", of(&metrics.received)), ("sent", of(&metrics.sent))].into_iter();
         out.labelled(
@@ -180,6 +182,8 @@ impl Collector for Node {
         out.histogram("reply_latency_seconds", "From a client's request to a service's reply", &metrics.reply_latency)?;
         let runtimes = [("sessions", &metrics.scheduler_delay), ("calls", &metrics.calls_scheduler_delay)];
         out.histograms("scheduler_delay_seconds", "How late a runtime's tasks get their turn", "runtime", &runtimes)?;
+        let fates = Fate::ALL.iter().map(|fate| (fate.as_str(), metrics.fates(*fate)));
+        out.labelled("notifications", "What became of notifications", MetricType::Counter, "outcome", fates)?;
         let (pending, bytes) = now.pending;
         out.gauge(
             "pending_notifications",
@@ -188,12 +192,16 @@ impl Collector for Node {
         )?;
         out.gauge("pending_bytes", "Their bytes as accounted against the quotas", bytes)?;
         out.gauge("store_disk_bytes", "The store's files", now.store_disk_bytes)?;
+        if let Some(free) = now.store_free_bytes {
+            out.gauge("store_disk_free_bytes", "What senders may yet fill of the store's file system", free)?;
+        }
         out.gauge("store_healthy", "1: the store takes writes", now.store_healthy.into())?;
         let firing = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alert_is_firing(*name).into()));
         out.labelled("alert_firing", "1: the alert fires", MetricType::Gauge, "alert", firing)?;
         let fired = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alerts_fired(*name)));
         out.labelled("alerts", "Alerts that began to fire", MetricType::Counter, "alert", fired)?;
         out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
+        out.gauge("event_lag", "Events between the newest and what the slowest consumer has read", now.event_lag)?;
         out.counter("events", "Events", now.events)?;
         out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())
     }

@@ -12,7 +12,14 @@ mod exposition;
 mod guard;
 mod reply;
 
-use std::{convert::Infallible, pin::pin, sync::Arc};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 pub use config::Config;
 use http::{Method, Request, StatusCode};
@@ -33,7 +40,9 @@ use self::{
 use crate::{
     api::{Api, access::Access},
     lifecycle::Lifecycle,
-    limits, net,
+    limits,
+    metrics::Failure,
+    net,
 };
 
 /// What one listener serves.
@@ -90,7 +99,9 @@ pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -
 }
 
 async fn serve_connection(stream: TcpStream, ops: Arc<Ops>, life: Lifecycle) {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let asked = AtomicBool::new(false);
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         let ops = Arc::clone(&ops);
         async move { Ok::<_, Infallible>(ops.answer(request).await) }
     });
@@ -102,8 +113,13 @@ async fn serve_connection(stream: TcpStream, ops: Arc<Ops>, life: Lifecycle) {
             .serve_connection(TokioIo::new(stream), service)
     );
     tokio::select! {
-        // What a peer does wrong here is its own affair; hyper has answered it.
-        _ = connection.as_mut() => return,
+        ended = connection.as_mut() => {
+            // Hyper has answered what it could not read. Who has asked and is silent then only keeps his connection.
+            if ended.is_err_and(|error| error.is_parse() || (error.is_timeout() && !asked.load(Ordering::Relaxed))) {
+                ops.api.metrics().failure(Failure::HttpRefused);
+            }
+            return;
+        }
         () = life.stopping().cancelled() => connection.as_mut().graceful_shutdown(),
     }
     let _ = tokio::time::timeout(limits::GRPC_STOP_GRACE, connection).await;

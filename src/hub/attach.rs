@@ -177,7 +177,7 @@ impl Hub {
         state.sessions.push(Arc::clone(&handle));
         state.left_at = None;
         if state.sessions.len() == 1 {
-            self.0.users_online.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.users.came(user);
         }
         // Whoever finds it from here on waits for its core, so that what he has for it comes behind `auth_success`.
         let mut core = handle.core();
@@ -337,7 +337,7 @@ impl Hub {
             unconfirmed: ended.unconfirmed,
         });
         if state.sessions.is_empty() && before > 0 {
-            self.0.users_online.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            self.0.users.went(user);
             state.left_at = Some(now);
             self.0.leavers.push(now, Arc::clone(user));
         }

@@ -7,7 +7,7 @@ use super::{
     Hub,
     filter::Filter,
     outgoing::Outgoing,
-    send::{Outcome, SendError, Sent},
+    send::{SendError, Sent},
     shared_log::Audience,
 };
 use crate::types::Notification;
@@ -33,8 +33,7 @@ impl Hub {
         let (job, handed) = self.0.sessions.job(outgoing, Arc::new(notification), filter, None, room);
         self.0.sessions.enqueue(job, &self.0.life);
         let sessions = handed.await.unwrap_or_default();
-        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
-        Ok(Sent { offset: None, outcome, sessions, duplicate: false })
+        Ok(self.sent_unstored(sessions))
     }
 
     /// Broadcasts durably. Returns once it is on disk and was handed to every session that is connected now.

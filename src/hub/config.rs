@@ -46,6 +46,8 @@ pub struct Clients {
     pub message: Vec<String>,
     /// Whether a `message` is stored for the devices of its user that are away.
     pub message_durable: bool,
+    /// Such messages of one user a minute; further ones are refused.
+    pub message_durable_per_minute: Count,
 }
 
 impl Clients {
@@ -57,7 +59,13 @@ impl Clients {
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { forward: Vec::new(), reply_timeout: Span::secs(30), message: Vec::new(), message_durable: false }
+        Self {
+            forward: Vec::new(),
+            reply_timeout: Span::secs(30),
+            message: Vec::new(),
+            message_durable: false,
+            message_durable_per_minute: Count(120),
+        }
     }
 }
 

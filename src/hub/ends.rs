@@ -7,7 +7,7 @@ use super::{
     user::{User, UserState},
 };
 use crate::{
-    metrics::Failure,
+    metrics::{Failure, Fate},
     session::Log,
     store::{Done, IndexEntry, Op},
     types::{Device, DropReason, EventBody, LogId, UserId},
@@ -38,9 +38,24 @@ impl Why {
     }
 }
 
+/// In numbers; none of what was damaged.
+fn fate(why: Why) -> Option<Fate> {
+    match why {
+        Why::Done => Some(Fate::Confirmed),
+        Why::Expired => Some(Fate::Expired),
+        Why::Dropped(DropReason::Superseded) => Some(Fate::Superseded),
+        Why::Dropped(DropReason::Purged | DropReason::UserForgotten) => Some(Fate::Purged),
+        Why::Dropped(_) => Some(Fate::Dropped),
+        Why::Damaged => None,
+    }
+}
+
 impl Hub {
     /// Notifications have left their log: tells, counts and reports it. Whoever holds the log's lock deletes them.
     pub(super) fn ended(&self, log: &LogId, state: &mut LogState, entries: &[IndexEntry], why: Why) {
+        if let Some(fate) = fate(why) {
+            self.metrics().fate(fate, entries.len());
+        }
         for entry in entries {
             state.ended(entry.offset, entry.remembered, why.end());
             match why {

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::{
-    Hub,
+    Hub, Interest,
     handle::{Core, Handle},
     outbox::Entry,
     outgoing::Outgoing,
-    send::{Outcome, SendError, Sent},
+    send::{SendError, Sent},
 };
 use crate::{
     limits,
@@ -41,7 +41,10 @@ impl Hub {
             Err((ErrorCode::NoService, Failure::NoService, text.to_owned()))
         };
         let events = &self.0.events;
-        if !events.is_wanted(|interest| interest.wants_message(&handle.user.id, &type_name)) {
+        let wants = |interest: &Interest| interest.wants_message(&handle.user.id, &type_name);
+        // Who only looks on is shown it all the same.
+        let served = events.is_wanted(|interest| interest.serves && wants(interest));
+        if !(served || events.is_wanted(wants)) {
             return nobody();
         }
         let (now, timeout) = (self.clock().now(), self.0.clients.reply_timeout.0);
@@ -52,6 +55,7 @@ impl Hub {
             let mut core = handle.core();
             // Before anybody is told of it, so that no reply comes too early.
             if let Some(id) = id
+                && served
                 && !core.session.open_request(id, deadline)
             {
                 let text = format!("{} requests wait for a reply already", limits::OPEN_REQUESTS_MAX);
@@ -67,9 +71,9 @@ impl Hub {
             id: id.map(Box::from),
             payload: message.data.to_payload(),
             claims,
-            reply_by: id.map(|_| self.clock().unix_millis().saturating_add(timeout)),
+            reply_by: id.filter(|_| served).map(|_| self.clock().unix_millis().saturating_add(timeout)),
         });
-        let Some(id) = id else { return if taken.is_some() { Ok(()) } else { nobody() } };
+        let Some(id) = id.filter(|_| served) else { return if taken.is_some() { Ok(()) } else { nobody() } };
         let Some(open) = taken else {
             handle.core().session.withdraw_request(id);
             return nobody();
@@ -117,7 +121,6 @@ impl Hub {
             let left = deadline.saturating_duration_since(self.clock().now());
             self.metrics().reply_latency.record(self.0.clients.reply_timeout.0.saturating_sub(left), 1);
         }
-        let (outcome, sessions) = if taken { (Outcome::Accepted, 1) } else { (Outcome::Dropped, 0) };
-        Ok(Sent { offset: None, outcome, sessions, duplicate: false })
+        Ok(self.sent_unstored(u32::from(taken)))
     }
 }

@@ -38,6 +38,10 @@ pub struct Lane {
 #[derive(Debug, Default)]
 struct Queue {
     steps: VecDeque<Step>,
+    /// The bytes among them of what tells who came or went. All else has its share of a room before it comes here.
+    presence_bytes: usize,
+    /// The calls among them.
+    calls: usize,
     running: bool,
 }
 
@@ -68,6 +72,7 @@ impl Queue {
             if !jobs.is_empty() && bytes > limits::FANOUT_PASS_BYTES_MAX {
                 break;
             }
+            self.presence_bytes -= job.presence_bytes();
             jobs.push(Arc::clone(job));
             self.steps.pop_front();
         }
@@ -75,7 +80,10 @@ impl Queue {
             return Some(Pass::Jobs(jobs));
         }
         match self.steps.pop_front() {
-            Some(Step::Call(call)) => Some(Pass::Call(call)),
+            Some(Step::Call(call)) => {
+                self.calls -= 1;
+                Some(Pass::Call(call))
+            }
             Some(Step::Hand(_)) | None => None,
         }
     }
@@ -110,8 +118,29 @@ impl Lane {
 
     fn push(&self, step: Step) -> bool {
         let mut queue = self.queue.lock();
+        match &step {
+            Step::Hand(job) => queue.presence_bytes += job.presence_bytes(),
+            Step::Call(_) => queue.calls += 1,
+        }
         queue.steps.push_back(step);
         !std::mem::replace(&mut queue.running, true)
+    }
+
+    /// Whether more may be told of who comes. (Who goes is told of in any case, if it was told that he came: of these there
+    /// are no more than may be listed, and than come was told of in here.)
+    pub fn takes_presence(&self) -> bool {
+        self.queue.lock().presence_bytes < limits::PRESENCE_QUEUE_BYTES_MAX
+    }
+
+    /// Whether more may be called.
+    pub fn takes_calls(&self) -> bool {
+        self.queue.lock().calls < limits::LISTS_QUEUE_MAX
+    }
+
+    /// The bytes of presence that wait.
+    #[cfg(test)]
+    pub fn presence_bytes(&self) -> usize {
+        self.queue.lock().presence_bytes
     }
 
     /// Does what is queued, until nothing is.

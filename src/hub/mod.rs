@@ -45,7 +45,7 @@ mod users;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -66,6 +66,7 @@ pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 pub use subscriptions::{Changes, TopicRow};
 pub use sweep::CleanedUp;
+pub use users::OnlineUser;
 
 use self::{
     handle::Shared,
@@ -162,7 +163,6 @@ struct Inner {
     shared: Arc<Shared>,
     store_epoch: String,
     users: Users,
-    users_online: AtomicU64,
     sessions: Sessions,
     broadcasts: Arc<SharedLog>,
     topics: Topics,
@@ -220,7 +220,6 @@ impl Hub {
             public_claims,
             quotas,
             users: Users::new(),
-            users_online: AtomicU64::new(0),
             sessions: Sessions::new(),
             broadcasts: SharedLog::of_broadcasts(),
             topics: Topics::new(),
@@ -312,7 +311,7 @@ impl Hub {
 
     /// Users with at least one session.
     pub fn users_online(&self) -> u64 {
-        self.0.users_online.load(Ordering::Relaxed)
+        self.0.users.online_count() as u64
     }
 
     /// Authenticated sessions.
@@ -325,6 +324,16 @@ impl Hub {
         self.0.sessions.page(after, max)
     }
 
+    /// The bytes of broadcasts and publications that wait to be handed out.
+    pub fn queued_bytes(&self) -> usize {
+        self.0.sessions.queued_bytes()
+    }
+
+    /// The topics that somebody is in, or was a moment ago.
+    pub fn topic_count(&self) -> usize {
+        self.0.topics.len()
+    }
+
     /// The sessions of one user, in order of their ids.
     pub fn user_sessions(&self, user: &UserId) -> Vec<Arc<Handle>> {
         let mut sessions = self.0.users.get(user).map(|user| user.state().sessions.clone()).unwrap_or_default();
@@ -332,11 +341,9 @@ impl Hub {
         sessions
     }
 
-    /// The users with a session and an id above `after`, the lowest `max` of them, in order, each with his sessions in order
-    /// of their ids. Whose last one left in this very moment is still among them, without any.
-    pub async fn online_page(&self, after: Option<&UserId>, max: usize) -> Vec<(UserId, Vec<Arc<Handle>>)> {
-        let users = self.0.users.online(after, max).await;
-        users.iter().map(|user| (user.id.clone(), self.user_sessions(&user.id))).collect()
+    /// The users with a session and an id above `after`, the lowest `max` of them, in order.
+    pub fn online_page(&self, after: Option<&UserId>, max: usize) -> Vec<OnlineUser> {
+        self.0.users.online(after, max).iter().map(|user| OnlineUser::of(user)).collect()
     }
 
     /// One session, by id.

@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     limits,
-    protocol::topics,
+    metrics::Failure,
+    protocol::{error_code::ErrorCode, topics},
     types::{Claims, EventBody, SessionId, Topic, UserId},
 };
 
@@ -60,15 +61,17 @@ impl Hub {
             let (left_at, (room, user)) = self.0.topic_leavers.next(self.0.presence.linger.0).await;
             {
                 let mut state = room.state();
-                let Some(claims) = state.lingered(&user, left_at) else { continue };
-                self.tell_of(false, &room, &state, &user, &claims, None);
+                let Some(gone) = state.lingered(&user, left_at) else { continue };
+                if !gone.untold {
+                    self.tell_of(false, &room, &state, &user, &gone.claims, None);
+                }
             }
             self.0.topics.forget_if_empty(&room);
         }
     }
 
-    /// Has the members of a topic told that a user came or went, but for that session; not where they are too many. Under
-    /// the topic's lock, so that it is told in the order in which it happened.
+    /// Has the members of a topic told that a user came or went, but for that session. Under the topic's lock, so that it is
+    /// told in the order in which it happened. False: they are too many, or too much is told already, and nobody is told.
     pub(super) fn tell_of(
         &self,
         came: bool,
@@ -77,16 +80,22 @@ impl Hub {
         user: &UserId,
         claims: &Claims,
         except: Option<SessionId>,
-    ) {
-        let alone = state.sessions() <= usize::from(except.is_some());
-        if alone || state.users() > self.0.presence.max_listed.limit() {
-            return;
+    ) -> bool {
+        if state.users() > self.0.presence.max_listed.limit() {
+            return false;
+        }
+        if state.sessions() <= usize::from(except.is_some()) {
+            return true;
+        }
+        if came && !room.lane.takes_presence() {
+            return false;
         }
         let frame = topics::came_or_went(came, &room.name, user, claims, self.clock().unix_millis());
         let job = Job::of_presence(Outgoing::of(frame), except);
         if room.lane.hand(job) {
             self.spawn_lane(room);
         }
+        true
     }
 
     /// Queues something for a topic, and has it handed out where nobody is at it: at once to few, so that what somebody says
@@ -113,6 +122,10 @@ impl Hub {
             return self.forbid(handle, "this client may not know who is in this topic", reply_to.as_deref());
         }
         match self.0.topics.get(topic) {
+            Some(room) if !room.lane.takes_calls() => {
+                let text = "too many want to know who is in this topic; try again later";
+                self.refuse(handle, ErrorCode::RateLimited, text, reply_to.as_deref(), Failure::RateLimited);
+            }
             Some(room) => {
                 let (hub, asker, of) = (self.clone(), Arc::clone(handle), Arc::clone(&room));
                 self.run_lane(&room, |lane| {
@@ -154,6 +167,7 @@ impl Hub {
         if list.len() > self.limits().notification_bytes.as_usize() {
             return topics::user_list(&room.name, count, None, reply_to, now);
         }
+        room.state().listed(&users);
         list
     }
 }

@@ -19,7 +19,7 @@ use super::{
     user::{DeviceState, Member, User, UserState},
 };
 use crate::{
-    metrics::Failure,
+    metrics::{Failure, Fate},
     session::Log,
     store::{DeviceRow, Mailbox, Op, StoreError},
     types::{Offset, Topic, UnixMillis},
@@ -56,6 +56,7 @@ impl Hub {
     /// sessions may have been handed it.
     pub(super) fn append(&self, state: &mut LogState, op: Op) -> Result<(), StoreError> {
         if self.0.store.stage_recallable(state.generation, op, &mut state.recallable) {
+            self.metrics().fate(Fate::Stored, 1);
             return Ok(());
         }
         let lost = match self.0.store.health() {

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     clock::Instant,
+    metrics::Fate,
     protocol::{close::CloseCode, server::Draft},
     store::{IndexEntry, LogObserver, Op, Permit, StoreError},
     types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UnixMillis, UserId},
@@ -411,7 +412,7 @@ impl Hub {
                 let only = Arc::clone(only);
                 drop(state);
                 let sessions = u32::from(only.send(&outgoing));
-                return Ok(Begun::settled(Self::sent_unstored(sessions)));
+                return Ok(Begun::settled(self.sent_unstored(sessions)));
             }
             for session in &state.sessions {
                 if session.push(&outgoing) {
@@ -419,12 +420,17 @@ impl Hub {
                 }
             }
         }
-        let sent = Self::sent_unstored(taken.count());
+        let sent = self.sent_unstored(taken.count());
         Ok(Begun { unflushed: taken, ..Begun::settled(sent) })
     }
 
-    fn sent_unstored(sessions: u32) -> Sent {
-        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
+    /// What is not to be stored was handed to so many; counted.
+    pub(super) fn sent_unstored(&self, sessions: u32) -> Sent {
+        let (fate, outcome) = match sessions {
+            0 => (Fate::Dropped, Outcome::Dropped),
+            _ => (Fate::Accepted, Outcome::Accepted),
+        };
+        self.metrics().fate(fate, 1);
         Sent { offset: None, outcome, sessions, duplicate: false }
     }
 

@@ -34,6 +34,9 @@ use crate::{
     types::{Notification, Offset, SessionId, UserId},
 };
 
+/// What a shard gives to a page beyond its share.
+const PAGE_SLACK: usize = 16;
+
 /// All sessions.
 #[derive(Debug)]
 pub struct Sessions {
@@ -118,6 +121,11 @@ impl Job {
     /// Its bytes, in all its forms.
     pub(super) fn bytes(&self) -> usize {
         self.outgoing.bytes()
+    }
+
+    /// Those of them that nothing else accounts for.
+    pub(super) fn presence_bytes(&self) -> usize {
+        if self.presence { self.bytes() } else { 0 }
     }
 
     fn leaves_out(&self, listener: &Listener) -> bool {
@@ -281,16 +289,33 @@ impl Sessions {
 
     /// The sessions with the lowest ids above `after`, at most `max`, in order.
     pub fn page(&self, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut page = Vec::new();
-        for shard in &self.shards {
-            page.extend(
-                shard.sessions.lock().range((from, Bound::Unbounded)).take(max).map(|(_, handle)| Arc::clone(handle)),
-            );
+        // Each shard has its share of them, since the low bits of ids are random; a little more, so that few are left for
+        // another round.
+        let share = (max / self.shards.len()).saturating_add(PAGE_SLACK).min(max);
+        let (mut page, mut after) = (Vec::new(), after);
+        while page.len() < max {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let (begun, mut upto) = (page.len(), None);
+            for shard in &self.shards {
+                let sessions = shard.sessions.lock();
+                let before = page.len();
+                page.extend(sessions.range((from, Bound::Unbounded)).take(share).map(|(_, handle)| Arc::clone(handle)));
+                // Where a shard may have more, those of others behind them come later.
+                let last = page.last().filter(|_| page.len() - before == share).map(|handle: &Arc<Handle>| handle.id);
+                upto = [upto, last].into_iter().flatten().min();
+            }
+            page[begun..].sort_unstable_by_key(|handle| handle.id);
+            let Some(upto) = upto else { break };
+            page.truncate(page.partition_point(|handle| handle.id <= upto));
+            after = Some(upto);
         }
-        page.sort_unstable_by_key(|handle| handle.id);
         page.truncate(max);
         page
+    }
+
+    /// The bytes of broadcasts and publications that wait to be handed out.
+    pub fn queued_bytes(&self) -> usize {
+        limits::BROADCAST_QUEUE_BYTES_MAX.saturating_sub(self.room.available_permits())
     }
 
     /// Waits for room for a broadcast among those that are queued.

@@ -20,7 +20,7 @@ use crate::{
     protocol::{client::Membership, error_code::ErrorCode, server, topics},
     session::Counts,
     store::StoreError,
-    types::{Claims, EventBody, SessionId, SubscriptionCause, Topic},
+    types::{Claims, EventBody, SessionId, SubscriptionCause, Topic, UserId},
 };
 
 /// What became of a subscription.
@@ -213,8 +213,8 @@ impl Hub {
         Ok(page.into_iter().find(|row| row.name == *name))
     }
 
-    /// The sessions in a topic with the lowest ids above `after`, at most `max`, in order.
-    pub fn topic_sessions(&self, topic: &Topic, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
+    /// The next sessions in a topic behind `after`, at most `max`: by user, then by id.
+    pub fn topic_sessions(&self, topic: &Topic, after: Option<&(UserId, SessionId)>, max: usize) -> Vec<Arc<Handle>> {
         self.0.topics.get(topic).map_or_else(Vec::new, |room| room.sessions(after, max))
     }
 
@@ -262,7 +262,9 @@ impl Hub {
             self.0.events.emit(EventBody::Subscribed { topic, session, user, device, cause });
             if came && room.shows_presence {
                 let claims = self.public_claims(core);
-                self.tell_of(true, &room, &state, &handle.user.id, &claims, Some(handle.id));
+                if !self.tell_of(true, &room, &state, &handle.user.id, &claims, Some(handle.id)) {
+                    state.set_untold(handle);
+                }
             }
             drop(state);
             core.enter(room);
@@ -305,7 +307,7 @@ impl Hub {
             if cause == SubscriptionCause::SessionEnded && !self.0.presence.linger.0.is_zero() {
                 state.linger(&handle.user.id, left, now, claims.clone());
                 self.0.topic_leavers.push(now, (Arc::clone(room), handle.user.id.clone()));
-            } else {
+            } else if !left.untold {
                 self.tell_of(false, room, &state, &handle.user.id, claims, None);
             }
         }

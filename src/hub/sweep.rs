@@ -45,34 +45,31 @@ impl Hub {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            self.sweep_all().await;
+            {
+                let _one_at_a_time = self.0.sweeping.lock().await;
+                self.sweep_all(&mut Swept::default()).await;
+            }
             self.0.topic_logs.forget_idle(UnixMillis(self.clock().unix_millis().0.saturating_sub(TOPIC_LOG_KEPT)));
         }
     }
 
-    fn swept<T>(&self, found: Result<Vec<T>, StoreError>, what: &str) -> Vec<T> {
-        match found {
+    /// What was looked up. A store that fails has found nothing.
+    fn found<T>(&self, found: Result<Vec<T>, StoreError>, what: &str, swept: &mut Swept) -> Vec<T> {
+        let error = match found {
             Ok(found) => return found,
-            Err(StoreError::Closed | StoreError::Recovering(_)) => {}
-            Err(error) => {
-                self.store_error(&error);
-                tracing::error!(%error, "{what} could not be looked up");
-            }
+            Err(error) => error,
+        };
+        if !matches!(error, StoreError::Closed | StoreError::Recovering(_)) {
+            self.store_error(&error);
+            tracing::error!(%error, "{what} could not be looked up");
         }
+        swept.fails(error);
         Vec::new()
     }
 
-    /// Deletes all that is due; how many notifications had expired.
-    async fn sweep_all(&self) -> usize {
-        let _one_at_a_time = self.0.sweeping.lock().await;
-        let mut expired = 0;
-        loop {
-            let (some, more) = self.sweep(self.clock().unix_millis(), BUCKETS_MAX).await;
-            expired += some;
-            if !(more | self.sweep_ids().await) {
-                return expired;
-            }
-        }
+    /// Deletes all that is due.
+    async fn sweep_all(&self, swept: &mut Swept) {
+        while self.sweep(self.clock().unix_millis(), BUCKETS_MAX, swept).await | self.sweep_ids(swept).await {}
     }
 
     /// What the clockwork does by itself, done now: sessions whose time is over are closed (no heartbeat, nothing confirmed,
@@ -83,11 +80,15 @@ impl Hub {
     pub async fn clean_up(&self) -> Result<CleanedUp, StoreError> {
         let closed = self.close_overdue().await;
         self.0.store.health()?;
-        let mut expired = self.sweep_all().await;
         let _one_at_a_time = self.0.sweeping.lock().await;
+        let mut swept = Swept { waits: true, ..Swept::default() };
+        self.sweep_all(&mut swept).await;
         let soon = self.clock().unix_millis().saturating_add(BUCKET);
-        expired += self.sweep(soon, BUCKETS_AHEAD_MAX).await.0;
-        Ok(CleanedUp { closed, expired })
+        self.sweep(soon, BUCKETS_AHEAD_MAX, &mut swept).await;
+        match swept.failed {
+            Some(error) => Err(error),
+            None => self.0.store.health().map(|()| CleanedUp { closed, expired: swept.expired }),
+        }
     }
 
     /// Looks at every session; how many were closed for it.
@@ -106,11 +107,10 @@ impl Hub {
         }
     }
 
-    /// Deletes what has expired of the logs whose buckets are due at `upto`, in part; how much, and whether there may be
-    /// more.
-    async fn sweep(&self, upto: UnixMillis, max: usize) -> (usize, bool) {
+    /// Deletes what has expired of the logs whose buckets are due at `upto`, in part; whether there may be more.
+    async fn sweep(&self, upto: UnixMillis, max: usize, swept: &mut Swept) -> bool {
         let due = self.0.store.due(upto, max).await;
-        let due = self.swept(due, "expired notifications");
+        let due = self.found(due, "expired notifications", swept);
         let full = due.len() == max;
         // A log may have several minutes due; one look at it serves them all.
         let mut users: HashMap<UserId, Vec<Due>> = HashMap::new();
@@ -121,7 +121,7 @@ impl Hub {
                 None => many.entry(row.log.clone()).or_default().push(row),
             }
         }
-        let (mut written, mut expired) = (Vec::new(), 0);
+        let mut written = Vec::new();
         for (id, rows) in many {
             let log = match id.topic() {
                 None => self.broadcasts().await.map(Arc::clone),
@@ -130,10 +130,13 @@ impl Hub {
             match log {
                 Ok(log) => {
                     let mut state = log.state();
-                    expired += self.expire_shared(&id, &mut state.log);
-                    written.push(self.forget_due(&state.log, rows));
+                    swept.expired += self.expire_shared(&id, &mut state.log);
+                    written.extend(self.forget_due(&state.log, rows));
                 }
-                Err(error) => tracing::error!(log = %id, %error, "what has expired could not be deleted"),
+                Err(error) => {
+                    tracing::error!(log = %id, %error, "what has expired could not be deleted");
+                    swept.fails(error);
+                }
             }
         }
         let users: Vec<_> = stream::iter(users)
@@ -141,28 +144,37 @@ impl Hub {
                 Ok(user) => {
                     let mut state = user.state();
                     let expired = self.expire(&user, &mut state);
-                    Some((expired, self.forget_due(&state.log, rows)))
+                    Ok((expired, self.forget_due(&state.log, rows)))
                 }
                 Err(error) => {
                     tracing::error!(user = %id, %error, "expired notifications could not be deleted");
-                    None
+                    Err(error)
                 }
             })
             .buffer_unordered(USERS_AT_ONCE)
             .collect()
             .await;
-        for (some, told) in users.into_iter().flatten() {
-            expired += some;
-            written.push(told);
+        for user in users {
+            match user {
+                Ok((expired, told)) => {
+                    swept.expired += expired;
+                    written.extend(told);
+                }
+                Err(error) => swept.fails(error),
+            }
         }
-        (expired, full && all_written(written).await)
+        swept.wait_for(written, full).await
     }
 
     /// Behind the deletes in the writer's queue, so that a crash between them leaves the rows to find them by. Told when
-    /// that is on disk: until then the same rows would be found again. Of a bucket that is not due yet more may follow.
-    fn forget_due(&self, log: &LogState, mut rows: Vec<Due>) -> Written {
+    /// that is on disk: until then the same rows would be found again. Of a bucket that is not due yet more may follow, and
+    /// it stays.
+    fn forget_due(&self, log: &LogState, mut rows: Vec<Due>) -> Option<Written> {
         let now = self.clock().unix_millis();
         rows.retain(|row| row.is_due(now));
+        if rows.is_empty() {
+            return None;
+        }
         let (done, written) = oneshot::channel();
         let (mut done, mut left) = (Some(done), rows.len());
         for due in rows {
@@ -170,14 +182,17 @@ impl Hub {
             let done = if left == 0 { done.take() } else { None };
             self.write(log, Op::ForgetDue { due, done });
         }
-        written
+        Some(written)
     }
 
     /// Forgets ids that were remembered long enough, in part; whether there may be more.
-    async fn sweep_ids(&self) -> bool {
+    async fn sweep_ids(&self, swept: &mut Swept) -> bool {
         let now = self.clock().unix_millis();
         let due = self.0.store.due_ids(now, BUCKETS_MAX).await;
-        let due = self.swept(due, "ids to be forgotten");
+        let due = self.found(due, "ids to be forgotten", swept);
+        if due.is_empty() {
+            return false;
+        }
         let (full, mut left) = (due.len() == BUCKETS_MAX, due.len());
         let (done, written) = oneshot::channel();
         let mut done = Some(done);
@@ -187,7 +202,7 @@ impl Hub {
             // It follows from no log's state: the writer looks at the row itself.
             let _ = self.0.store.stage_in(self.0.store.generation(), Op::ForgetId { due, now, done });
         }
-        full && all_written(vec![written]).await
+        swept.wait_for(vec![written], full).await
     }
 
     pub(super) async fn run_device_sweep(&self) {
@@ -205,7 +220,7 @@ impl Hub {
         let mut after = None;
         loop {
             let page = self.0.store.devices_after(after, DEVICES_MAX).await;
-            let page = self.swept(page, "devices");
+            let page = self.found(page, "devices", &mut Swept::default());
             let Some((user, device, _)) = page.last() else { return };
             after = Some((user.clone(), device.clone()));
             let now = self.clock().unix_millis();
@@ -224,11 +239,34 @@ impl Hub {
 /// Told when something is on disk.
 type Written = oneshot::Receiver<Result<(), StoreError>>;
 
-/// Waits for all of it; false where some of it failed.
-async fn all_written(waiting: Vec<Written>) -> bool {
-    let mut all = true;
-    for written in waiting {
-        all &= matches!(written.await, Ok(Ok(())));
+/// What a sweep has come to so far.
+#[derive(Debug, Default)]
+struct Swept {
+    /// Notifications that had expired.
+    expired: usize,
+    /// Whether it waits for what it writes where nothing else asks for it.
+    waits: bool,
+    /// What went wrong first.
+    failed: Option<StoreError>,
+}
+
+impl Swept {
+    fn fails(&mut self, error: StoreError) {
+        self.failed.get_or_insert(error);
     }
-    all
+
+    /// Waits for what was written where there may be `more` behind it, which is to be looked for then: not before it is on
+    /// disk, and not where it failed.
+    async fn wait_for(&mut self, written: Vec<Written>, more: bool) -> bool {
+        if !(more || self.waits) {
+            return false;
+        }
+        let mut all = true;
+        for written in written {
+            let written = written.await.unwrap_or(Err(StoreError::Closed));
+            all &= written.is_ok();
+            written.unwrap_or_else(|error| self.fails(error));
+        }
+        more && all
+    }
 }

@@ -14,7 +14,7 @@ use super::{
     outgoing::Outgoing,
     presence::begin_turn,
     rules::{Action, Client},
-    send::{Outcome, SendError, SendOptions, Sent, Wait},
+    send::{SendError, SendOptions, Sent, Wait},
     sessions::Job,
     topics::Room,
 };
@@ -174,8 +174,7 @@ impl Hub {
             self.run_lane(&room, |lane| lane.hand(job));
             sessions = handed.await.unwrap_or_default();
         }
-        let outcome = if sessions == 0 { Outcome::Dropped } else { Outcome::Accepted };
-        Ok(Sent { offset: None, outcome, sessions, duplicate: false })
+        Ok(self.sent_unstored(sessions))
     }
 
     /// What is never stored, as sessions are sent it.
@@ -221,6 +220,10 @@ impl Hub {
                 return self.queue_errand(handle, Errand::Publish(topic, message, id()));
             }
             Recipient::User(user) if durable => {
+                let most = self.0.clients.message_durable_per_minute;
+                if !handle.user.state().sends(most.limit(), self.clock().now()) {
+                    return self.not_said(handle, &NotSaid::TooMany(most.0), reply_to);
+                }
                 return self.queue_errand(handle, Errand::Send(user, message, id()));
             }
             Recipient::Topic(topic) => self.say_to_topic(handle, &topic, message),
@@ -323,6 +326,11 @@ impl Hub {
                 "too much waits to be passed on; try again later".to_owned(),
                 Failure::RateLimited,
             ),
+            NotSaid::TooMany(most) => (
+                ErrorCode::RateLimited,
+                format!("more than {most} messages to be stored in a minute (clients.message_durable_per_minute)"),
+                Failure::RateLimited,
+            ),
             NotSaid::Send(SendError::TooLarge { bytes, limit }) => (
                 ErrorCode::TooLarge,
                 format!("the message takes {bytes} bytes as others get it; limits.notification_bytes allows {limit}"),
@@ -346,6 +354,8 @@ impl Hub {
 enum NotSaid {
     /// Too much waits already.
     Busy,
+    /// More than so many a minute.
+    TooMany(u32),
     Send(SendError),
 }
 

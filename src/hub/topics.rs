@@ -8,8 +8,9 @@
 //! empty is taken out with both locked, and marked, so that whoever found it before looks again.
 
 use std::{
+    borrow::Borrow,
     cmp::Ordering,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{BuildHasher as _, RandomState},
     ops::Bound,
     sync::Arc,
@@ -29,8 +30,6 @@ use crate::{
 };
 
 const SHARDS: usize = 16;
-/// Members that are looked at in one go while somebody looks for some of them.
-const LOOK: usize = 512;
 
 /// All topics that somebody is in.
 #[derive(Debug)]
@@ -77,12 +76,16 @@ struct Standing {
     since: UnixMillis,
     /// Whether it is told of those who come and go.
     hears: bool,
+    /// That its user came was not told, since there were too many, nor was he in a list since; so is nobody told that he
+    /// left. Of a user with several members one says so.
+    untold: bool,
 }
 
 /// A user whose last session ended a moment ago, and who counts as present until then.
 #[derive(Clone, Debug)]
 struct Lingering {
     since: UnixMillis,
+    untold: bool,
     left_at: Instant,
     claims: Claims,
 }
@@ -96,18 +99,67 @@ pub const MEMBER_BYTES: usize = size_of::<(Seat, Standing)>();
 pub struct Left {
     /// It was the last of its user's.
     pub last: bool,
+    /// Nobody was told that he came.
+    pub untold: bool,
     since: UnixMillis,
 }
 
-impl Seat {
+/// Who did not come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// What others may know of him.
+    pub claims: Claims,
+    /// Nobody was told that he came.
+    pub untold: bool,
+}
+
+/// What has a place in the order of members, whether it is one or not.
+pub trait Place {
+    /// By user, then by session.
+    fn key(&self) -> (&UserId, SessionId);
+}
+
+impl Place for Handle {
     fn key(&self) -> (&UserId, SessionId) {
-        (&self.0.user.id, self.0.id)
+        (&self.user.id, self.id)
+    }
+}
+
+impl Place for (UserId, SessionId) {
+    fn key(&self) -> (&UserId, SessionId) {
+        (&self.0, self.1)
+    }
+}
+
+impl<'a> Borrow<dyn Place + 'a> for Seat {
+    fn borrow(&self) -> &(dyn Place + 'a) {
+        &*self.0
+    }
+}
+
+impl PartialEq for dyn Place + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for dyn Place + '_ {}
+
+impl PartialOrd for dyn Place + '_ {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for dyn Place + '_ {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
     }
 }
 
 impl PartialEq for Seat {
     fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+        self.0.key() == other.0.key()
     }
 }
 
@@ -121,7 +173,7 @@ impl PartialOrd for Seat {
 
 impl Ord for Seat {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.key().cmp(&other.key())
+        self.0.key().cmp(&other.0.key())
     }
 }
 
@@ -179,7 +231,6 @@ impl Topics {
     }
 
     /// How many there are.
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
@@ -192,40 +243,24 @@ impl Room {
     }
 
     /// The next members behind `after`, at most `max`.
-    fn members(&self, after: Option<&Arc<Handle>>, max: usize) -> Vec<Listener> {
-        let from = after.map_or(Bound::Unbounded, |last| Bound::Excluded(Seat(Arc::clone(last))));
+    fn members(&self, after: Option<&dyn Place>, max: usize) -> Vec<Listener> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.state.lock();
-        let rest = state.members.range((from, Bound::Unbounded)).take(max);
+        let rest = state.members.range::<dyn Place, _>((from, Bound::Unbounded)).take(max);
         rest.map(|(Seat(handle), standing)| Listener { handle: Arc::clone(handle), hears_presence: standing.hears })
             .collect()
     }
 
-    /// The sessions in it with the lowest ids above `after`, at most `max`, in order.
-    pub fn sessions(&self, after: Option<SessionId>, max: usize) -> Vec<Arc<Handle>> {
-        let mut lowest: BTreeMap<SessionId, Arc<Handle>> = BTreeMap::new();
-        let mut last: Option<Arc<Handle>> = None;
-        loop {
-            let members = self.members(last.as_ref(), LOOK);
-            let more = members.len() == LOOK;
-            last = members.last().map(|last| Arc::clone(&last.handle));
-            for Listener { handle, .. } in members {
-                if after.is_none_or(|after| handle.id > after) {
-                    lowest.insert(handle.id, handle);
-                }
-                if lowest.len() > max {
-                    lowest.pop_last();
-                }
-            }
-            if !more {
-                return lowest.into_values().collect();
-            }
-        }
+    /// The next sessions in it behind `after`, whether that is still in it or not, at most `max`: by user, then by id.
+    pub fn sessions(&self, after: Option<&(UserId, SessionId)>, max: usize) -> Vec<Arc<Handle>> {
+        let members = self.members(after.map(|after| after as &dyn Place), max);
+        members.into_iter().map(|member| member.handle).collect()
     }
 }
 
 impl Audience for Room {
     fn slice(&self, after: Option<&Listener>) -> Vec<Listener> {
-        self.members(after.map(|last| &last.handle), limits::FANOUT_SLICE_SESSIONS)
+        self.members(after.map(|last| &*last.handle as &dyn Place), limits::FANOUT_SLICE_SESSIONS)
     }
 }
 
@@ -254,9 +289,31 @@ impl RoomState {
         let seat = Seat(Arc::clone(handle));
         let back = if self.has_neighbour(&seat) { None } else { Some(self.come_back(&handle.user.id)) };
         self.users += usize::from(back.is_some());
-        let since = back.flatten().unwrap_or(now);
-        self.members.insert(seat, Standing { since, hears });
-        back == Some(None)
+        let came = back == Some(None);
+        let (since, untold) = back.flatten().unwrap_or((now, false));
+        self.members.insert(seat, Standing { since, hears, untold });
+        came
+    }
+
+    /// Nobody is told that the user of this member came.
+    pub fn set_untold(&mut self, handle: &Arc<Handle>) {
+        if let Some(standing) = self.members.get_mut(&Seat(Arc::clone(handle))) {
+            standing.untold = true;
+        }
+    }
+
+    /// Somebody was told that these are in it.
+    pub fn listed(&mut self, users: &[Present]) {
+        let mut known: Option<HashSet<&UserId>> = None;
+        let mut knows =
+            |user: &UserId| known.get_or_insert_with(|| users.iter().map(|one| &one.user).collect()).contains(user);
+        for (Seat(handle), standing) in self.members.iter_mut().filter(|(_, standing)| standing.untold) {
+            standing.untold = !knows(&handle.user.id);
+        }
+        let lingering = self.lingering.iter_mut().flat_map(|lingering| lingering.iter_mut());
+        for (user, lingering) in lingering.filter(|(_, lingering)| lingering.untold) {
+            lingering.untold = !knows(user);
+        }
     }
 
     /// Whether a member is told of those who come and go, from now on.
@@ -269,7 +326,7 @@ impl RoomState {
     /// Takes a session out. `None`: it was not in it.
     pub fn remove(&mut self, handle: &Arc<Handle>) -> Option<Left> {
         let seat = Seat(Arc::clone(handle));
-        let Standing { since, .. } = self.members.remove(&seat)?;
+        let Standing { since, untold, .. } = self.members.remove(&seat)?;
         let last = !self.has_neighbour(&seat);
         self.users -= usize::from(last);
         if !last {
@@ -278,17 +335,18 @@ impl RoomState {
             let neighbour = before.into_iter().chain(behind).find(|neighbour| neighbour.0.user.id == handle.user.id);
             if let Some(standing) = neighbour.and_then(|neighbour| self.members.get_mut(&neighbour)) {
                 standing.since = standing.since.min(since);
+                standing.untold |= untold;
             }
         }
-        Some(Left { last, since })
+        Some(Left { last, untold, since })
     }
 
     fn before(&self, seat: &Seat) -> Option<Seat> {
-        self.members.range(..seat).next_back().map(|(seat, _)| seat.clone())
+        self.members.range::<Seat, _>(..seat).next_back().map(|(seat, _)| seat.clone())
     }
 
     fn behind(&self, seat: &Seat) -> Option<Seat> {
-        self.members.range((Bound::Excluded(seat), Bound::Unbounded)).next().map(|(seat, _)| seat.clone())
+        self.members.range::<Seat, _>((Bound::Excluded(seat), Bound::Unbounded)).next().map(|(seat, _)| seat.clone())
     }
 
     /// Whether another session of the same user is in it.
@@ -299,18 +357,20 @@ impl RoomState {
 
     /// The user whose last session has just ended counts as present until [`RoomState::lingered`] says otherwise.
     pub fn linger(&mut self, user: &UserId, left: Left, left_at: Instant, claims: Claims) {
-        let lingering = Lingering { since: left.since, left_at, claims };
+        let lingering = Lingering { since: left.since, untold: left.untold, left_at, claims };
         self.lingering.get_or_insert_default().insert(user.clone(), lingering);
     }
 
-    /// The user is back; since when he was there.
-    fn come_back(&mut self, user: &UserId) -> Option<UnixMillis> {
-        Some(self.take_lingering(user, |_| true)?.since)
+    /// The user is back; since when he was there, and whether nobody was told.
+    fn come_back(&mut self, user: &UserId) -> Option<(UnixMillis, bool)> {
+        let lingering = self.take_lingering(user, |_| true)?;
+        Some((lingering.since, lingering.untold))
     }
 
-    /// The user did not come back since he left then: he is gone, and this is what others may know of him.
-    pub fn lingered(&mut self, user: &UserId, left_at: Instant) -> Option<Claims> {
-        Some(self.take_lingering(user, |lingering| lingering.left_at == left_at)?.claims)
+    /// The user did not come back since he left then: he is gone.
+    pub fn lingered(&mut self, user: &UserId, left_at: Instant) -> Option<Gone> {
+        let Lingering { claims, untold, .. } = self.take_lingering(user, |lingering| lingering.left_at == left_at)?;
+        Some(Gone { claims, untold })
     }
 
     fn take_lingering(&mut self, user: &UserId, is: impl FnOnce(&Lingering) -> bool) -> Option<Lingering> {
@@ -323,15 +383,17 @@ impl RoomState {
         taken
     }
 
-    /// The users in it, in order, each with a session of his where he has one. What others may know of those who have is
+    /// The users in it, in order, each with his latest session where he has one. What others may know of those who have is
     /// yet to be filled in.
     pub fn roll(&self) -> Vec<(Present, Option<Arc<Handle>>)> {
         let mut roll: Vec<(Present, Option<Arc<Handle>>)> = Vec::with_capacity(self.users());
         for (Seat(handle), Standing { since, .. }) in &self.members {
             match roll.last_mut() {
-                Some((present, _)) if present.user == handle.user.id => {
+                // In the order of their ids, which is that in which they came.
+                Some((present, latest)) if present.user == handle.user.id => {
                     present.sessions += 1;
                     present.since = present.since.min(*since);
+                    *latest = Some(Arc::clone(handle));
                 }
                 _ => {
                     let (user, claims) = (handle.user.id.clone(), Claims::default());

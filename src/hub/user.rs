@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{handle::Handle, log::LogState, shared_log::SharedLog};
 use crate::{
     clock::Instant,
-    session::Log,
+    session::{Log, PerMinute},
     store::{DeviceRow, IndexEntry, LogObserver, MemberRow, StoreError},
     types::{Device, LogId, Offset, Topic, UnixMillis, UserId},
 };
@@ -165,6 +165,8 @@ pub struct UserState {
     pub left_at: Option<Instant>,
     /// Whether a session may be Pulling. True is a hint, false a fact.
     pub maybe_pulling: bool,
+    /// What he has sent to others lately that is stored.
+    sent: Option<Box<PerMinute>>,
 }
 
 impl User {
@@ -206,6 +208,11 @@ impl User {
 }
 
 impl UserState {
+    /// Counts one more message of his to others that is stored; whether it is within so many a minute.
+    pub fn sends(&mut self, most: usize, now: Instant) -> bool {
+        self.sent.get_or_insert_default().admit(most, now)
+    }
+
     /// A device, by name.
     pub fn device(&mut self, name: &Device) -> Option<&mut DeviceState> {
         self.devices.iter_mut().find(|device| device.name == *name)

@@ -2,14 +2,16 @@
 //! kept while there is room, the longest idle leave first.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    borrow::Borrow,
+    collections::{BTreeSet, HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
+    ops::Bound,
     sync::{Arc, atomic::Ordering},
 };
 
 use parking_lot::Mutex;
 
-use super::user::User;
+use super::{handle::Handle, user::User};
 use crate::{limits, types::UserId};
 
 const SHARDS: usize = 64;
@@ -24,6 +26,60 @@ const LOOKS_MAX: usize = 16;
 pub struct Users {
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
+    /// Those with sessions, in order. Locked behind a user's state.
+    online: Mutex<BTreeSet<ById>>,
+}
+
+/// A user who is online.
+#[derive(Debug)]
+pub struct OnlineUser {
+    /// Who.
+    pub id: UserId,
+    /// His sessions, those that are being closed among them. None: the last has left in this very moment.
+    pub sessions: usize,
+    /// His oldest and his latest session.
+    pub ends: Option<(Arc<Handle>, Arc<Handle>)>,
+}
+
+impl OnlineUser {
+    pub(super) fn of(user: &User) -> Self {
+        let state = user.state();
+        // Ids rise with the time at which they were given.
+        let oldest = state.sessions.iter().min_by_key(|handle| handle.id);
+        let latest = state.sessions.iter().max_by_key(|handle| handle.id);
+        let ends = oldest.zip(latest).map(|(oldest, latest)| (Arc::clone(oldest), Arc::clone(latest)));
+        Self { id: user.id.clone(), sessions: state.sessions.len(), ends }
+    }
+}
+
+/// A user in the order of ids.
+#[derive(Debug)]
+struct ById(Arc<User>);
+
+impl Borrow<UserId> for ById {
+    fn borrow(&self) -> &UserId {
+        &self.0.id
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+
+impl Eq for ById {}
+
+impl PartialOrd for ById {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ById {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.id.cmp(&other.0.id)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +93,8 @@ struct Shard {
 impl Users {
     /// Nobody yet.
     pub fn new() -> Self {
-        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { hasher: RandomState::new(), shards, online: Mutex::default() }
     }
 
     fn shard(&self, id: &UserId) -> &Mutex<Shard> {
@@ -99,25 +156,26 @@ impl Users {
         self.shards.iter().flat_map(|shard| shard.lock().users.values().cloned().collect::<Vec<_>>()).collect()
     }
 
-    /// Those with a session and an id above `after`, the lowest `max` of them, in order. Not of one moment: who comes or
-    /// goes meanwhile may be among them or not.
-    pub async fn online(&self, after: Option<&UserId>, max: usize) -> Vec<Arc<User>> {
-        let mut found: Vec<Arc<User>> = Vec::new();
-        for shard in &self.shards {
-            // Whether they have sessions is for their own locks to say, which come before a shard's.
-            let all: Vec<_> = shard.lock().users.values().cloned().collect();
-            found.extend(
-                all.into_iter().filter(|user| after.is_none_or(|after| user.id > *after) && user.has_sessions()),
-            );
-            if found.len() > max.saturating_mul(2) {
-                found.select_nth_unstable_by(max, |one, other| one.id.cmp(&other.id));
-                found.truncate(max);
-            }
-            tokio::task::yield_now().await;
-        }
-        found.sort_unstable_by(|one, other| one.id.cmp(&other.id));
-        found.truncate(max);
-        found
+    /// The user's first session has come. With his state locked, as for the next.
+    pub fn came(&self, user: &Arc<User>) {
+        self.online.lock().insert(ById(Arc::clone(user)));
+    }
+
+    /// His last session has left.
+    pub fn went(&self, user: &User) {
+        self.online.lock().remove(&user.id);
+    }
+
+    /// Those with a session and an id above `after`, the lowest `max` of them, in order.
+    pub fn online(&self, after: Option<&UserId>, max: usize) -> Vec<Arc<User>> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let online = self.online.lock();
+        online.range::<UserId, _>((from, Bound::Unbounded)).take(max).map(|ById(user)| Arc::clone(user)).collect()
+    }
+
+    /// How many have a session.
+    pub fn online_count(&self) -> usize {
+        self.online.lock().len()
     }
 
     /// How many are in memory.
@@ -168,5 +226,38 @@ mod tests {
         }
         assert!(users.len() <= limits::IDLE_USERS_MAX + 1, "{}", users.len());
         assert!(Arc::ptr_eq(&held, &users.get(&UserId::parse("held").unwrap()).unwrap()));
+    }
+
+    #[test]
+    fn a_page_of_those_who_are_online_costs_a_page_however_many_are_not() {
+        const IDLE: usize = 50_000;
+        const PAGES: usize = 200;
+        let users = Users::new();
+        for n in 0..IDLE {
+            users.get_or_insert(&UserId::parse(&format!("idle-{n}")).unwrap());
+        }
+        for n in 0..PAGES * 10 {
+            users.came(&users.get_or_insert(&UserId::parse(&format!("user-{n:04}")).unwrap()));
+        }
+        let listed = || {
+            let (mut listed, mut after) = (Vec::new(), None);
+            loop {
+                let page = users.online(after.as_ref(), 10);
+                let Some(last) = page.last() else { return listed };
+                after = Some(last.id.clone());
+                listed.extend(page.iter().map(|user| user.id.as_str().to_owned()));
+            }
+        };
+        assert_eq!(listed(), (0..PAGES * 10).map(|n| format!("user-{n:04}")).collect::<Vec<_>>());
+        // Two hundred pages take less than ten walks through everybody; the machine may be busy meanwhile.
+        let timed = |work: &dyn Fn() -> usize| {
+            let begun = std::time::Instant::now();
+            assert!(work() > 0);
+            begun.elapsed()
+        };
+        let cheap = (0..10).any(|_| timed(&|| listed().len()) < 10 * timed(&|| users.all().len()));
+        assert!(cheap);
+        users.went(&users.get(&UserId::parse("user-0003").unwrap()).unwrap());
+        assert_eq!((users.online(None, 9999).len(), users.online_count()), (PAGES * 10 - 1, PAGES * 10 - 1));
     }
 }

@@ -53,11 +53,36 @@ impl Spans {
     }
 
     /// What was recorded since `mark`, which is this moment from now on.
-    pub fn since(&self, mark: &mut Since) -> Percentiles {
+    pub fn cut(&self, mark: &mut Since) -> Slice {
         let mut recorded = self.histogram();
         let before = std::mem::replace(&mut mark.0, recorded.clone());
         // What was recorded is never taken back, so there is nothing that could fail here.
-        recorded.subtract(&before).map_or_else(|_| Percentiles::default(), |()| Percentiles::of(&recorded))
+        if recorded.subtract(&before).is_err() {
+            recorded.reset();
+        }
+        Slice(recorded)
+    }
+}
+
+/// What [`Spans`] measured in a time.
+#[derive(Clone, Debug)]
+pub struct Slice(Histogram<u64>);
+
+impl Slice {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Puts another with it.
+    pub fn join(&mut self, other: &Slice) {
+        // All are made alike, so that each has room for the other's values.
+        let _ = self.0.add(&other.0);
+    }
+
+    /// Their percentiles.
+    pub fn percentiles(&self) -> Percentiles {
+        Percentiles::of(&self.0)
     }
 }
 
@@ -72,14 +97,18 @@ mod tests {
         let spans = Spans::default();
         spans.record(Duration::from_secs(30), 1000);
         let mut mark = spans.mark();
-        assert_eq!(spans.since(&mut mark).count, 0);
+        assert_eq!(spans.cut(&mut mark).count(), 0);
         spans.record(Duration::from_millis(10), 99);
         spans.record(Duration::from_secs(1), 1);
-        let recent = spans.since(&mut mark);
+        let mut slice = spans.cut(&mut mark);
+        let recent = slice.percentiles();
         assert_eq!(recent.count, 100);
         assert!(recent.p99 < Duration::from_millis(11) && recent.max >= Duration::from_millis(990), "{recent:?}");
-        assert_eq!(spans.since(&mut mark).count, 0, "the mark has moved");
-        assert_eq!(spans.percentiles().count, 1100, "and nothing was taken away");
+        assert_eq!(spans.cut(&mut mark).count(), 0, "the mark has moved");
+        spans.record(Duration::from_secs(3), 100);
+        slice.join(&spans.cut(&mut mark));
+        assert!(slice.count() == 200 && slice.percentiles().p99 > Duration::from_millis(2900), "{slice:?}");
+        assert_eq!(spans.percentiles().count, 1200, "and nothing was taken away");
     }
 
     #[test]

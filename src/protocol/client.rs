@@ -222,11 +222,19 @@ pub fn decode(text: &str) -> Result<ClientMessage<'_>, BadMessage<'_>> {
     opened.decode(data)
 }
 
-/// Decodes one binary message. `None`: it is none of the protocol's, its envelope not whole.
+/// Decodes one binary message. `None`: it is none of the protocol's, its envelope not whole. What is wrong within one that is
+/// whole is what is wrong with a text message.
 pub fn decode_binary(bytes: &[u8]) -> Option<Result<ClientMessage<'_>, BadMessage<'_>>> {
     let (length, rest) = bytes.split_first_chunk()?;
     let (envelope, payload) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    let opened = open(std::str::from_utf8(envelope).ok()?).ok()?;
+    let opened = match std::str::from_utf8(envelope) {
+        Ok(text) => open(text),
+        Err(_) => Err(BadMessage { id: None, message: "the envelope is not UTF-8".to_owned() }),
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(bad) => return Some(Err(bad)),
+    };
     if opened.envelope.data.is_some() {
         let message = "`data` of a binary message stands behind its envelope".to_owned();
         return Some(Err(BadMessage { id: opened.id, message }));
@@ -528,12 +536,20 @@ mod tests {
         ] {
             assert_eq!(decode_binary(&binary(envelope, b"x")).unwrap().unwrap_err().message, text);
         }
+        for (envelope, text) in [
+            ("", "a message must be one JSON object"),
+            ("[]", "a message must be one JSON object"),
+            ("{", "not JSON at line 1 column 1"),
+            ("{}", "`type` is missing"),
+            (r#"{"type":1}"#, "`type` must be a string"),
+        ] {
+            assert_eq!(decode_binary(&binary(envelope, b"x")).unwrap().unwrap_err().message, text);
+        }
+        let not_utf8 = [&[0, 0, 0, 1][..], &[0xff]].concat();
+        assert_eq!(decode_binary(&not_utf8).unwrap().unwrap_err().message, "the envelope is not UTF-8");
         let whole = binary(publish, b"");
         let short = &whole[..whole.len() - 1];
-        let not_utf8 = [&[0, 0, 0, 1][..], &[0xff]].concat();
-        for none in
-            [b"", &[0, 0, 0][..], &[0, 0, 0, 0], &[255; 4], short, &not_utf8, &binary("{}", b""), &binary("[", b"")]
-        {
+        for none in [b"", &[0, 0, 0][..], &[0, 0, 0, 1], &[255; 4], short] {
             assert!(decode_binary(none).is_none(), "{none:?}");
         }
     }

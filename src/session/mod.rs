@@ -20,6 +20,7 @@ pub use bucket::{Bucket, Over, Rates};
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
 pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+pub use rare::PerMinute;
 use rare::Rare;
 pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;

@@ -252,3 +252,22 @@ async fn a_gateway_within_a_process_does_not_touch_its_logs() {
         (Code::NotFound, "LOG_UNKNOWN")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_threshold_that_is_never_exceeded_is_said_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = config(folder.path(), "alerts.reply_p99 = \"30s\"\n");
+    let mut daemon = Daemon::start(&file).await;
+    let line: Vec<serde_json::Value> = daemon.log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let line = line.iter().find(|line| line["key"] == "alerts.reply_p99").unwrap_or_else(|| panic!("{}", daemon.log));
+    assert_eq!(line["level"], "WARN");
+    assert_eq!(line["doubt"], "`30s` is never exceeded: no wait lasts longer than clients.reply_timeout, `30s`");
+    daemon.signal(Signal::TERM);
+    daemon.ended().await;
+    for fine in ["alerts.reply_p99 = \"29s\"\n", "alerts.reply_p99 = \"0s\"\n", "clients.reply_timeout = \"11s\"\n"] {
+        let mut daemon = Daemon::start(&config(folder.path(), fine)).await;
+        assert!(!daemon.log.contains("alerts.reply_p99"), "{}", daemon.log);
+        daemon.signal(Signal::TERM);
+        daemon.ended().await;
+    }
+}

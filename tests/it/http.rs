@@ -3,7 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use pushgate::{api::Api, http, lifecycle::Lifecycle, metrics::Failure, server::Ended, types::AlertName};
+use pushgate::{
+    api::{
+        Api,
+        proto::{PurgePendingRequest, SubscribeRequest},
+    },
+    http,
+    lifecycle::Lifecycle,
+    metrics::Failure,
+    server::Ended,
+    types::AlertName,
+};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -74,6 +84,7 @@ async fn what_is_sent_over_http_arrives() {
     assert_eq!(ops.post("/ws/send", request).await.good()["outcome"], "OUTCOME_ACCEPTED");
     let waits = gateway.client("bob").await.data(1).await;
     assert_eq!(waits, [json!([1.5])]);
+    gateway.sessions("bob", 0).await;
 
     let broadcast =
         ops.post("/ws/broadcast", json!({ "notification": { "data": "all", "type": "system_message" } })).await;
@@ -292,6 +303,77 @@ async fn methods_and_paths_that_are_none_are_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_became_of_notifications_and_what_waits_is_in_the_metrics() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    let mut alice = gateway.client("alice").await;
+    let fates = async || {
+        let all = samples(&Http::new(gateway.ops).get("/metrics").await.body);
+        let outcomes = ["stored", "accepted", "confirmed", "superseded", "expired", "purged", "dropped"];
+        outcomes.map(|outcome| all[&format!("pushgate_notifications_total{{outcome=\"{outcome}\"}}")] as u64)
+    };
+    assert_eq!(fates().await, [0; 7]);
+    // Confirmed; never stored, to somebody and to nobody, by each way there is; superseded, purged, expired.
+    rpc.send("alice", 1).await;
+    alice.data(1).await;
+    alice.settle().await;
+    until("confirmed", 1, async || fates().await[2]).await;
+    let now = |data: u32| pushgate::api::proto::Notification { ttl: ttl(0, 0), ..notification(data) };
+    rpc.send_to("alice", now(2)).await;
+    rpc.send_to("nobody", now(3)).await;
+    rpc.broadcast(4).await;
+    rpc.publish("empty", 5).await;
+    let subscribe = SubscribeRequest { topic: "t".into(), user_ids: vec!["alice".into()], ..Default::default() };
+    rpc.subscribe(subscribe).await.unwrap();
+    rpc.publish("t", 6).await;
+    assert_eq!(fates().await, [1, 3, 1, 0, 0, 0, 2]);
+    let key = |data: u32| pushgate::api::proto::Notification { collapse_key: "k".into(), ..notification(data) };
+    rpc.send_to("away", key(7)).await;
+    rpc.send_to("away", key(8)).await;
+    rpc.send_to("away", pushgate::api::proto::Notification { ttl: ttl(2, 0), ..notification(9) }).await;
+    gateway.later(std::time::Duration::from_secs(3));
+    gateway.ops().post("/ws/cleanup", "").await.good();
+    until("expired", 1, async || fates().await[4]).await;
+    let purge = PurgePendingRequest { user_id: "away".into(), force: true, ..Default::default() };
+    assert_eq!(rpc.purge(purge).await.unwrap(), 1);
+    assert_eq!(fates().await, [4, 3, 1, 1, 1, 1, 2]);
+
+    let slow = gateway.hub.events().consume(Default::default(), pushgate::hub::Start::Now);
+    let user = pushgate::types::UserId::parse("somebody").unwrap();
+    for _ in 0..7 {
+        gateway.hub.events().emit(pushgate::types::EventBody::UserOnline { user: user.clone() });
+    }
+    let all = samples(&Http::new(gateway.ops).get("/metrics").await.body);
+    assert_eq!((all["pushgate_topics"], all["pushgate_event_lag"]), (1.0, 7.0));
+    drop(slow);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_at_all_is_counted_too() {
+    let gateway = Gateway::start().await;
+    let large = format!("GET /livez HTTP/1.1\r\nHost: ops\r\nX: {}\r\n\r\n", "x".repeat(16 * 1024));
+    let before = gateway.errors("http_refused").await;
+    for (refused, (bad, status)) in
+        [("hello\r\n\r\n", 400), ("GET /livez HTTP/1.1\r\nHost : ops\r\n\r\n", 400), (&large, 431)]
+            .into_iter()
+            .enumerate()
+    {
+        let answer = Raw::connect(gateway.ops).await.request(bad).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        until("it is counted", before + refused as u64 + 1, async || gateway.errors("http_refused").await).await;
+    }
+    // Who comes, asks and goes, or says nothing and goes, has done nothing wrong.
+    for good in
+        ["GET /livez HTTP/1.1\r\nHost: ops\r\nConnection: close\r\n\r\n", "GET /livez HTTP/1.1\r\nHost: ops\r\n\r\n"]
+    {
+        assert!(Raw::connect(gateway.ops).await.request(good).await.starts_with("HTTP/1.1 200 "));
+    }
+    drop(Raw::connect(gateway.ops).await);
+    assert_eq!(Http::new(gateway.ops).get("/livez").await.status, 200);
+    assert_eq!(gateway.errors("http_refused").await, before + 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_read_is_refused_by_field() {
     let gateway = Gateway::start().await;
     let ops = gateway.ops();
@@ -418,6 +500,10 @@ async fn a_call_keeps_its_deadline_and_ends_with_its_caller() {
         answer = hasty().await;
     }
     answer.refused(504, 4, "DEADLINE_EXCEEDED");
+    for bad in ["", "5", "S", "5s", "-1S", "+5S", "1.5S", "123456789S", "5 S", "never"] {
+        ops.with("grpc-timeout", bad).post("/ws/send", &waits).await.invalid(&["grpc-timeout"]);
+        ops.with("grpc-timeout", bad).get("/ws/stats").await.invalid(&["grpc-timeout"]);
+    }
 
     // As many as there is room for. Whoever finds none, because the question below has taken it, comes back.
     let calls: Vec<_> = (0..pushgate::limits::OPS_CALLS_MAX)
@@ -538,6 +624,7 @@ async fn metrics_are_openmetrics_of_what_happens() {
     alice.settle().await;
     rpc.send("bob", 2).await;
     nobody.get("/ws/stats").await.refused(401, 16, "UNAUTHENTICATED");
+    until("the consumer is up to date", 0, async || gateway.hub.events().lag()).await;
     let after = scrape().await;
     for (name, value) in [
         ("pushgate_sessions", 1.0),
@@ -554,9 +641,15 @@ async fn metrics_are_openmetrics_of_what_happens() {
         ("pushgate_alert_firing{alert=\"connections\"}", 0.0),
         ("pushgate_alerts_total{alert=\"disk_free\"}", 0.0),
         ("pushgate_reply_latency_seconds_count", 0.0),
+        ("pushgate_topics", 0.0),
+        ("pushgate_fanout_bytes", 0.0),
+        ("pushgate_event_lag", 0.0),
+        ("pushgate_notifications_total{outcome=\"stored\"}", 2.0),
+        ("pushgate_notifications_total{outcome=\"confirmed\"}", 1.0),
     ] {
         assert_eq!(after.get(name), Some(&value), "{name}");
     }
+    assert!(after["pushgate_store_disk_free_bytes"] > 0.0);
     for more in ["messages_total{direction=\"sent\"}", "traffic_bytes_total{direction=\"sent\"}", "events_total"] {
         let name = format!("pushgate_{more}");
         assert!(after[&name] > before[&name], "{name}");

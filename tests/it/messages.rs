@@ -141,10 +141,12 @@ async fn a_clients_ping_frame_is_answered_with_its_payload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_binary_message_from_a_client_is_refused_with_1003() {
+async fn a_binary_message_without_a_whole_envelope_is_refused_with_1003() {
     let gateway = Gateway::start().await;
     let mut client = gateway.client("alice").await;
     client.send(Message::binary(vec![0, 0, 0, 2, b'{', b'}'])).await;
+    assert_eq!(client.next().await["code"], "bad_message", "its envelope is whole");
+    client.send(Message::binary(vec![0, 0, 0, 3, b'{', b'}'])).await;
     assert_eq!(client.closed().await.0, 1003);
     assert_eq!(gateway.errors("unsupported_data").await, 1);
 }

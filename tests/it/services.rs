@@ -188,11 +188,46 @@ async fn where_nobody_listens_the_client_hears_so_at_once() {
     drop(wanted);
     until("streams", 3, async || gateway.rpc().await.status().await.event_streams.unwrap().open).await;
     refused_with(&client.ask(&ask("4")).await, "no_service", Some("4"));
-    // A stream without any filter wants all there is.
-    let mut all = rpc.events(&[], "").await;
-    client.say(&ask("5")).await;
-    assert_eq!(received(&mut all).await.id, "5");
     assert_eq!((gateway.errors("no_service").await, gateway.errors("reply_timeout").await), (4, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_all_there_is_sees_messages_and_is_no_service() {
+    let gateway = Gateway::with(&[FORWARD_ALL, ("clients.reply_timeout", "1h")]).await;
+    let (mut client, mut rpc) = (gateway.client("alice").await, gateway.rpc().await);
+    let mut all = rpc.events(&[], "").await;
+    let mut hers = rpc.events(&[], "alice").await;
+    for id in ["1", "2"] {
+        refused_with(&client.ask(&ask(id)).await, "no_service", Some(id));
+        for observer in [&mut all, &mut hers] {
+            let message = received(observer).await;
+            assert_eq!((message.id.as_str(), message.reply_by), (id, None), "nobody waits for a reply");
+        }
+    }
+    // Nothing is open for it: as many as may be are asked anew.
+    for n in 0..300 {
+        let id = format!("many {n}");
+        refused_with(&client.ask(&ask(id.as_str())).await, "no_service", Some(&id));
+    }
+    assert_eq!((gateway.errors("no_service").await, gateway.errors("rate_limited").await), (302, 0));
+
+    // Who names what he answers, or shares it, serves; beside him an observer hears of it as before.
+    let named = StreamEventsRequest { types: vec!["message_received".into()], ..Default::default() };
+    let types = StreamEventsRequest { message_types: vec!["order".into()], ..Default::default() };
+    let shared = StreamEventsRequest { group: "orders".into(), ..Default::default() };
+    for (id, request) in [("a", named), ("b", types), ("c", shared)] {
+        let mut service = rpc.stream(request).await.unwrap();
+        client.say(&ask(id)).await;
+        let message = received(&mut service).await;
+        assert!(message.id == id && message.reply_by.is_some(), "{message:?}");
+        reply(&mut rpc, &message, id).await;
+        let told = client.next().await;
+        assert_eq!((&told["type"], &told["replyTo"]), (&json!("reply"), &json!(id)));
+        drop(service);
+        let open = async || gateway.rpc().await.status().await.event_streams.unwrap().open;
+        until("the service has gone", 2, open).await;
+    }
+    refused_with(&client.ask(&ask("3")).await, "no_service", Some("3"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

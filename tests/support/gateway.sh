@@ -50,6 +50,39 @@ install_packages() {
     quiet "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
 }
 
+# `configure GRPC AUTH`: a configuration for the script's daemon, $WORK/pushgate.toml: ports of the kernel's choosing, callers
+# with tokens, a store in $WORK/data with small mailboxes. GRPC and AUTH are further lines of these sections.
+configure() {
+    cat >"$WORK/pushgate.toml" <<END
+[http]
+listen = ["127.0.0.1:0"]
+[grpc]
+$1
+[[grpc.tokens]]
+name = "everything"
+token = "opens-everything"
+scopes = ["admin"]
+[[grpc.tokens]]
+name = "sender"
+token = "only-sends"
+scopes = ["send"]
+[[grpc.tokens]]
+name = "reader"
+token = "only-reads"
+scopes = ["read"]
+[ops]
+listen = ["127.0.0.1:0"]
+[auth]
+$2
+[[auth.keys]]
+algorithm = "HS256"
+secret = "a secret that only tests know"
+[store]
+path = "$WORK/data"
+max_pending_per_user = 3
+END
+}
+
 # Runs a command again and again until it succeeds: `within SECONDS COMMAND…`.
 within() {
     local seconds=$1 i

@@ -83,7 +83,11 @@ pub fn stream(hub: &Hub, life: &Lifecycle, request: &proto::StreamEventsRequest)
     hub.metrics().event_streams.enter();
     let open = Open(hub.metrics().clone());
     let start = place.as_ref().map_or(Start::Now, |place| Start::After(place.after));
-    let reader = hub.events().consume(Interest { types, user: user.clone(), message_types, group }, start);
+    // Who asks for all there is does not say that he answers clients.
+    let asked = |name: &String| name == EventBody::NAMES[EventBody::MESSAGE_RECEIVED];
+    let serves = group.is_some() || !message_types.is_empty() || request.types.iter().any(asked);
+    let interest = Interest { types, user: user.clone(), message_types, group, serves };
+    let reader = hub.events().consume(interest, start);
     let snapshot = Snapshot { sequence: reader.place(), after: None, sessions: 0 };
     let mut consumer = Consumer {
         reader,

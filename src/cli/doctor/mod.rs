@@ -129,6 +129,9 @@ fn configuration(args: &Doctor, findings: &mut Findings) -> Option<Loaded> {
             for key in loaded.without_effect() {
                 findings.warn(CHECK, format!("{key} has no effect in this version"));
             }
+            for (key, doubt) in loaded.doubts() {
+                findings.warn(CHECK, format!("{key}: {doubt}"));
+            }
             Some(loaded)
         }
         Err(error) => {

@@ -3,6 +3,14 @@
 use super::{DAY, Found, HOUR, Span};
 use crate::{config::Config, types::Level};
 
+/// What is allowed and will hardly be meant.
+pub(super) fn doubts(config: &Config) -> Vec<(&'static str, String)> {
+    let (threshold, timeout) = (config.alerts.reply_p99, config.clients.reply_timeout);
+    let never = !threshold.0.is_zero() && threshold >= timeout;
+    let text = format!("`{threshold}` is never exceeded: no wait lasts longer than clients.reply_timeout, `{timeout}`");
+    never.then_some(("alerts.reply_p99", text)).into_iter().collect()
+}
+
 pub(super) fn check(config: &Config, found: &mut Found) {
     let alerts = &config.alerts;
     let zero = Span::secs(0);

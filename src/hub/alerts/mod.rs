@@ -5,22 +5,22 @@
 //!
 //! * `watch.rs`: when an alert fires and clears, by its series of measurements.
 //! * `config.rs`: the section `[alerts]`, and the rules that follow from it.
-//! * here: what is measured, and who is told.
+//! * `measure.rs`: what is measured.
+//! * here: who is told.
 
 mod config;
+mod measure;
 mod watch;
-
-use std::time::Duration;
 
 pub use self::config::Config as AlertsConfig;
 use self::{
     config::Whole,
-    watch::{Change, Fires, Rule, Watch},
+    measure::Measure,
+    watch::{Change, Fires, Measured, Rule, Watch},
 };
 use super::Hub;
 use crate::{
     limits,
-    metrics::{Metrics, Percentiles, Since},
     types::{Alert, AlertName, EventBody},
 };
 
@@ -49,19 +49,21 @@ impl Hub {
             let at = self.clock().now().duration_since(begun);
             measure.turn(at, self.metrics());
             for (name, watch) in &mut watches {
-                let value = measure.of(*name, self);
-                let change = watch.look(at, value);
-                self.note_alert(*name, watch, value, change);
+                let measured = measure.of(*name, self);
+                let change = watch.look(at, measured);
+                self.note_alert(*name, watch, measured, change);
             }
         }
     }
 
     /// Keeps what fires up to date, and tells of a change.
-    fn note_alert(&self, name: AlertName, watch: &Watch, value: Option<f64>, change: Option<Change>) {
+    fn note_alert(&self, name: AlertName, watch: &Watch, measured: Measured, change: Option<Change>) {
         let firing = watch.is_firing();
-        if !firing && change.is_none() {
+        // Of what cannot be told, what was told last stands.
+        if measured == Measured::Unknown || (!firing && change.is_none()) {
             return;
         }
+        let value = if let Measured::Value(value) = measured { Some(value) } else { None };
         let (rule, measured) = (watch.rule(), value.unwrap_or_default());
         let text = text(name, rule, firing, value, change.is_some());
         let since = self.clock().unix_millis();
@@ -87,70 +89,6 @@ impl Hub {
         self.metrics().set_alert(alert.name, firing);
         self.0.events.emit(EventBody::Alert(alert));
     }
-}
-
-/// What is measured: gauges when they are asked for, rates and percentiles over windows, one after the other.
-struct Measure {
-    window: Duration,
-    /// When the window began that is open.
-    opened: Duration,
-    failures: u64,
-    confirmed: Since,
-    replied: Since,
-    /// Of the last window that was closed.
-    error_rate: Option<f64>,
-    confirm_p99: Option<f64>,
-    reply_p99: Option<f64>,
-}
-
-impl Measure {
-    fn new(config: &AlertsConfig, metrics: &Metrics) -> Self {
-        let (least, most) = limits::ALERT_WINDOW;
-        Self {
-            window: config.fire_after.0.clamp(least, most),
-            opened: Duration::ZERO,
-            failures: metrics.failures_total(),
-            confirmed: metrics.confirm_spans().mark(),
-            replied: metrics.reply_latency.mark(),
-            error_rate: None,
-            confirm_p99: None,
-            reply_p99: None,
-        }
-    }
-
-    /// Closes the window and opens the next, where it is time.
-    fn turn(&mut self, at: Duration, metrics: &Metrics) {
-        let open = at.saturating_sub(self.opened);
-        // A tick comes a little early or late.
-        if open + limits::ALERT_TICK / 2 < self.window {
-            return;
-        }
-        let failures = metrics.failures_total();
-        self.error_rate = Some((failures - self.failures) as f64 / open.as_secs_f64());
-        self.confirm_p99 = p99(metrics.confirm_spans().since(&mut self.confirmed));
-        self.reply_p99 = p99(metrics.reply_latency.since(&mut self.replied));
-        (self.opened, self.failures) = (at, failures);
-    }
-
-    /// What is measured now; `None`: there is nothing to be measured.
-    fn of(&self, name: AlertName, hub: &Hub) -> Option<f64> {
-        match name {
-            AlertName::ErrorRate => self.error_rate,
-            AlertName::Connections => Some(hub.metrics().connections.get() as f64),
-            AlertName::PendingCount => Some(hub.0.store.totals().count as f64),
-            AlertName::PendingBytes => Some(hub.0.store.totals().bytes as f64),
-            AlertName::Disk => Some(hub.0.store.disk().used_bytes as f64),
-            AlertName::DiskFree => hub.0.store.disk().free_bytes.map(|bytes| bytes as f64),
-            AlertName::EventLag => Some(hub.0.events.lag() as f64),
-            AlertName::ConfirmP99 => self.confirm_p99,
-            AlertName::ReplyP99 => self.reply_p99,
-        }
-    }
-}
-
-/// In seconds. Of a few measurements one in a hundred is none, and a single slow one no alert.
-fn p99(measured: Percentiles) -> Option<f64> {
-    (measured.count >= limits::ALERT_MEASUREMENTS_MIN).then_some(measured.p99.as_secs_f64())
 }
 
 /// The state in words: what is measured, which bound that is beyond, and where it changed, for how long.
@@ -228,31 +166,5 @@ mod tests {
             said(AlertName::ConfirmP99, true, Some(12.3456), false),
             "confirmations take 12.346 s (p99), above 10.000 s"
         );
-    }
-
-    #[test]
-    fn windows_follow_each_other_and_a_few_measurements_are_none() {
-        let metrics = Metrics::default();
-        let mut measure = Measure::new(&AlertsConfig::default(), &metrics);
-        let second = Duration::from_secs;
-        let fail = |count| (0..count).for_each(|_| metrics.failure(crate::metrics::Failure::BadMessage));
-        fail(120);
-        metrics.confirmed(second(20), 50);
-        metrics.reply_latency.record(second(20), limits::ALERT_MEASUREMENTS_MIN - 1);
-        measure.turn(second(30), &metrics);
-        assert_eq!((measure.error_rate, measure.confirm_p99), (None, None), "it is still open");
-        measure.turn(second(60), &metrics);
-        assert_eq!((measure.error_rate, measure.reply_p99), (Some(2.0), None));
-        assert!(measure.confirm_p99.is_some_and(|p99| (19.5..20.5).contains(&p99)), "{:?}", measure.confirm_p99);
-        // What was is not in the next one.
-        fail(60);
-        metrics.confirmed(second(1), 50);
-        measure.turn(second(119), &metrics);
-        assert_eq!(measure.error_rate, Some(2.0));
-        measure.turn(second(120), &metrics);
-        assert_eq!(measure.error_rate, Some(1.0));
-        assert!(measure.confirm_p99.is_some_and(|p99| (0.9..1.1).contains(&p99)), "{:?}", measure.confirm_p99);
-        measure.turn(second(180), &metrics);
-        assert_eq!((measure.error_rate, measure.confirm_p99), (Some(0.0), None));
     }
 }

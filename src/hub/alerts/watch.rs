@@ -34,6 +34,18 @@ pub struct Rule {
     pub clear_after: Duration,
 }
 
+/// What was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Measured {
+    /// So much.
+    Value(f64),
+    /// Too little to tell, or it could not be found out: changes nothing. What is about to fire begins anew, since it is not
+    /// known to be beyond; what is about to clear waits for a measurement that says so.
+    Unknown,
+    /// There was nothing to measure: nobody waits for anything, and nothing is too much.
+    Nothing,
+}
+
 /// What a measurement changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -68,15 +80,15 @@ impl Watch {
         self.firing
     }
 
-    /// Takes a measurement made at `at`, since whatever beginning; `at` never falls. `None`: there was nothing to measure,
-    /// so nothing is too much.
-    pub fn look(&mut self, at: Duration, value: Option<f64>) -> Option<Change> {
+    /// Takes a measurement made at `at`, since whatever beginning; `at` never falls.
+    pub fn look(&mut self, at: Duration, measured: Measured) -> Option<Change> {
         let Rule { fires, threshold, clears_at, fire_after, clear_after } = self.rule;
-        let more = |value: Option<f64>, than: f64| value.is_some_and(|value| value > than);
-        let less = |value: Option<f64>, than: f64| value.is_none_or(|value| value < than);
-        let (beyond, short) = match fires {
-            Fires::Above => (more(value, threshold), less(value, clears_at)),
-            Fires::Below => (value.is_some() && less(value, threshold), value.is_none() || more(value, clears_at)),
+        let (beyond, short) = match (measured, fires) {
+            (Measured::Value(value), Fires::Above) => (value > threshold, value < clears_at),
+            (Measured::Value(value), Fires::Below) => (value < threshold, value > clears_at),
+            (Measured::Nothing, _) => (false, true),
+            (Measured::Unknown, _) if self.firing => return None,
+            (Measured::Unknown, _) => (false, false),
         };
         let (asked, span) = if self.firing { (short, clear_after) } else { (beyond, fire_after) };
         if !asked {
@@ -105,12 +117,22 @@ mod tests {
         clear_after: Duration::from_secs(5),
     };
 
+    const NOTHING: f64 = f64::NAN;
+    const UNKNOWN: f64 = f64::NEG_INFINITY;
+
+    fn measured(value: f64) -> Measured {
+        match value {
+            value if value.is_nan() => Measured::Nothing,
+            UNKNOWN => Measured::Unknown,
+            value => Measured::Value(value),
+        }
+    }
+
     /// A measurement a second; where each change came.
     fn changes(rule: Rule, series: &[f64]) -> Vec<(usize, Change)> {
         let mut watch = Watch::new(rule);
         let look = |(second, value): (usize, &f64)| {
-            let value = (!value.is_nan()).then_some(*value);
-            watch.look(Duration::from_secs(second as u64), value).map(|change| (second, change))
+            watch.look(Duration::from_secs(second as u64), measured(*value)).map(|change| (second, change))
         };
         series.iter().enumerate().filter_map(look).collect()
     }
@@ -165,11 +187,11 @@ mod tests {
     fn a_restart_begins_quiet_and_with_a_full_span() {
         let mut watch = Watch::new(RULE);
         let second = Duration::from_secs;
-        assert_eq!((0..=2).find_map(|at| watch.look(second(at), Some(150.0))), None);
+        assert_eq!((0..=2).find_map(|at| watch.look(second(at), Measured::Value(150.0))), None);
         let mut again = Watch::new(RULE);
         assert!(!again.is_firing());
         // Its moments begin where they like.
-        let fired = (1000..).find(|at| again.look(second(*at), Some(150.0)).is_some());
+        let fired = (1000..).find(|at| again.look(second(*at), Measured::Value(150.0)).is_some());
         assert_eq!(fired, Some(1003));
     }
 
@@ -193,19 +215,35 @@ mod tests {
         for fires in [Fires::Above, Fires::Below] {
             let (bad, clears_at) = if fires == Fires::Above { (500.0, 80.0) } else { (1.0, 125.0) };
             let rule = Rule { fires, clears_at, ..RULE };
-            assert_eq!(changes(rule, &series(&[(f64::NAN, 100)])), []);
-            assert_eq!(changes(rule, &series(&[(bad, 2), (f64::NAN, 1), (bad, 3), (f64::NAN, 1)])), []);
-            let silence = series(&[(bad, 4), (f64::NAN, 100)]);
+            assert_eq!(changes(rule, &series(&[(NOTHING, 100)])), []);
+            assert_eq!(changes(rule, &series(&[(bad, 2), (NOTHING, 1), (bad, 3), (NOTHING, 1)])), []);
+            let silence = series(&[(bad, 4), (NOTHING, 100)]);
             assert_eq!(changes(rule, &silence), [(3, Fired), (9, Cleared)]);
+        }
+    }
+
+    #[test]
+    fn too_little_to_tell_fires_nothing_and_clears_nothing() {
+        for fires in [Fires::Above, Fires::Below] {
+            let (bad, good, clears_at) = if fires == Fires::Above { (500.0, 1.0, 80.0) } else { (1.0, 500.0, 125.0) };
+            let rule = Rule { fires, clears_at, ..RULE };
+            assert_eq!(changes(rule, &series(&[(UNKNOWN, 100)])), []);
+            assert_eq!(changes(rule, &series(&[(bad, 3), (UNKNOWN, 9), (bad, 3), (UNKNOWN, 1)])), []);
+            assert_eq!(changes(rule, &series(&[(bad, 4), (UNKNOWN, 1000)])), [(3, Fired)], "it stays");
+            // What was well once is well where that is seen again, and not before.
+            let seldom = series(&[(bad, 4), (good, 1), (UNKNOWN, 50), (good, 1)]);
+            assert_eq!(changes(rule, &seldom), [(3, Fired), (55, Cleared)]);
+            let again = series(&[(bad, 4), (good, 1), (UNKNOWN, 50), (bad, 1), (good, 3)]);
+            assert_eq!(changes(rule, &again), [(3, Fired)]);
         }
     }
 
     #[test]
     fn a_late_look_fires_no_earlier_than_it_looks() {
         let mut watch = Watch::new(RULE);
-        assert_eq!(watch.look(Duration::from_secs(1), Some(150.0)), None);
+        assert_eq!(watch.look(Duration::from_secs(1), Measured::Value(150.0)), None);
         assert_eq!(
-            watch.look(Duration::from_secs(3600), Some(150.0)),
+            watch.look(Duration::from_secs(3600), Measured::Value(150.0)),
             Some(Fired),
             "it was beyond whenever it was seen"
         );

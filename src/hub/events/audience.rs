@@ -31,12 +31,14 @@ pub struct Interest {
     pub message_types: Vec<TypeName>,
     /// Whom it shares messages with.
     pub group: Option<Box<str>>,
+    /// Whether it answers messages: it asked for them, and does not only look at all there is.
+    pub serves: bool,
 }
 
 impl Default for Interest {
-    /// In everything.
+    /// In everything, as a service.
     fn default() -> Self {
-        Self { types: Self::ALL_TYPES, user: None, message_types: Vec::new(), group: None }
+        Self { types: Self::ALL_TYPES, user: None, message_types: Vec::new(), group: None, serves: true }
     }
 }
 
@@ -182,9 +184,14 @@ impl Member {
     }
 }
 
-/// Who gets a message: places among the members.
+/// Who gets a message.
 #[derive(Debug)]
-pub struct Chosen(Vec<usize>);
+pub struct Chosen {
+    /// Places among the members.
+    places: Vec<usize>,
+    /// Whether one of them takes it and serves.
+    pub served: bool,
+}
 
 impl Audience {
     /// A new consumer.
@@ -212,8 +219,9 @@ impl Audience {
                 Some(_) => {}
             }
         }
-        let taken = chosen.iter().any(|place| self.members[*place].has_room(bytes));
-        taken.then_some(Chosen(chosen))
+        let takers = || chosen.iter().map(|place| &self.members[*place]).filter(|member| member.has_room(bytes));
+        let (taken, served) = (takers().next().is_some(), takers().any(|member| member.seat.interest.serves));
+        taken.then_some(Chosen { places: chosen, served })
     }
 
     /// Gives them the message, numbered by now. Who has to be woken, and what says that it is unanswered.
@@ -221,8 +229,8 @@ impl Audience {
         let bytes = message_of(event).map_or(0, Forwarded::bytes);
         let awaits_reply = message_of(event).is_some_and(|message| message.id.is_some());
         let mut open = Open::default();
-        let mut takers = Vec::with_capacity(chosen.0.len());
-        for place in chosen.0 {
+        let mut takers = Vec::with_capacity(chosen.places.len());
+        for place in chosen.places {
             let member = &mut self.members[place];
             takers.push(Arc::clone(&member.seat));
             if member.group().is_none() {

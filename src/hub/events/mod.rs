@@ -122,14 +122,14 @@ impl Events {
 
     /// Makes an event of a client's message: for every consumer of no group that wants it, and for one of each group.
     /// Who holds what this returns has those of groups count the request as one that they have yet to answer. `None`:
-    /// nobody takes it, and there is no event.
+    /// nobody takes it who serves. Where nobody else wants it either, there is no event.
     pub fn offer(&self, message: Forwarded) -> Option<Open> {
         let event = self.event(EventBody::MessageReceived(Box::new(message)));
         let (offered, next) = {
             let mut ring = self.ring.lock();
             (ring.offer(event), ring.next())
         };
-        let (takers, open, fell_out) = offered?;
+        let (takers, open, fell_out, served) = offered?;
         drop(fell_out);
         for seat in takers {
             seat.task.wake();
@@ -137,7 +137,7 @@ impl Events {
         for seat in self.seats.read().iter().filter(|seat| self.is_far_behind(seat, next)) {
             seat.task.wake();
         }
-        Some(open)
+        served.then_some(open)
     }
 
     /// Whether anybody listens for such a message.

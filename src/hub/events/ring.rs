@@ -98,12 +98,14 @@ impl Ring {
         Some(event)
     }
 
-    /// Appends a message for those who want it. `None`: nobody takes it, and it is no event.
-    pub fn offer(&mut self, event: Arc<Event>) -> Option<(Vec<Arc<Seat>>, Open, FellOut)> {
+    /// Appends a message for those who want it; the last says whether one of them serves. `None`: nobody takes it, and it is
+    /// no event.
+    pub fn offer(&mut self, event: Arc<Event>) -> Option<(Vec<Arc<Seat>>, Open, FellOut, bool)> {
         let chosen = self.audience.choose(&event)?;
+        let served = chosen.served;
         let (event, fell_out) = self.push(event);
         let (takers, open) = self.audience.give(&event, chosen);
-        Some((takers, open, fell_out))
+        Some((takers, open, fell_out, served))
     }
 
     /// A new consumer, and the sequence of the next event.

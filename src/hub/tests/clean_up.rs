@@ -55,3 +55,23 @@ async fn a_session_whose_heartbeat_failed_is_closed() {
     assert_eq!(hub.clean_up().await.unwrap().closed, 0, "it is closing already");
     assert_eq!(hub.metrics().failures(Failure::HeartbeatTimeout), 1);
 }
+
+#[tokio::test]
+async fn a_store_that_fails_meanwhile_is_said() {
+    let world = World::new(Bounds::default());
+    let (hub, ann) = (&world.hub, user("ann"));
+    let expired = async |minutes: i64| {
+        hub.send(&ann, for_a_while(20), plain(Wait::Stored)).await.unwrap();
+        hub.clock().set_skew_micros(minutes * 60_000_000);
+    };
+    expired(5).await;
+    world.double.is_full_for(1, 0, false);
+    assert!(matches!(hub.clean_up().await, Err(StoreError::Recovering(_))));
+    until("the store works again", || hub.store().health().is_ok()).await;
+    assert_eq!(hub.clean_up().await.map(|cleaned| cleaned.closed), Ok(0));
+
+    expired(10).await;
+    world.double.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(hub.clean_up().await, Err(StoreError::Failed(_))));
+    assert!(matches!(hub.clean_up().await, Err(StoreError::Failed(_))), "and nothing is begun any more");
+}

@@ -6,7 +6,7 @@ use super::{
     super::{
         handle::Shared,
         talk::Errand,
-        topics::{RoomState, Topics},
+        topics::{Gone, RoomState, Topics},
         *,
     },
     line::Line,
@@ -90,7 +90,7 @@ async fn a_user_is_in_a_topic_from_his_first_session_to_his_last() {
     let again = left_at + std::time::Duration::from_millis(1);
     state.linger(&ann.id, left, again, Claims::default());
     assert_eq!(state.lingered(&ann.id, left_at), None, "an earlier leave");
-    assert_eq!(state.lingered(&ann.id, again), Some(Claims::default()));
+    assert_eq!(state.lingered(&ann.id, again), Some(Gone { claims: Claims::default(), untold: false }));
     assert_eq!(state.users(), 1);
     assert!(state.insert(&first, UnixMillis(10), false), "now she comes anew");
 }
@@ -131,7 +131,7 @@ async fn topics_are_listed_by_name_and_forgotten_with_their_last_member() {
 }
 
 #[tokio::test]
-async fn the_sessions_of_a_topic_come_in_pages_by_their_ids() {
+async fn the_sessions_of_a_topic_come_in_pages_by_user_and_id() {
     let (topics, shared) = (Topics::new(), shared());
     let room = topics.get_or_insert(&topic("t"), || false);
     let users: Vec<_> = (0..7).map(|n| Arc::new(User::new(user(&format!("user-{n}"))))).collect();
@@ -139,13 +139,15 @@ async fn the_sessions_of_a_topic_come_in_pages_by_their_ids() {
     for member in &members {
         room.state().insert(member, UnixMillis(0), false);
     }
-    members.sort_by_key(|member| member.id);
+    members.sort_by_key(|member| (member.user.id.clone(), member.id));
     let (mut seen, mut after) = (Vec::new(), None);
     loop {
-        let page = room.sessions(after, 300);
+        let page = room.sessions(after.as_ref(), 300);
         let Some(last) = page.last() else { break };
-        after = Some(last.id);
+        after = Some((last.user.id.clone(), last.id));
         seen.extend(page.iter().map(|member| member.id));
+        // It goes on from there, whoever has left meanwhile.
+        room.state().remove(last).unwrap();
     }
     assert_eq!(seen, members.iter().map(|member| member.id).collect::<Vec<_>>());
 }
@@ -286,4 +288,43 @@ async fn of_100_000_members_each_costs_little_and_is_reached_while_others_have_t
         world.hub.leave_all(&member);
     }
     assert_eq!(world.hub.0.topics.len(), 0);
+}
+
+/// A lane that nobody runs: everything waits in it.
+#[tokio::test]
+async fn comings_and_goings_that_wait_are_bounded_and_no_going_is_told_without_its_coming() {
+    let world = World::new(Bounds::default());
+    let (hub, shared) = (&world.hub, Arc::clone(&world.hub.0.shared));
+    let room = Topics::new().get_or_insert(&topic("t"), || true);
+    assert!(room.lane.call(|| {}), "it rested, and is not run");
+    let listener = session(&Arc::new(User::new(user("listener"))), &shared);
+    room.state().insert(&listener, UnixMillis(0), true);
+    let value = serde_json::json!({ "about": "x".repeat(4000) });
+    let claims = Claims::of(value.as_object().unwrap(), &["about".to_owned()]);
+    // Each comes and goes, over and over, more than anybody could be told.
+    let (mut told, mut untold) = (0, 0);
+    for n in 0..3000 {
+        let who = user(&format!("user-{}", n % 900));
+        let mut state = room.state();
+        if hub.tell_of(true, &room, &state, &who, &claims, None) {
+            told += 1;
+            hub.tell_of(false, &room, &state, &who, &claims, None);
+        } else {
+            untold += 1;
+        }
+        state.set_hears(&listener, true);
+    }
+    assert!(told > 100 && untold > 2000, "{told} told, {untold} not");
+    let waits = room.lane.presence_bytes();
+    let most = limits::PRESENCE_QUEUE_BYTES_MAX + 2 * 4300;
+    assert!((limits::PRESENCE_QUEUE_BYTES_MAX..=most).contains(&waits), "{waits} bytes wait");
+    // Who was told of is told of when he goes, whatever waits.
+    assert!(hub.tell_of(false, &room, &room.state(), &user("known"), &claims, None));
+    assert!(room.lane.presence_bytes() > waits);
+    while room.lane.takes_calls() {
+        room.lane.call(|| {});
+    }
+    room.lane.run(&*room).await;
+    assert_eq!(room.lane.presence_bytes(), 0);
+    assert!(room.lane.takes_calls() && room.lane.takes_presence(), "there is room again");
 }

@@ -112,6 +112,14 @@ impl Daemon {
         lines.map(|line| serde_json::from_str(&line).unwrap_or(Value::String(line))).collect()
     }
 
+    /// The most memory that it has had, in bytes.
+    #[allow(dead_code, reason = "tests/abuse does not need it")]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("it runs"))).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Sends a signal to exactly this process.
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.child.id().expect("it runs");

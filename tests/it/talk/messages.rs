@@ -205,16 +205,27 @@ async fn bytes_travel_both_ways_behind_their_envelope() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binary_message_that_is_none_ends_the_session_and_a_bad_one_is_answered() {
     let gateway = rooms().await;
-    for bad in [&[][..], &[0, 0, 0], &[0, 0, 0, 0], &[0, 0, 0, 2, b'{'], &[255; 8], &[0, 0, 0, 1, 255], b"\0\0\0\x02{}"]
-    {
+    for bad in [&[][..], &[0, 0, 0], &[0, 0, 0, 1], &[0, 0, 0, 2, b'{'], &[255; 8]] {
         let mut client = gateway.client("alice").await;
         client.send(Message::binary(bad.to_vec())).await;
         let (code, reason) = client.closed().await;
         assert_eq!(code, 1003, "{bad:?}");
         assert!(reason.contains("4-byte length"), "{reason}");
     }
-    assert_eq!(gateway.errors("unsupported_data").await, 7);
+    assert_eq!(gateway.errors("unsupported_data").await, 5);
     let mut client = gateway.client("alice").await;
+    // A whole envelope that is none is what a text that is none is.
+    for (bad, text) in [
+        (&[0, 0, 0, 0][..], "a message must be one JSON object"),
+        (&[0, 0, 0, 1, 255], "the envelope is not UTF-8"),
+        (b"\0\0\0\x02{}", "`type` is missing"),
+        (b"\0\0\0\x02{x\xff\xff", "not JSON at line 1 column 2"),
+        (b"\0\0\0\x02[]\xff", "a message must be one JSON object"),
+    ] {
+        client.send(Message::binary(bad.to_vec())).await;
+        let answer = client.next().await;
+        assert_eq!((&answer["code"], &answer["message"]), (&json!("bad_message"), &json!(text)), "{bad:?}");
+    }
     for (envelope, text) in [
         (
             json!({ "type": "publish", "topic": "room.1", "data": 1 }),
@@ -310,4 +321,39 @@ async fn all_members_hear_the_same_in_the_same_order() {
         let own: Vec<_> = heard[0].iter().filter(|data| data.starts_with(&format!("[{speaker},"))).cloned().collect();
         assert_eq!(own, (0..50).map(|n| format!("[{speaker},{n}]")).collect::<Vec<_>>());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_user_may_have_stored_is_bounded_over_all_his_sessions() {
+    let gateway = Gateway::with(&[ROOMS, EVERYBODY, DURABLE, ("clients.message_durable_per_minute", "3")]).await;
+    let mut phone = gateway.client_with("alice", "device=phone").await;
+    let mut bob = gateway.client("bob").await;
+    let message = |n: u32| json!({ "type": "message", "to": if n.is_multiple_of(2) { "away" } else { "bob" }, "id": n.to_string(), "data": n });
+    let refused = |answer: &Value, n: u32| {
+        assert_eq!((&answer["code"], &answer["replyTo"]), (&json!("rate_limited"), &json!(n.to_string())), "{answer}");
+        let text = "more than 3 messages to be stored in a minute (clients.message_durable_per_minute)";
+        assert_eq!(answer["message"], text);
+    };
+    for n in 0..2 {
+        phone.say(&message(n)).await;
+    }
+    phone.nothing_more().await;
+    // Another session, and one that comes back, is the same user.
+    let mut tablet = gateway.client_with("alice", "device=tablet").await;
+    tablet.say(&message(2)).await;
+    tablet.say(&message(3)).await;
+    refused(&tablet.next().await, 3);
+    phone.close().await;
+    let mut phone = gateway.client_with("alice", "device=phone").await;
+    refused(&phone.ask(&message(4)).await, 4);
+    assert_eq!(bob.next().await["data"], 1);
+    bob.settle().await;
+    until("stored for who is away", 2, async || gateway.pending().await).await;
+    assert_eq!(gateway.errors("rate_limited").await, 2);
+    // What is not stored has no part in it, nor have others.
+    phone.say(&json!({ "type": "typing", "to": "bob" })).await;
+    assert_eq!(bob.next().await["type"], "typing");
+    bob.say(&message(6)).await;
+    until("bob's is stored", 3, async || gateway.pending().await).await;
+    bob.nothing_more().await;
 }

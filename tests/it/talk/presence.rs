@@ -62,12 +62,13 @@ async fn members_are_told_of_who_comes_and_goes_and_may_ask() {
     assert!(since.is_sorted() && since[0].ends_with('Z'), "{since:?}");
     let row =
         |user: &str, sessions, claims| json!({ "userId": user, "sessions": sessions, "since": null, "claims": claims });
-    let bobs = json!({ "name": "Bob", "team": ["red"] });
     let users = answer["users"].as_array().unwrap().clone();
     assert_eq!((answer["count"].as_u64(), users.len()), (Some(2), 2));
     assert_eq!(users[0], row("alice", 1, json!({ "name": "Alice" })));
-    // Either session may speak for him.
-    assert!(users[1] == row("bob", 2, bobs) || users[1] == row("bob", 2, json!({ "name": "Bob" })), "{answer}");
+    // The latest session speaks for him, as in ListUsers.
+    assert_eq!(users[1], row("bob", 2, json!({ "name": "Bob" })), "{answer}");
+    let online = gateway.rpc().await.users(Default::default()).await.unwrap().users;
+    assert_eq!(online[1].claims.as_ref().unwrap().fields.keys().collect::<Vec<_>>(), ["name"]);
 
     bob.ask(&json!({ "type": "unsubscribe", "topic": "room.1" })).await;
     alice.nothing_more().await;
@@ -182,10 +183,48 @@ async fn above_the_most_listed_they_are_only_counted() {
     let answer = alice.users("room.1").await;
     assert_eq!((answer["count"].as_u64(), answer.get("users")), (Some(3), None));
     alice.nothing_more().await;
-    // With few enough they are told of again.
-    carol.ask(&json!({ "type": "unsubscribe", "topic": "room.1" })).await;
-    assert_eq!(alice.came_or_went().await, "-carol");
+    // That she came nobody was told, and so nobody is that she left, with how few there ever are by then.
+    let unsubscribe = json!({ "type": "unsubscribe", "topic": "room.1" });
+    carol.ask(&unsubscribe).await;
+    alice.nothing_more().await;
+    // Whoever was told of comes and goes as before. A second session of hers changes nothing.
+    carol.subscribe("room.1").await;
+    let mut second = gateway.client_with("carol", "device=second").await;
+    second.subscribe("room.1").await;
+    carol.ask(&unsubscribe).await;
+    bob.ask(&unsubscribe).await;
+    assert_eq!(alice.came_or_went().await, "-bob");
+    second.ask(&unsubscribe).await;
+    alice.nothing_more().await;
+    // Once she was in a list she is known.
+    bob.subscribe("room.1").await;
+    assert_eq!(alice.came_or_went().await, "+bob");
+    carol.subscribe("room.1").await;
+    bob.ask(&unsubscribe).await;
+    assert_eq!(alice.came_or_went().await, "-bob");
     assert_eq!(alice.users("room.1").await["users"].as_array().unwrap().len(), 2);
+    carol.ask(&unsubscribe).await;
+    assert_eq!(alice.came_or_went().await, "-carol");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_came_untold_leaves_untold_when_the_linger_is_over() {
+    let gateway = Gateway::with(&[ROOMS, ("presence.max_listed", "2"), ("presence.linger", "50ms")]).await;
+    let mut alice = gateway.client("alice").await;
+    alice.subscribe("room.1").await;
+    let (mut bob, mut carol) = (gateway.client("bob").await, gateway.client("carol").await);
+    bob.subscribe("room.1").await;
+    assert_eq!(alice.came_or_went().await, "+bob");
+    carol.subscribe("room.1").await;
+    let present = async || {
+        let request = ListTopicsRequest { topic: "room.1".into(), ..Default::default() };
+        gateway.rpc().await.topics(request).await.unwrap().topics[0].users
+    };
+    carol.close().await;
+    until("carol has gone for good", 2, present).await;
+    bob.close().await;
+    assert_eq!(alice.came_or_went().await, "-bob");
+    alice.nothing_more().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
