@@ -22,7 +22,7 @@ pub use requests::Held;
 use requests::Requests;
 
 use crate::{
-    clock::Instant,
+    clock::{Instant, Moment},
     limits,
     metrics::Failure,
     protocol::{
@@ -32,7 +32,7 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::{Count, UnixMillis},
+    types::{Count, TokenMark, UnixMillis},
 };
 
 /// How long before a token's end its session is told.
@@ -77,7 +77,7 @@ pub type PingPayload = [u8; 16];
 struct Outstanding {
     /// Everything handed over below this sequence is confirmed by the pong.
     covers: u64,
-    sent: Instant,
+    sent: Moment,
 }
 
 /// What few sessions ever do.
@@ -122,12 +122,14 @@ pub struct Session {
     rtt_micros: u32,
     /// When its token runs out; at the end of time where it does not.
     token_expires_at: UnixMillis,
+    /// The token itself, for the day it is revoked.
+    token: TokenMark,
     nonce: u64,
-    pings: u64,
+    pings: u32,
     outstanding: Option<Outstanding>,
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
-    token_deadline: Option<Instant>,
+    token_deadline: Option<Moment>,
     token_warned: bool,
     rare: Option<Box<Rare>>,
 }
@@ -149,6 +151,7 @@ impl Session {
             delivery: Delivery::default(),
             rtt_micros: NO_RTT,
             token_expires_at: NEVER,
+            token: TokenMark::NONE,
             nonce,
             pings: 0,
             outstanding: None,
@@ -164,10 +167,21 @@ impl Session {
         self.token_expires_at = expires_at.unwrap_or(NEVER);
         // Far ends are looked at again in a year.
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        self.token_deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
+        let deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
+        self.token_deadline = deadline.map(Moment::of);
         // One that has less than the warning time left is not warned of: where all tokens are so short, a client that
         // answers each warning by a new token would do nothing else.
-        self.token_warned = self.token_deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+        self.token_warned = deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+    }
+
+    /// Notes which token it lives by.
+    pub fn set_token(&mut self, token: TokenMark) {
+        self.token = token;
+    }
+
+    /// The token that it lives by.
+    pub fn token(&self) -> TokenMark {
+        self.token
     }
 
     /// When its token runs out.
@@ -227,11 +241,11 @@ impl Session {
     }
 
     fn ping(&mut self, now: Instant) -> PingPayload {
-        self.pings += 1;
-        self.outstanding = Some(Outstanding { covers: self.delivery.next_sequence(), sent: now });
+        self.pings = self.pings.wrapping_add(1);
+        self.outstanding = Some(Outstanding { covers: self.delivery.next_sequence(), sent: Moment::of(now) });
         let mut payload = [0; 16];
         payload[..8].copy_from_slice(&self.nonce.to_be_bytes());
-        payload[8..].copy_from_slice(&self.pings.to_be_bytes());
+        payload[8..].copy_from_slice(&u64::from(self.pings).to_be_bytes());
         payload
     }
 
@@ -240,12 +254,12 @@ impl Session {
     pub fn on_pong(&mut self, payload: &[u8], now: Instant) -> Vec<Confirmed> {
         let Some(outstanding) = &self.outstanding else { return Vec::new() };
         // The latest ping is the one outstanding.
-        let (nonce, number) = (self.nonce.to_be_bytes(), self.pings.to_be_bytes());
+        let (nonce, number) = (self.nonce.to_be_bytes(), u64::from(self.pings).to_be_bytes());
         if payload.len() != 16 || payload[..8] != nonce || payload[8..] != number {
             return Vec::new();
         }
         let covers = outstanding.covers;
-        let rtt = now.duration_since(outstanding.sent);
+        let rtt = now.duration_since(outstanding.sent.instant());
         self.rtt_micros = u32::try_from(rtt.as_micros()).unwrap_or(NO_RTT).min(NO_RTT - 1);
         self.outstanding = None;
         match self.ack_mode {
@@ -355,6 +369,7 @@ impl Session {
     pub fn on_tick(&mut self, settings: &Settings, now: Instant) -> Tick {
         let close = |code, reason, failure| Tick::Close(Verdict { code, reason, failure: Some(failure) });
         if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at()) {
+            let end = end.instant();
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }
@@ -393,7 +408,7 @@ impl Session {
         if let Some(deadline) = self.rare.as_ref().and_then(|rare| rare.requests.first_deadline()) {
             next = next.min(deadline);
         }
-        if let Some(end) = self.token_deadline {
+        if let Some(end) = self.token_deadline.map(Moment::instant) {
             let warning = end.checked_sub(TOKEN_WARNING).filter(|_| !self.token_warned);
             next = next.min(warning.unwrap_or(end));
         }
@@ -403,7 +418,7 @@ impl Session {
     /// With a ping outstanding: silent for the interval, and for the timeout more since it could have answered.
     fn heartbeat_deadline(&self, settings: &Settings) -> Instant {
         let silent = self.quiet_since + settings.heartbeat.interval.0;
-        let asked = self.outstanding.as_ref().map_or(silent, |ping| ping.sent.max(silent));
+        let asked = self.outstanding.as_ref().map_or(silent, |ping| ping.sent.instant().max(silent));
         asked + settings.heartbeat.timeout.0
     }
 

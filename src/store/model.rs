@@ -8,7 +8,10 @@ use super::{
     StoreError,
     embedded::{Permit, keys::expiry_minute},
 };
-use crate::types::{CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, UnixMillis, UserId};
+use crate::types::{
+    CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, Revocation, RevocationId, UnixMillis,
+    UserId,
+};
 
 /// Kept by an op until it is durable, or has failed: a clone from a user's state, so that its owner sees whether
 /// something of that user is still on its way.
@@ -347,6 +350,18 @@ pub enum Op {
         /// The answer.
         done: Option<Done>,
     },
+    /// Tokens are void. Follows from no log's state.
+    Revoke {
+        /// Which, and what of them.
+        revoked: Vec<(RevocationId, Revocation)>,
+        /// The answer.
+        done: Done,
+    },
+    /// They have run out by themselves. Lazy.
+    ForgetRevocations {
+        /// Which.
+        ids: Vec<RevocationId>,
+    },
 }
 
 impl fmt::Debug for Op {
@@ -360,6 +375,8 @@ impl fmt::Debug for Op {
             Op::ForgetUser { user, .. } => write!(f, "ForgetUser({user:?})"),
             Op::ForgetDue { due, .. } => write!(f, "ForgetDue({due:?})"),
             Op::ForgetId { due, .. } => write!(f, "ForgetId({due:?})"),
+            Op::Revoke { revoked, .. } => write!(f, "Revoke({} rows)", revoked.len()),
+            Op::ForgetRevocations { ids } => write!(f, "ForgetRevocations({} rows)", ids.len()),
         }
     }
 }
@@ -390,8 +407,8 @@ impl Op {
             | Op::RemoveDevice { done, .. }
             | Op::ForgetDue { done, .. }
             | Op::ForgetId { done, .. } => done,
-            Op::PutDevice { done, .. } | Op::ForgetUser { done, .. } => Some(done),
-            Op::Cursor { .. } => None,
+            Op::PutDevice { done, .. } | Op::ForgetUser { done, .. } | Op::Revoke { done, .. } => Some(done),
+            Op::Cursor { .. } | Op::ForgetRevocations { .. } => None,
         }
     }
 }

@@ -43,6 +43,7 @@ pub fn report_text(path: &Path, report: &Report) -> String {
         row("  broadcasts", report.broadcasts),
         row("  chunks", report.chunks),
         row("remembered ids", report.ids),
+        row("revocations", report.revocations),
     ];
     if report.damaged == 0 {
         lines.push("no damage found".to_owned());
@@ -76,6 +77,7 @@ pub fn report_json(report: &Report) -> Value {
         "broadcasts": report.broadcasts.to_string(),
         "chunks": report.chunks.to_string(),
         "ids": report.ids.to_string(),
+        "revocations": report.revocations.to_string(),
         "damaged": report.damaged.to_string(),
         "problems": problems,
     })
@@ -111,6 +113,7 @@ pub fn stats_text(path: &Path, stats: &Stats, width: usize) -> String {
         row("pending", pending(stats.notifications.count, stats.notifications.bytes, "notification")),
         row("broadcasts", pending(stats.broadcasts.count, stats.broadcasts.bytes, "broadcast")),
         row("remembered ids", stats.ids),
+        row("revocations", stats.revocations),
         row("oldest", moment(stats.oldest)),
         row("newest", moment(stats.newest)),
     ];
@@ -142,6 +145,7 @@ pub fn stats_json(stats: &Stats) -> Value {
         "pending": pending(stats.notifications.count, stats.notifications.bytes),
         "broadcasts": pending(stats.broadcasts.count, stats.broadcasts.bytes),
         "ids": stats.ids.to_string(),
+        "revocations": stats.revocations.to_string(),
         "oldest": moment(stats.oldest),
         "newest": moment(stats.newest),
         "topByCount": top(&stats.by_count),

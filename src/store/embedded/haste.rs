@@ -17,11 +17,19 @@ pub enum Haste {
 pub fn haste(op: &Op) -> Haste {
     match op {
         Op::Append { done: None, remember: None, .. } => Haste::Patient,
-        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => Haste::Urgent,
+        Op::Append { .. }
+        | Op::PutDevice { .. }
+        | Op::RemoveDevice { .. }
+        | Op::ForgetUser { .. }
+        | Op::Revoke { .. } => Haste::Urgent,
         Op::Delete { done, .. } | Op::ForgetDue { done, .. } | Op::ForgetId { done, .. } if done.is_some() => {
             Haste::Urgent
         }
-        Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } | Op::Cursor { .. } => Haste::Lazy,
+        Op::Delete { .. }
+        | Op::ForgetDue { .. }
+        | Op::ForgetId { .. }
+        | Op::Cursor { .. }
+        | Op::ForgetRevocations { .. } => Haste::Lazy,
     }
 }
 
@@ -40,6 +48,8 @@ pub fn weight(op: &Op) -> (usize, usize) {
         Op::Cursor { .. } | Op::ForgetDue { .. } => (1, 0),
         Op::PutDevice { .. } | Op::ForgetId { .. } => (2, 0),
         Op::RemoveDevice { unremembered, .. } => (2 + unremembered.len(), 0),
+        Op::Revoke { revoked, .. } => (revoked.len(), 0),
+        Op::ForgetRevocations { ids } => (ids.len(), 0),
         // A commit of its own: what it removes is what was there before.
         Op::ForgetUser { .. } => (limits::STORE_BATCH_ROWS_MAX + 1, 0),
     }

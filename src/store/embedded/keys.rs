@@ -24,8 +24,9 @@
 //! | `41` | id id | the same in the broadcast log |
 //! | `42` | id's end minute(8) `u` id | nothing: that id may be forgotten then |
 //! | `43` | id's end minute(8) id | the same in the broadcast log |
+//! | `50` | revocation hash(16) | which tokens are void, and until when that is known |
 
-use crate::types::{Device, LogId, NotificationId, Offset, UnixMillis, UserId};
+use crate::types::{Device, LogId, NotificationId, Offset, RevocationId, UnixMillis, UserId};
 
 /// The first byte of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +51,11 @@ enum Kind {
     BroadcastId = 0x41,
     IdEnd = 0x42,
     BroadcastIdEnd = 0x43,
+    Revocation = 0x50,
 }
 
 impl Kind {
-    const ALL: [Kind; 19] = [
+    const ALL: [Kind; 20] = [
         Kind::Format,
         Kind::Epoch,
         Kind::Mark,
@@ -73,6 +75,7 @@ impl Kind {
         Kind::BroadcastId,
         Kind::IdEnd,
         Kind::BroadcastIdEnd,
+        Kind::Revocation,
     ];
 }
 
@@ -105,6 +108,8 @@ pub enum Key {
     Id(LogId, NotificationId),
     /// That id may be forgotten at the start of this minute.
     IdEnd(u64, LogId, NotificationId),
+    /// Tokens that are void.
+    Revocation(RevocationId),
 }
 
 /// Half-open: from the first key up to, not including, the second.
@@ -139,6 +144,7 @@ impl Key {
                 key.extend_from_slice(id.as_str().as_bytes());
                 key
             }
+            Key::Revocation(id) => [&[Kind::Revocation as u8][..], &id.to_bytes()].concat(),
         }
     }
 
@@ -188,6 +194,10 @@ impl Key {
                 let (minute, rest) = rest.split_first_chunk()?;
                 let (log, id) = take_log(kind, rest)?;
                 (Key::IdEnd(u64::from_be_bytes(*minute), log, take_id(id)?), &[][..])
+            }
+            Kind::Revocation => {
+                let (id, rest) = rest.split_first_chunk()?;
+                (Key::Revocation(RevocationId::from_bytes(*id)), rest)
             }
         };
         rest.is_empty().then_some(decoded)
@@ -273,13 +283,14 @@ pub fn due_ids(now: UnixMillis) -> [KeyRange; 2] {
 }
 
 /// Every kind of row that an export writes down: what other rows follow from. Kinds beside each other are one range.
-pub fn exported() -> [KeyRange; 4] {
+pub fn exported() -> [KeyRange; 5] {
     let kinds = |first: Kind, last: Kind| (vec![first as u8], vec![last as u8 + 1]);
     [
         kinds(Kind::Counters, Kind::Forgotten),
         kinds(Kind::Head, Kind::Head),
         kinds(Kind::BroadcastHead, Kind::BroadcastHead),
         kinds(Kind::Id, Kind::BroadcastId),
+        revocations(None),
     ]
 }
 
@@ -290,6 +301,19 @@ pub fn exported_of(user: &UserId) -> [KeyRange; 5] {
     let mut behind = counters.clone();
     behind.push(0);
     [(counters, behind), devices(user), forgotten(user), heads(&log, Offset::ZERO, Offset::MAX), ids(&log)]
+}
+
+/// What is known of tokens that are void, from the first one behind `after` on.
+pub fn revocations(after: Option<RevocationId>) -> KeyRange {
+    let from = after.map_or_else(
+        || vec![Kind::Revocation as u8],
+        |id| {
+            let mut next = Key::Revocation(id).encode();
+            next.push(0);
+            next
+        },
+    );
+    (from, vec![Kind::Revocation as u8 + 1])
 }
 
 /// The whole map.
@@ -438,6 +462,7 @@ mod tests {
             (any::<u64>(), log()).prop_map(|(minute, log)| Key::Expiry(minute, log)),
             (log(), id()).prop_map(|(log, id)| Key::Id(log, id)),
             (any::<u64>(), log(), id()).prop_map(|(minute, log, id)| Key::IdEnd(minute, log, id)),
+            any::<[u8; 16]>().prop_map(|id| Key::Revocation(RevocationId::from_bytes(id))),
         ]
     }
 
@@ -472,6 +497,10 @@ mod tests {
             (Key::Id(all.clone(), id.clone()), &[0x41, b'n']),
             (Key::IdEnd(0x0304, log, id.clone()), &[0x42, 0, 0, 0, 0, 0, 0, 3, 4, 3, b'a', b'n', b'n', b'n']),
             (Key::IdEnd(0x0304, all, id), &[0x43, 0, 0, 0, 0, 0, 0, 3, 4, b'n']),
+            (
+                Key::Revocation(RevocationId::from_bytes([7; 16])),
+                &[0x50, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7],
+            ),
         ] {
             assert_eq!(key.encode(), bytes, "{key:?}");
         }
@@ -535,6 +564,10 @@ mod tests {
             prop_assert_eq!(holds(&ids(&log), &bytes), wanted);
             prop_assert_eq!(holds(&all_devices(None), &bytes), matches!(&key, Key::Device(..)));
             prop_assert!(!holds(&all_devices(Some(&key)), &bytes));
+            prop_assert_eq!(holds(&revocations(None), &bytes), matches!(&key, Key::Revocation(_)));
+            if let Key::Revocation(id) = &key {
+                prop_assert!(!holds(&revocations(Some(*id)), &bytes));
+            }
             let [of_users, of_broadcasts] = due(UnixMillis(now));
             let wanted = matches!(&key, Key::Expiry(minute, _) if *minute <= now / 60_000);
             prop_assert_eq!(holds(&of_users, &bytes) || holds(&of_broadcasts, &bytes), wanted);

@@ -128,7 +128,12 @@ impl State {
                 self.cursors.remove(&(user.clone(), device.clone()));
             }
             Op::ForgetUser { user, .. } => self.cursors.retain(|(of, _), _| of != user),
-            Op::Append { .. } | Op::Delete { .. } | Op::ForgetDue { .. } | Op::ForgetId { .. } => {}
+            Op::Append { .. }
+            | Op::Delete { .. }
+            | Op::ForgetDue { .. }
+            | Op::ForgetId { .. }
+            | Op::Revoke { .. }
+            | Op::ForgetRevocations { .. } => {}
         }
         match haste(&op) {
             Haste::Urgent => self.urgent += 1,

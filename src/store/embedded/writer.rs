@@ -199,6 +199,17 @@ impl Batch {
                 self.due_ids.push((due, now));
                 self.after.done.extend(done);
             }
+            Op::Revoke { revoked, done } => {
+                for (id, revocation) in revoked {
+                    self.put(&Key::Revocation(id), rows::encode_revocation(&revocation));
+                }
+                self.after.done.push(done);
+            }
+            Op::ForgetRevocations { ids } => {
+                for id in ids {
+                    self.remove(&Key::Revocation(id));
+                }
+            }
         }
     }
 

@@ -12,7 +12,10 @@ use super::{
         queries, record, rows,
     },
     Own, Place, ToolError,
-    line::{CountersLine, DeviceLine, End, ForgottenLine, Header, IdLine, Line, Moment, NotificationLine, VERSION},
+    line::{
+        CountersLine, DeviceLine, End, ForgottenLine, Header, IdLine, Line, Moment, NotificationLine, RevocationLine,
+        VERSION,
+    },
     walk,
 };
 use crate::types::{UnixMillis, UserId};
@@ -91,7 +94,7 @@ impl Exporter<'_> {
         let end = self.end;
         self.line(&Line::End(end))?;
         self.out.flush().map_err(Stopped::Out)?;
-        let rows = end.counters + end.devices + end.forgotten + end.notifications + end.ids;
+        let rows = end.counters + end.devices + end.forgotten + end.notifications + end.ids + end.revocations;
         Ok(Exported { rows, unreadable: end.unreadable })
     }
 
@@ -124,6 +127,10 @@ impl Exporter<'_> {
             Some(Key::Id(log, id)) => {
                 let row = rows::decode_remembered(&value).ok();
                 (row.map(|row| Line::Id(IdLine::of(&log, &id, &row))), |end| &mut end.ids)
+            }
+            Some(Key::Revocation(id)) => {
+                let row = rows::decode_revocation(&value).ok();
+                (row.map(|row| Line::Revocation(RevocationLine::of(id, &row))), |end| &mut end.revocations)
             }
             _ => (None, |end| &mut end.unreadable),
         };

@@ -197,7 +197,7 @@ impl<'a> Importer<'a> {
             (Key::Format, rows::encode_format(rows::FORMAT)),
         ];
         engine.commit(own.into_iter().map(|(key, row)| (key.encode(), Some(row))).collect())?;
-        Ok(end.counters + end.devices + end.forgotten + end.notifications + end.ids)
+        Ok(end.counters + end.devices + end.forgotten + end.notifications + end.ids + end.revocations)
     }
 
     fn put(&mut self, key: &Key, value: Vec<u8>) -> Result<(), EngineError> {
@@ -254,6 +254,11 @@ impl<'a> Importer<'a> {
                 self.put(&Key::Id(log, id), rows::encode_remembered(&remembered))?;
                 self.found.ids += 1;
             }
+            Line::Revocation(line) => {
+                let (id, revocation) = sound!(line.read());
+                self.put(&Key::Revocation(id), rows::encode_revocation(&revocation))?;
+                self.found.revocations += 1;
+            }
         }
         Ok(Ok(()))
     }
@@ -294,7 +299,7 @@ fn count(engine: &dyn Engine) -> Result<(u64, Totals), EngineError> {
         totals.bytes += counters.bytes;
         batches.put(engine, key, rows::encode_counters(&counters))
     };
-    let [_, user_heads, broadcast_heads, _] = keys::exported();
+    let [_, user_heads, broadcast_heads, ..] = keys::exported();
     for range in [user_heads, broadcast_heads] {
         walk::each(engine, range, |(key, row)| {
             let (Some(Key::Head(log, offset)), Ok((head, _))) = (Key::decode(&key), record::decode_head(&row)) else {

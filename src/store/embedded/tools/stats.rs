@@ -54,6 +54,8 @@ pub struct Stats {
     pub broadcasts: Totals,
     /// Remembered ids of callers.
     pub ids: u64,
+    /// Tokens that are known to be void, by `jti` or user.
+    pub revocations: u64,
     /// When the oldest pending one was accepted; `None` where there is none, or it cannot be read.
     pub oldest: Option<UnixMillis>,
     /// When the newest was.
@@ -97,6 +99,7 @@ struct Counting {
     notifications: Totals,
     broadcasts: Totals,
     ids: u64,
+    revocations: u64,
     last_user: Option<UserId>,
     mailbox: Option<Mailbox>,
     by_count: Best,
@@ -131,6 +134,7 @@ impl Counting {
                 }
             }
             Some(Key::Id(..)) => self.ids += 1,
+            Some(Key::Revocation(_)) => self.revocations += 1,
             _ => {}
         }
         Ok(())
@@ -184,6 +188,7 @@ fn count(engine: &dyn Engine, own: &Own) -> Result<Stats, EngineError> {
         notifications: counting.notifications,
         broadcasts: counting.broadcasts,
         ids: counting.ids,
+        revocations: counting.revocations,
         oldest: accepted_at(&counting.oldest)?,
         newest: accepted_at(&counting.newest)?,
         by_count: counting.by_count.best_first(),

@@ -20,7 +20,10 @@ use crate::{
         double::Double,
         embedded::{keys, record},
     },
-    types::{CollapseKey, Device, LogId, Notification, NotificationId, Offset, Payload, TypeName, UnixMillis, UserId},
+    types::{
+        CollapseKey, Device, LogId, Notification, NotificationId, Offset, Payload, Revocation, RevocationId, TokenId,
+        TypeName, UnixMillis, UserId,
+    },
 };
 
 const NOW: UnixMillis = UnixMillis(1_769_852_100_000);
@@ -124,7 +127,8 @@ async fn done(store: &Store, op: impl FnOnce(Done) -> Op) {
     answer.await.unwrap().unwrap();
 }
 
-/// Something of every kind: 6 pending notifications of ann, one of bob, 2 broadcasts, 3 remembered ids.
+/// Something of every kind: 6 pending notifications of ann, one of bob, 2 broadcasts, 3 remembered ids, 2
+/// revocations.
 pub async fn fill(store: &Store) {
     let (mut ann, mut bob) = (Log::of(LogId::User(user("ann"))), Log::of(LogId::User(user("bob"))));
     let row = DeviceRow { created_at: UnixMillis(5), last_seen: UnixMillis(6), ..DeviceRow::default() };
@@ -178,6 +182,14 @@ pub async fn fill(store: &Store) {
         let remember = all.counters.count == 0;
         all.append(store, broadcast, None, remember).await.unwrap();
     }
+    let revoked = vec![
+        (RevocationId::of_token(TokenId::of("a jti")), Revocation::whole(UnixMillis(u64::MAX / 2))),
+        (
+            RevocationId::of_user(&user("eve")),
+            Revocation { issued_before: UnixMillis(7), expires_at: UnixMillis(1_700_000_000_000) },
+        ),
+    ];
+    done(store, |done| Op::Revoke { revoked, done }).await;
 }
 
 /// A filled store in memory, closed.
@@ -249,7 +261,7 @@ async fn a_store_that_the_writer_filled_is_whole() {
     let double = filled().await;
     let report = checked(&double);
     assert_eq!(report.problems, []);
-    assert_eq!((report.users, report.devices, report.ids), (2, 2, 3));
+    assert_eq!((report.users, report.devices, report.ids, report.revocations), (2, 2, 3, 2));
     assert_eq!((report.pending.count, report.broadcasts, report.chunks), (9, 2, 5));
     assert_eq!(report.rows, rows(&double).len() as u64);
 }
@@ -469,7 +481,7 @@ async fn looking_at_a_store_changes_no_row_and_compacting_keeps_them_all() {
     let before = rows_at(&place);
     assert_eq!(check(&place).unwrap().problems, []);
     let found = stats(&place).unwrap();
-    assert_eq!((found.users, found.devices, found.forgotten, found.ids), (2, 2, 1, 3));
+    assert_eq!((found.users, found.devices, found.forgotten, found.ids, found.revocations), (2, 2, 1, 3, 2));
     assert_eq!((found.notifications.count, found.broadcasts.count), (7, 2));
     assert_eq!((found.oldest, found.newest), (Some(NOW), Some(NOW)));
     let names = |top: &[Mailbox]| top.iter().map(|one| (one.user.to_string(), one.count)).collect::<Vec<_>>();
