@@ -17,6 +17,7 @@ mod ends;
 mod events;
 mod filter;
 mod forward;
+mod guests;
 mod handle;
 mod lane;
 mod log;
@@ -26,7 +27,9 @@ mod outgoing;
 mod presence;
 mod receive;
 mod recovery;
+mod renew;
 mod replay;
+mod revoke;
 mod rules;
 mod send;
 mod sessions;
@@ -60,6 +63,7 @@ pub use handle::{Closing, Counts, Handle, Peer};
 pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
 pub use replay::{PageRequest, Pull};
+pub use revoke::{RevokeError, Revoked};
 pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 pub use subscriptions::{Changes, TopicRow};
@@ -68,6 +72,7 @@ pub use sweep::CleanedUp;
 use self::{
     broadcast::Broadcasts,
     handle::Shared,
+    revoke::Revoking,
     sessions::Sessions,
     timers::{Leavers, Wheel},
     topics::{Room, Topics},
@@ -79,11 +84,11 @@ use crate::{
     clock::Clock,
     lifecycle::Lifecycle,
     limits::{self, Limits},
-    metrics::{Failure, Metrics},
+    metrics::{Failure, Gauge, Metrics},
     protocol::{close::CloseCode, server},
     session::Settings,
     store::{Overflow, Store, StoreError},
-    types::{Alert, ClosedBy, SessionId, UserId},
+    types::{Alert, ClosedBy, Count, SessionId, UserId},
 };
 
 /// The least time that a drained client is told to stay away.
@@ -117,6 +122,8 @@ pub struct Parts {
     pub rules: Rules,
     /// `auth.public_claims`.
     pub public_claims: Vec<String>,
+    /// `auth.anonymous_connections`.
+    pub guests_max: Count,
     /// `[alerts]`.
     pub alerts: AlertsConfig,
     /// `[store]`, for its quotas and TTLs.
@@ -161,6 +168,9 @@ struct Inner {
     store_epoch: String,
     users: Users,
     users_online: AtomicU64,
+    guests: Gauge,
+    guests_max: u64,
+    revoking: Revoking,
     sessions: Sessions,
     broadcasts: Arc<Broadcasts>,
     topics: Topics,
@@ -201,7 +211,7 @@ impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
         let Parts { store, authenticator, clock, metrics, life, limits, settings, .. } = parts;
-        let Parts { presence, events, clients, rules, public_claims, alerts, quotas, .. } = parts;
+        let Parts { presence, events, clients, rules, public_claims, guests_max, alerts, quotas, .. } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -218,6 +228,9 @@ impl Hub {
             quotas,
             users: Users::new(),
             users_online: AtomicU64::new(0),
+            guests: Gauge::default(),
+            guests_max: guests_max.limit() as u64,
+            revoking: Revoking::default(),
             sessions: Sessions::new(),
             broadcasts: Arc::default(),
             topics: Topics::new(),

@@ -44,6 +44,7 @@ impl Hub {
         loop {
             interval.tick().await;
             self.sweep_all().await;
+            self.sweep_revocations();
         }
     }
 

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::ack_mode::AckMode;
 use crate::{
     limits,
-    types::{Offset, Payload, Topic, TypeName, UserId},
+    types::{Offset, Payload, Secret, Topic, TypeName, UserId},
 };
 
 /// A decoded message.
@@ -128,8 +128,9 @@ pub struct Said<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthRequest {
-    /// The JWT.
-    pub token: String,
+    /// The JWT; empty where there is none.
+    #[serde(default)]
+    pub token: Secret,
     /// The installation.
     #[serde(default)]
     pub device: Option<String>,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bucket::Bucket;
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
-pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+pub use handshake::{First, Granted, Opening, Options, Refused, Unauthenticated};
 pub use reaction::{Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;
 use requests::Requests;

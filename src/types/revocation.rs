@@ -44,7 +44,7 @@ impl RevocationId {
 }
 
 /// A `jti`, by a part of its SHA-256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenId(NonZeroU64);
 
 impl TokenId {

@@ -137,6 +137,7 @@ impl World {
             events: EventsConfig { buffer: bounds.events },
             rules: Rules::default(),
             public_claims: Vec::new(),
+            guests_max: crate::types::Count(0),
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,
