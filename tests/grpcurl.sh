@@ -35,7 +35,7 @@ listen = ["127.0.0.1:0"]
 session_claims = ["sub"]
 [[auth.keys]]
 algorithm = "HS256"
-secret = "a secret that only tests know"
+secret = "a secret that only tests know, and they alone"
 [store]
 path = "$WORK/data"
 max_pending_per_user = 3

@@ -69,7 +69,8 @@ impl Place {
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = authority.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        if host.is_empty() || (authority.port().is_some() && authority.port_u16().is_none()) {
+        // A port that is none is neither there nor not.
+        if host.is_empty() || (authority.port_u16().is_none() && authority.as_str() != authority.host()) {
             return Err(wrong());
         }
         let path_and_query = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
@@ -126,7 +127,7 @@ impl Fetcher {
             // A system has certificates that no library reads; what is left is what there is.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         } else {
-            let pem = keys::read(ca_file, CA_FILE_BYTES_MAX)?;
+            let pem = keys::read(ca_file, CA_FILE_BYTES_MAX, "a list of certificates")?;
             for certificate in CertificateDer::pem_slice_iter(&pem) {
                 let certificate = certificate.map_err(|error| format!("is not PEM: {error}"))?;
                 roots.add(certificate).map_err(|error| format!("holds a certificate that is none: {error}"))?;

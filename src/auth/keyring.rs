@@ -147,7 +147,7 @@ impl Keyring {
         let file = &self.jwks.file;
         if !file.as_os_str().is_empty() {
             let about = |why| LoadError::Jwks { field: "file", problem: format!("{}: {why}", file.display()) };
-            let text = keys::read(file, limits::JWKS_BYTES_MAX as u64).map_err(about)?;
+            let text = keys::read(file, limits::JWKS_BYTES_MAX as u64, "a key set").map_err(about)?;
             let set = jwk::parse(&text, jwk::From::File, self.weak_too).map_err(about)?;
             say_passed_over(&file.display(), &set.passed_over);
             all.extend(set.keys.into_iter().map(Arc::new));

@@ -250,25 +250,25 @@ fn load_key(index: usize, config: &KeyConfig, weak_too: bool) -> Result<Key, Key
             secret(&bytes, None)
         }
         KeySource::SecretFile(file) => {
-            let bytes = read(file, KEY_FILE_BYTES_MAX).map_err(|problem| fail(field, Some(file), problem))?;
+            let bytes = read(file, KEY_FILE_BYTES_MAX, "a key").map_err(|problem| fail(field, Some(file), problem))?;
             let line = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
             secret(line, Some(file))
         }
-        KeySource::PublicKeyFile(file) => read(file, KEY_FILE_BYTES_MAX)
+        KeySource::PublicKeyFile(file) => read(file, KEY_FILE_BYTES_MAX, "a key")
             .and_then(|pem| public_key(algorithm, &pem))
             .map(|decoding| Key::new(kid.clone(), Algorithms::of(&[algorithm]), decoding))
             .map_err(|problem| fail(field, Some(file), problem)),
     }
 }
 
-/// A file of at most `most` bytes.
-pub(super) fn read(file: &Path, most: u64) -> Result<Vec<u8>, String> {
+/// A file of at most `most` bytes; larger ones cannot be `what`.
+pub(super) fn read(file: &Path, most: u64, what: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     fs::File::open(file)
         .and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes))
         .map_err(|error| format!("cannot be read: {error}"))?;
     if bytes.len() as u64 > most {
-        return Err(format!("has more than {most} bytes and cannot be what it should be"));
+        return Err(format!("has more than {most} bytes and cannot be {what}"));
     }
     Ok(bytes)
 }

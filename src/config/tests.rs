@@ -813,7 +813,9 @@ fn check_reads_the_files_of_keys_and_tokens() {
             format!("{file}: grpc.tokens[0] (`orders`): token_file /nowhere/token: {missing}"),
         ]
     );
-    assert!(Input::toml("").load().check_files().is_ok());
+    assert!(Input::toml("[auth]\nweak_keys = true").load().check_files().is_ok());
+    let error = Input::toml("").load().check_files().unwrap_err().to_string();
+    assert!(error.contains("HS256 needs 32 at least") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
