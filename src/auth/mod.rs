@@ -9,6 +9,7 @@
 mod cache;
 mod config;
 mod fetch;
+mod identity;
 mod jwk;
 mod keyring;
 mod keys;
@@ -25,6 +26,7 @@ use serde_json::{Map, Value};
 pub use self::{
     config::{Algorithm, BadKey, Config, JwksConfig, KeyConfig},
     fetch::Place as KeySetPlace,
+    identity::{AuthError, Identity},
     keys::KeyError,
     revocation::{Full as RevocationsFull, Revocations},
 };
@@ -57,82 +59,6 @@ pub enum LoadError {
         /// What is wrong.
         problem: String,
     },
-}
-
-/// Who a connection belongs to. Only [`Authenticator::verify`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    user: UserId,
-    device: Option<Device>,
-    expires_at: Option<UnixMillis>,
-    valid_until: Option<UnixMillis>,
-    claims: Claims,
-    topics: Option<Arc<[Topic]>>,
-    mark: TokenMark,
-    guest: bool,
-}
-
-impl Identity {
-    /// The user.
-    pub fn user(&self) -> &UserId {
-        &self.user
-    }
-
-    /// The device, where the token names one; it then overrides what the client says.
-    pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
-    }
-
-    /// Whether it is one who brought no token.
-    pub fn is_guest(&self) -> bool {
-        self.guest
-    }
-
-    /// What is to be known of the token for the day that it is revoked.
-    pub fn mark(&self) -> TokenMark {
-        self.mark
-    }
-
-    /// The token's `exp`, or `auth.max_lifetime` from now where that is earlier; `None` where there is neither.
-    pub fn expires_at(&self) -> Option<UnixMillis> {
-        self.expires_at
-    }
-
-    /// When the token stops being accepted: `exp` and the leeway.
-    pub fn valid_until(&self) -> Option<UnixMillis> {
-        self.valid_until
-    }
-
-    /// The topics that the token subscribes its session to.
-    pub fn topics(&self) -> &[Topic] {
-        self.topics.as_deref().unwrap_or_default()
-    }
-
-    /// The claims that its session keeps.
-    pub fn claims(&self) -> &Claims {
-        &self.claims
-    }
-}
-
-/// Why a token was not accepted. The message repeats nothing of the token.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct AuthError {
-    /// What the client hears as `code`.
-    pub code: AuthCode,
-    /// What the client hears as `message`.
-    pub message: String,
-    /// The user, where the signature held and the token named one.
-    pub user: Option<UserId>,
-    /// The token asks for a key that nobody knows here and that may be there once [`Authenticator::renewed`] is.
-    pub may_be_new: bool,
-}
-
-impl AuthError {
-    /// A refusal that has no user to name.
-    pub fn new(code: AuthCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), user: None, may_be_new: false }
-    }
 }
 
 /// Verifies tokens, and knows those that it found good until they run out, are revoked, or the keys change. Its rules never

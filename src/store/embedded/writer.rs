@@ -200,16 +200,11 @@ impl Batch {
                 self.after.done.extend(done);
             }
             Op::Revoke { revoked, done } => {
-                for (id, revocation) in revoked {
-                    self.put(&Key::Revocation(id), rows::encode_revocation(&revocation));
-                }
+                let row = |(id, one)| (Key::Revocation(id).encode(), Some(rows::encode_revocation(&one)));
+                self.writes.extend(revoked.into_iter().map(row));
                 self.after.done.push(done);
             }
-            Op::ForgetRevocations { ids } => {
-                for id in ids {
-                    self.remove(&Key::Revocation(id));
-                }
-            }
+            Op::ForgetRevocations { ids } => ids.iter().for_each(|id| self.remove(&Key::Revocation(*id))),
         }
     }
 
