@@ -129,7 +129,6 @@ pub struct Said<'a> {
 #[serde(rename_all = "camelCase")]
 pub struct AuthRequest {
     /// The JWT; empty where there is none.
-    #[serde(default)]
     pub token: Secret,
     /// The installation.
     #[serde(default)]
@@ -140,6 +139,18 @@ pub struct AuthRequest {
     /// Whether payload bytes are wanted as such.
     #[serde(default, deserialize_with = "flag")]
     pub binary: bool,
+}
+
+/// The fields of an `auth` that has no `token`, and its `id`: what somebody says who wants to be a guest. `None`: it is no
+/// such message.
+pub fn auth_without_token(text: &str) -> Option<(Option<String>, AuthRequest)> {
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+    if fields.get("type")?.as_str()? != "auth" || fields.insert("token".to_owned(), "".into()).is_some() {
+        return None;
+    }
+    let id = fields.get("id").and_then(|id| id.as_str()).filter(|id| id.len() <= limits::CLIENT_ID_BYTES_MAX);
+    let id = id.map(str::to_owned);
+    Some((id, serde_json::from_value(fields.into()).ok()?))
 }
 
 /// `true`, `1` and `"1"` switch on.

@@ -153,22 +153,15 @@ impl Unauthenticated {
     /// The same where guests are let in: what brings no token makes its sender one, and is his first message; an `auth`
     /// without a token does as well, and says how.
     pub fn on_first_text(self, text: &str) -> First {
+        if let Some((reply_to, auth)) = client::auth_without_token(text) {
+            return match merge(self.options, &auth) {
+                Ok(options) => First::of_guest(Self { authenticator: self.authenticator, options }, reply_to, false),
+                Err(refused) => First::Token(Err(Refused { reply_to, ..refused })),
+            };
+        }
         match client::decode(text) {
-            Ok(message) => {
-                let reply_to = message.id.map(|id| id.into_owned());
-                match message.request {
-                    Request::Auth(auth) if auth.token.is_empty() => {
-                        let options = match merge(self.options, &auth) {
-                            Ok(options) => options,
-                            Err(refused) => return First::Token(Err(Refused { reply_to, ..refused })),
-                        };
-                        First::of_guest(Self { options, ..self }, reply_to, false)
-                    }
-                    Request::Auth(_) => First::Token(self.on_text(text)),
-                    _ => First::of_guest(self, None, true),
-                }
-            }
-            Err(_) => First::of_guest(self, None, true),
+            Ok(message) if matches!(message.request, Request::Auth(_)) => First::Token(self.on_text(text)),
+            Ok(_) | Err(_) => First::of_guest(self, None, true),
         }
     }
 
