@@ -6,7 +6,6 @@ use uuid::Uuid;
 
 use super::{
     Hub,
-    guests::GuestPlace,
     handle::{Closing, Core, Counts, Handle, Peer},
     outbox::{Entry, Wire},
     user::{User, UserState},
@@ -81,7 +80,9 @@ impl Hub {
                 self.schedule_look(&handle);
                 handle.flush();
                 // His place is given back when the session ends.
-                guest.map(GuestPlace::keep);
+                if let Some(place) = guest {
+                    place.keep();
+                }
                 // Registered first, and then looked at: who revokes it looks for sessions behind what is looked at here.
                 self.close_if_revoked(&handle, &identity);
                 tracing::debug!(session = %handle.id, user = %handle.user.id, device = %handle.device, "session opened");
