@@ -1,8 +1,8 @@
 //! The admin API, whatever carries it: the proto's types, what may be asked by whom, and one short function an RPC.
 //! Below this floor nothing knows the proto.
 //!
-//! The hub is reachable only through [`gate`], so that no call can forget to ask for its scope. Calls that take something
-//! away are lines of [`audit`].
+//! The hub is reachable only through `gate.rs`, so that no call can forget to ask for its scope. Calls that take something
+//! away are lines of the audit (`audit.rs`).
 
 pub mod access;
 mod audit;
