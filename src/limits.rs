@@ -54,6 +54,27 @@ pub const TOKEN_BYTES_MAX: usize = 7 * 1024;
 /// Tokens that are known to be good until they run out, at most, and half as many at least; some 200 bytes each. As many
 /// as `limits.connections` has by default, so that a node's clients may come back all at once.
 pub const VERIFIED_TOKENS_MAX: usize = 256 * 1024;
+/// Tokens and users whose tokens are known to be void, at most; some 50 bytes of memory each.
+pub const REVOCATIONS_MAX: usize = 256 * 1024;
+/// The largest set of keys that is read.
+pub const JWKS_BYTES_MAX: usize = 1024 * 1024;
+/// The keys that it may have.
+pub const JWKS_KEYS_MAX: usize = 256;
+/// How long fetching it may take, redirects included.
+pub const JWKS_FETCH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// The redirects that are followed.
+pub const JWKS_REDIRECTS_MAX: usize = 3;
+/// How often tokens that name a key that nobody knows have it fetched: so many times, and one more each time that this has
+/// passed.
+pub const JWKS_ASKED_AT_ONCE: u32 = 5;
+/// See [`JWKS_ASKED_AT_ONCE`].
+pub const JWKS_ASKED_EVERY: std::time::Duration = std::time::Duration::from_secs(10);
+/// How often key files are looked at; one that changed is read once it has stayed the same for as long.
+pub const KEY_FILES_LOOKED_AT: std::time::Duration = std::time::Duration::from_secs(1);
+/// The keys that one token's signature is tried with.
+pub const KEYS_TRIED_MAX: usize = 16;
+/// How long who brings no token has to send one before he is a guest (`auth.anonymous`), where `auth.timeout` is longer.
+pub const GUEST_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 /// Topics that a session may join and leave at once, so that one that comes back finds its way; and how many more a second.
 /// Each of them may be told to a thousand others.
 pub const MEMBERSHIP_CHANGES_MAX: u32 = 1024;

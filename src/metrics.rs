@@ -149,6 +149,10 @@ failures! {
     BadHandshake = "bad_handshake",
     /// A connection that could not authenticate.
     AuthFailed = "auth_failed",
+    /// Keys could not be fetched, or a key file that changed not be read: those from before stay.
+    KeySourceFailed = "key_source_failed",
+    /// More guests at once than `auth.anonymous_connections` (1013).
+    GuestLimit = "guest_limit",
     /// RFC 6455 violated by a client (1002).
     ProtocolError = "protocol_error",
     /// A binary message that is not one of the protocol's (1003).

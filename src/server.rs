@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     net::{self, BindError, Bound},
     session::Settings,
-    store::{OpenError, Store},
+    store::{OpenError, Store, StoreError},
     systemd,
     types::{ListenAddress, Span},
     ws,
@@ -55,6 +55,9 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// What the store has of revoked tokens cannot be read.
+    #[error("the tokens that were revoked cannot be read from the store: {0}")]
+    Revocations(StoreError),
     /// The system refuses something that every daemon needs.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -144,6 +147,7 @@ impl Server {
             clients: config.clients.clone(),
             rules,
             public_claims: config.auth.public_claims.clone(),
+            guests_max: config.auth.anonymous_connections,
             quotas: Quotas {
                 ttl: config.store.ttl.0,
                 max_ttl: config.store.max_ttl.0,
@@ -155,6 +159,8 @@ impl Server {
                 idempotency_window: config.store.idempotency_window.0,
             },
         });
+        // Before anybody is let in.
+        hub.load_revocations().await.map_err(StartError::Revocations)?;
         let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
         let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
@@ -242,6 +248,7 @@ impl Server {
             }
         }
         hub.start();
+        hub.authenticator().follow_keys(&life, hub.metrics());
         let stopping = life.stopping();
         let pulse = pulse::run(pulse::Of::Sessions, hub.metrics().clone(), stopping.clone());
         life.spawn_essential("the sessions' pulse", pulse);
@@ -366,7 +373,7 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. `prepare` sees it before it serves.
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has keys read again. `prepare` sees it before it serves.
 pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -387,6 +394,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
         }
     });
     raise_descriptor_limit(config);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
         server = Server::bind(config, Clock::system()) => server?,
         () = stop.cancelled() => {
@@ -394,6 +402,13 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             return Ok(Ended::InOrder);
         }
     };
+    let (authenticator, metrics) = (Arc::clone(server.hub.authenticator()), server.hub.metrics().clone());
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
+            let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
+        }
+    });
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

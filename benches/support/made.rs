@@ -79,6 +79,7 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         alerts: hub::AlertsConfig::default(),
         rules: hub::Rules::default(),
         public_claims: Vec::new(),
+        guests_max: pushgate::types::Count(0),
         quotas: Quotas {
             ttl: kept.ttl.0,
             max_ttl: kept.max_ttl.0,

@@ -86,6 +86,21 @@ impl ApiError {
         Self::Invalid(vec![Violation { field: field.into(), description: description.to_owned() }])
     }
 
+    /// What a log line says of it: the name of its code.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated(_) => "UNAUTHENTICATED",
+            Self::PermissionDenied { .. } => "PERMISSION_DENIED",
+            Self::Invalid(_) => "INVALID_ARGUMENT",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::AlreadyExists { .. } => "ALREADY_EXISTS",
+            Self::Quota { .. } => "RESOURCE_EXHAUSTED",
+            Self::Unavailable { .. } => "UNAVAILABLE",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::Refused { reason, .. } => reason,
+        }
+    }
+
     /// The status that the caller gets; counted.
     pub fn into_status(self, metrics: &Metrics) -> Status {
         let info = |reason: &str| {

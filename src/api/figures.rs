@@ -39,7 +39,7 @@ pub struct Figures {
 impl Api {
     /// The node's numbers now.
     pub fn figures(&self) -> Figures {
-        let hub = &self.0.hub;
+        let hub = self.0.gate.of_node();
         let totals = hub.store().totals();
         Figures {
             version: env!("CARGO_PKG_VERSION"),

@@ -102,7 +102,11 @@ impl Checks {
 
     /// A moment in the milliseconds that sessions have, rounded up: so whatever was at the moment or later still is, and
     /// whatever was before it as well. What lies before 1970 is before every session.
-    fn moment(&mut self, field: &'static str, moment: Option<prost_types::Timestamp>) -> Option<Option<UnixMillis>> {
+    pub(super) fn moment(
+        &mut self,
+        field: &'static str,
+        moment: Option<prost_types::Timestamp>,
+    ) -> Option<Option<UnixMillis>> {
         let Some(prost_types::Timestamp { seconds, nanos }) = moment else { return Some(None) };
         let nanos = u64::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
         let (true, Some(nanos)) = (TIMESTAMP_SECONDS.contains(&seconds), nanos) else {

@@ -1,8 +1,9 @@
 //! `ListPending`, `PurgePending`, `ListDevices`, `ForgetDevice`, `ForgetUser`: what is stored for a user, and its
-//! clearing. Whatever clears something is logged with its caller.
+//! clearing. Whatever clears something is a line of the audit.
 
 use super::{
     Api, Caller,
+    audit::{self, Subject},
     convert::{Checks, timestamp},
     error::ApiError,
     pages::{self, Filter},
@@ -41,17 +42,26 @@ impl Api {
         caller: &Caller,
         request: &proto::PurgePendingRequest,
     ) -> Result<proto::PurgePendingResponse, ApiError> {
+        let outcome = self.purge(caller, request).await;
+        // What only counts, and may, takes nothing away.
+        if request.force || outcome.is_err() {
+            let subject = Subject(&[("user", Some(&request.user_id)), ("device", request.device.as_deref())]);
+            audit::note("purge", caller, &subject, &outcome, |answer| format!("{} purged", answer.purged));
+        }
+        outcome
+    }
+
+    async fn purge(
+        &self,
+        caller: &Caller,
+        request: &proto::PurgePendingRequest,
+    ) -> Result<proto::PurgePendingResponse, ApiError> {
         let hub = self.authorise(caller, Scope::Admin)?;
         let mut checks = Checks::default();
         let user = checks.field("user_id", UserId::parse(&request.user_id));
         let device = checks.device(request.device.as_deref());
         let (user, device) = checks.finish((user, device))?;
-        let purge = Purge { device, force: request.force };
-        let purged = hub.purge(&user, &purge).await?;
-        if purge.force {
-            let device = purge.device.as_ref().map(Device::as_str);
-            tracing::info!(caller = %caller.name, user = %user, device, purged, "mailbox purged by a caller");
-        }
+        let purged = hub.purge(&user, &Purge { device, force: request.force }).await?;
         Ok(proto::PurgePendingResponse { purged })
     }
 
@@ -75,6 +85,17 @@ impl Api {
         caller: &Caller,
         request: &proto::ForgetDeviceRequest,
     ) -> Result<proto::ForgetDeviceResponse, ApiError> {
+        let outcome = self.forget_one(caller, request).await;
+        let subject = Subject(&[("user", Some(&request.user_id)), ("device", request.device.as_deref())]);
+        audit::note("forget device", caller, &subject, &outcome, |_| "forgotten".to_owned());
+        outcome
+    }
+
+    async fn forget_one(
+        &self,
+        caller: &Caller,
+        request: &proto::ForgetDeviceRequest,
+    ) -> Result<proto::ForgetDeviceResponse, ApiError> {
         let hub = self.authorise(caller, Scope::Admin)?;
         let mut checks = Checks::default();
         let user = checks.field("user_id", UserId::parse(&request.user_id));
@@ -84,7 +105,6 @@ impl Api {
         });
         let (user, device) = checks.finish((user, device.flatten()))?;
         hub.forget_device(&user, &device).await?;
-        tracing::info!(caller = %caller.name, user = %user, device = device.as_str(), "device forgotten by a caller");
         Ok(proto::ForgetDeviceResponse {})
     }
 
@@ -94,12 +114,23 @@ impl Api {
         caller: &Caller,
         request: &proto::ForgetUserRequest,
     ) -> Result<proto::ForgetUserResponse, ApiError> {
+        let outcome = self.forget_all(caller, request).await;
+        audit::note("forget user", caller, &Subject(&[("user", Some(&request.user_id))]), &outcome, |answer| {
+            format!("{} devices and {} notifications forgotten", answer.devices, answer.notifications)
+        });
+        outcome
+    }
+
+    async fn forget_all(
+        &self,
+        caller: &Caller,
+        request: &proto::ForgetUserRequest,
+    ) -> Result<proto::ForgetUserResponse, ApiError> {
         let hub = self.authorise(caller, Scope::Admin)?;
         let mut checks = Checks::default();
         let user = checks.field("user_id", UserId::parse(&request.user_id));
         let (user,) = checks.finish((user,))?;
         let (notifications, devices) = hub.forget_user(&user).await?;
-        tracing::info!(caller = %caller.name, user = %user, notifications, devices, "user forgotten by a caller");
         Ok(proto::ForgetUserResponse { notifications, devices })
     }
 }

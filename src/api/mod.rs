@@ -1,9 +1,11 @@
 //! The admin API, whatever carries it: the proto's types, what may be asked by whom, and one short function an RPC.
 //! Below this floor nothing knows the proto.
 //!
-//! The hub is reachable only through `Api::authorise`, so that no call can forget to ask for its scope.
+//! The hub is reachable only through `gate.rs`, so that no call can forget to ask for its scope. Calls that take something
+//! away are lines of the audit (`audit.rs`).
 
 pub mod access;
+mod audit;
 mod backup;
 mod batch;
 mod codec;
@@ -12,12 +14,14 @@ mod error;
 mod events;
 mod figures;
 mod filter;
+mod gate;
 pub mod json;
 mod lists;
 mod mailbox;
 mod node;
 mod pages;
 pub mod process;
+mod revoke;
 pub mod scope;
 mod send;
 mod status;
@@ -33,20 +37,21 @@ use std::{
     time::Duration,
 };
 
-use self::scope::{Scope, ScopeSet};
 pub use self::{
     error::ApiError,
     figures::Figures,
     node::{CleanedUp, LogControl},
 };
+use self::{
+    gate::Gate,
+    scope::{Scope, ScopeSet},
+};
 use crate::{
     clock::Instant,
-    hub::{CloseFilter, Hub},
+    hub::Hub,
     lifecycle::Lifecycle,
-    limits,
     metrics::Metrics,
-    protocol::close::CloseCode,
-    types::{Count, EventBody, SessionId, UnixMillis, UserId},
+    types::{Count, EventBody, UnixMillis},
 };
 
 /// The proto's types, generated at build time, and their descriptors for reflection.
@@ -92,7 +97,7 @@ pub struct CallLimits {
 pub struct Api(Arc<Inner>);
 
 struct Inner {
-    hub: Hub,
+    gate: Gate,
     life: Lifecycle,
     node: String,
     started: Instant,
@@ -109,7 +114,7 @@ impl Api {
         let (started, started_at) = (hub.clock().now(), hub.clock().unix_millis());
         let node = process::host_name();
         Self(Arc::new(Inner {
-            hub,
+            gate: Gate::new(hub),
             life,
             node,
             started,
@@ -134,49 +139,26 @@ impl Api {
     /// The node is not ready from now on, and will have ended after `deadline` at the latest.
     pub fn set_stopping(&self, deadline: Duration) {
         if !self.0.stopping.swap(true, Ordering::AcqRel) {
-            let deadline = self.0.hub.clock().unix_millis().saturating_add(deadline);
-            self.0.hub.events().emit(EventBody::Draining { deadline });
+            let hub = self.0.gate.of_node();
+            let deadline = hub.clock().unix_millis().saturating_add(deadline);
+            hub.events().emit(EventBody::Draining { deadline });
         }
     }
 
     /// Counters, for what transports count of their own.
     pub fn metrics(&self) -> &Metrics {
-        self.0.hub.metrics()
+        self.0.gate.of_node().metrics()
     }
 
     /// The one way to the hub.
     fn authorise(&self, caller: &Caller, scope: Scope) -> Result<&Hub, ApiError> {
-        if caller.scopes.contains(scope) {
-            return Ok(&self.0.hub);
-        }
-        Err(ApiError::PermissionDenied { caller: Arc::clone(&caller.name), scope })
+        self.0.gate.open(caller, scope)
     }
 
     /// Whether a caller may call what takes that scope; looked at again where it is done. For transports that would read and
     /// parse what comes before they ask.
     pub fn check_scope(&self, caller: &Caller, scope: Scope) -> Result<(), ApiError> {
         self.authorise(caller, scope).map(drop)
-    }
-
-    /// `CloseUserSessions`.
-    pub fn close_user_sessions(
-        &self,
-        caller: &Caller,
-        request: proto::CloseUserSessionsRequest,
-    ) -> Result<proto::CloseUserSessionsResponse, ApiError> {
-        let hub = self.authorise(caller, Scope::Close)?;
-        let mut checks = convert::Checks::default();
-        let user = checks.field("user_id", UserId::parse(&request.user_id));
-        let session = checks.optional("session_id", &request.session_id, SessionId::parse);
-        let device = checks.device(request.device.as_deref());
-        let code = checks.close_code(request.code);
-        checks.check("reason", request.reason.len() <= limits::CLOSE_REASON_BYTES_MAX, || {
-            format!("must have at most {} bytes, this has {}", limits::CLOSE_REASON_BYTES_MAX, request.reason.len())
-        });
-        let (user, session, device, code) = checks.finish((user, session, device, code))?;
-        let closed = hub.close_sessions(&user, &CloseFilter { session, device }, code, &request.reason);
-        tracing::info!(caller = %caller.name, user = %user, code = code.0, closed, "sessions closed by a caller");
-        Ok(proto::CloseUserSessionsResponse { closed })
     }
 
     /// `GetStatus`.
@@ -207,34 +189,24 @@ impl Api {
 
     /// Whether a caller may use reflection.
     pub fn authorise_reflection(&self, caller: &Caller) -> Result<(), ApiError> {
-        // Any valid token will do.
-        if caller.scopes.is_empty() {
-            return Err(ApiError::PermissionDenied { caller: Arc::clone(&caller.name), scope: Scope::Read });
-        }
-        Ok(())
+        Gate::describe(caller)
     }
 
-    /// Whether the node takes new work: the store is healthy and it is not stopping. Else why not.
+    /// Whether the node takes new work: the store is healthy, keys that are fetched were, and it is not stopping. Else why
+    /// not.
     pub fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
         if self.0.stopping.load(Ordering::Acquire) {
             reasons.push("the node is stopping".to_owned());
         }
-        if let Err(error) = self.0.hub.store().health() {
+        let hub = self.0.gate.of_node();
+        if let Err(error) = hub.store().health() {
             reasons.push(format!("the store is not healthy: {error}"));
         }
+        reasons.extend(hub.authenticator().trouble());
         if let Some(failure) = self.0.life.failure() {
             reasons.push(failure);
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
-    }
-}
-
-impl convert::Checks {
-    fn close_code(&mut self, code: u32) -> Option<CloseCode> {
-        let code = if code == 0 { CloseCode::NORMAL } else { CloseCode(u16::try_from(code).unwrap_or(u16::MAX)) };
-        let allowed = code.is_allowed_for_callers();
-        self.check("code", allowed, || "must be 1000, 1008, 3000 to 3999 or 4000 to 4099".to_owned());
-        allowed.then_some(code)
     }
 }

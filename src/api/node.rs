@@ -2,7 +2,13 @@
 
 use serde::Serialize;
 
-use super::{Api, ApiError, Caller, convert::Checks, proto, scope::Scope};
+use super::{
+    Api, ApiError, Caller,
+    audit::{self, Subject},
+    convert::Checks,
+    proto,
+    scope::Scope,
+};
 use crate::{limits, store::StoreError};
 
 /// Sets what the process logs, and says what it logged before; or what is wrong with the directives. It is handed down by
@@ -50,14 +56,20 @@ impl Api {
 
     /// Closes the sessions whose time is over, and deletes what has expired, now. Scope: admin.
     pub async fn clean_up(&self, caller: &Caller) -> Result<CleanedUp, ApiError> {
+        let outcome = self.clean(caller).await;
+        audit::note("clean up", caller, &Subject(&[("node", Some(&self.0.node))]), &outcome, |cleaned| {
+            format!("{} closed, {} expired", cleaned.closed, cleaned.expired)
+        });
+        outcome
+    }
+
+    async fn clean(&self, caller: &Caller) -> Result<CleanedUp, ApiError> {
         let hub = self.authorise(caller, Scope::Admin)?;
         let done = hub.clean_up().await.map_err(|error: StoreError| ApiError::Unavailable {
             reason: "STORE_FAILED",
             message: error.to_string(),
         })?;
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let cleaned = CleanedUp { closed: number(done.closed), expired: number(done.expired) };
-        tracing::info!(caller = %caller.name, closed = cleaned.closed, expired = cleaned.expired, "cleaned up for a caller");
-        Ok(cleaned)
+        Ok(CleanedUp { closed: number(done.closed), expired: number(done.expired) })
     }
 }

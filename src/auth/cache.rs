@@ -3,8 +3,8 @@
 //!
 //! Bounded: two generations a shard, the older one dropped where the younger is full, so that what was not seen for
 //! longest goes. Only what was good is kept, so what strangers send leaves nothing here. The cache lives and dies with the
-//! keys and rules that its entries were judged by: a changed configuration is another [`super::Authenticator`]. Whether a
-//! token has run out is looked at each time.
+//! keys that its entries were judged by: other keys are another [`super::keys::KeySet`]. Whether a token has run out is
+//! looked at each time, and whether it was revoked by whoever asks.
 
 use std::{collections::HashMap, mem};
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Secret, Span};
+use crate::types::{Count, Secret, Span};
 
 /// The section `[auth]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -30,6 +30,14 @@ pub struct Config {
     pub keys: Vec<KeyConfig>,
     /// Keys published by an identity provider.
     pub jwks: JwksConfig,
+    /// Whether HMAC secrets are taken that are shorter than their algorithm asks for.
+    pub weak_keys: bool,
+    /// How long a session lives by one token, however far its `exp` is. 0: until that.
+    pub max_lifetime: Span,
+    /// Whether who brings no token is let in, as a guest.
+    pub anonymous: bool,
+    /// The guests who are connected at once; further ones are refused.
+    pub anonymous_connections: Count,
 }
 
 impl Default for Config {
@@ -45,6 +53,10 @@ impl Default for Config {
             timeout: Span::secs(5),
             keys: Vec::new(),
             jwks: JwksConfig::default(),
+            weak_keys: false,
+            max_lifetime: Span::secs(0),
+            anonymous: false,
+            anonymous_connections: Count(1000),
         }
     }
 }
@@ -57,13 +69,15 @@ pub struct JwksConfig {
     pub url: String,
     /// The file that holds the key set. Empty: none.
     pub file: PathBuf,
-    /// How often it is read again.
+    /// How often it is fetched again; a file is read again when it changes.
     pub refresh: Span,
+    /// The certificates (PEM) of those who vouch for the host of `url`, in place of the system's. Empty: the system's.
+    pub ca_file: PathBuf,
 }
 
 impl Default for JwksConfig {
     fn default() -> Self {
-        Self { url: String::new(), file: PathBuf::new(), refresh: Span::secs(600) }
+        Self { url: String::new(), file: PathBuf::new(), refresh: Span::secs(600), ca_file: PathBuf::new() }
     }
 }
 
@@ -216,6 +230,16 @@ impl Algorithm {
     /// Whether issuer and verifier share a secret.
     pub const fn is_hmac(self) -> bool {
         matches!(self, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+    }
+
+    /// The fewest bytes of its secret (RFC 7518 section 3.2: as many as its hash has).
+    pub const fn secret_bytes_min(self) -> usize {
+        match self {
+            Algorithm::HS256 => 32,
+            Algorithm::HS384 => 48,
+            Algorithm::HS512 => 64,
+            _ => 0,
+        }
     }
 
     fn source_names(self) -> &'static str {

@@ -1,12 +1,14 @@
 //! The keys that tokens are verified with, and which of them a token may be tried with.
 //!
-//! The rule: a key is used with the algorithm of its configuration and no other. A token's header chooses among the
-//! keys; it never chooses how one is used.
+//! The rule: a key is used with the algorithms that it was given and no other, and what it is decides which these may be:
+//! a secret is never used with a public key's, nor a public key as a secret. A token's header chooses among the keys; it
+//! never chooses how one is used, and `none` is the name of no algorithm here.
 
 use std::{
     fmt, fs,
     io::Read as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use base64::{
@@ -14,15 +16,20 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use jsonwebtoken::{DecodingKey, DecodingKeyKind, crypto};
+use sha2::{Digest as _, Sha256};
 
-use super::config::{Algorithm, KeyConfig, KeySource};
+use super::{
+    cache::Cache,
+    config::{Algorithm, KeyConfig, KeySource},
+};
+use crate::limits;
 
 /// The largest key file that is read; a PEM of 8192 bits has 1.4 KB.
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The shortest RSA modulus that tokens are verified with (NIST SP 800-131A).
-const RSA_BITS_MIN: usize = 2048;
+pub(super) const RSA_BITS_MIN: usize = 2048;
 /// The longest RSA modulus that tokens are verified with.
-const RSA_BITS_MAX: usize = 8192;
+pub(super) const RSA_BITS_MAX: usize = 8192;
 
 /// A key that cannot be used: which, from where, and what is wrong with it. One line, without the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,46 +73,153 @@ pub(super) enum Refusal {
     Signature,
 }
 
-/// A key, ready for use.
-struct Key {
-    kid: Option<String>,
-    algorithm: Algorithm,
-    decoding: DecodingKey,
+/// Algorithms, as bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Algorithms(u16);
+
+impl Algorithms {
+    /// These.
+    pub(super) fn of(all: &[Algorithm]) -> Self {
+        Self(all.iter().fold(0, |bits, one| bits | 1 << *one as u16))
+    }
+
+    fn contains(self, one: Algorithm) -> bool {
+        self.0 & 1 << one as u16 != 0
+    }
 }
 
-/// All keys of the configuration.
-pub(super) struct KeySet(Vec<Key>);
+/// A key, ready for use. It prints without itself.
+pub(super) struct Key {
+    kid: Option<String>,
+    algorithms: Algorithms,
+    decoding: DecodingKey,
+    /// A SHA-256 over all of it: whether a key that was read again is another.
+    print: [u8; 32],
+    /// Its bytes, where it is a secret that is shorter than its algorithm asks for.
+    weak_bytes: Option<usize>,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").field("kid", &self.kid).field("algorithms", &self.algorithms).finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// A key that is used with these algorithms.
+    pub(super) fn new(kid: Option<String>, algorithms: Algorithms, decoding: DecodingKey) -> Self {
+        let mut print = Sha256::new().chain_update(algorithms.0.to_be_bytes());
+        for text in [&[u8::from(kid.is_some())], kid.as_deref().unwrap_or_default().as_bytes()] {
+            print.update(text.len().to_be_bytes());
+            print.update(text);
+        }
+        match decoding.kind() {
+            DecodingKeyKind::SecretOrDer(bytes) => print.update(bytes),
+            DecodingKeyKind::RsaModulusExponent { n, e } => {
+                print.update(n.len().to_be_bytes());
+                print.update(n);
+                print.update(e);
+            }
+        }
+        Self { kid, algorithms, decoding, print: print.finalize().into(), weak_bytes: None }
+    }
+
+    /// A secret for one algorithm. The error says why it is not taken.
+    pub(super) fn secret(
+        kid: Option<String>,
+        algorithm: Algorithm,
+        secret: &[u8],
+        weak_too: bool,
+    ) -> Result<Self, String> {
+        let (bytes, least) = (secret.len(), algorithm.secret_bytes_min());
+        if secret.is_empty() {
+            return Err("holds an empty secret".to_owned());
+        }
+        let weak = bytes < least;
+        if weak && !weak_too {
+            let name = algorithm.as_str();
+            return Err(format!(
+                "holds a secret of {bytes} bytes, and {name} needs {least} at least (RFC 7518 section 3.2); make a longer \
+                 one, or set auth.weak_keys = true until all tokens are signed by one"
+            ));
+        }
+        let key = Self::new(kid, Algorithms::of(&[algorithm]), DecodingKey::from_secret(secret));
+        Ok(Self { weak_bytes: weak.then_some(bytes), ..key })
+    }
+
+    /// What to warn of: a secret that is shorter than it should be, by its name and its bytes.
+    pub(super) fn weakness(&self) -> Option<(&str, usize)> {
+        self.weak_bytes.map(|bytes| (self.kid.as_deref().unwrap_or_default(), bytes))
+    }
+}
+
+/// All keys there are at one time, and the tokens that they were found to vouch for.
+pub(super) struct KeySet {
+    keys: Vec<Arc<Key>>,
+    dear: bool,
+    pub(super) verified: Cache,
+}
+
+/// Reads and checks every key of the configuration.
+pub(super) fn load(configs: &[KeyConfig], weak_too: bool) -> Result<Vec<Arc<Key>>, KeyError> {
+    let key = |(index, config)| load_key(index, config, weak_too).map(Arc::new);
+    configs.iter().enumerate().map(key).collect()
+}
 
 impl KeySet {
-    /// Reads and checks every key.
-    pub(super) fn load(configs: &[KeyConfig]) -> Result<Self, KeyError> {
-        configs.iter().enumerate().map(|(index, config)| load_key(index, config)).collect::<Result<_, _>>().map(Self)
+    /// These keys, and no token known yet.
+    pub(super) fn new(keys: Vec<Arc<Key>>) -> Self {
+        let hmac = Algorithms::of(&[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512]);
+        let dear = keys.iter().any(|key| key.algorithms.0 & !hmac.0 != 0);
+        Self { keys, dear, verified: Cache::default() }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.keys.len()
+    }
+
+    /// The keys.
+    pub(super) fn keys(&self) -> &[Arc<Key>] {
+        &self.keys
+    }
+
+    /// Whether it holds these keys and no other, in this order.
+    pub(super) fn is(&self, keys: &[Arc<Key>]) -> bool {
+        self.keys.iter().map(|key| key.print).eq(keys.iter().map(|key| key.print))
     }
 
     /// Whether some key's signatures cost more than a look-up among those that were verified: all but HMAC's.
     pub(super) fn is_dear(&self) -> bool {
-        self.0.iter().any(|key| !key.algorithm.is_hmac())
+        self.dear
     }
 
-    /// Whether one of the keys that fit made `signature` (base64url) over `message`.
+    /// Whether a key has that name.
+    pub(super) fn knows(&self, kid: &str) -> bool {
+        self.keys.iter().any(|key| key.kid.as_deref() == Some(kid))
+    }
+
+    /// Whether one of the keys that fit made `signature` (base64url) over `message`. A token that names no key is tried with
+    /// those for its algorithm, the first [`limits::KEYS_TRIED_MAX`] of them.
     pub(super) fn verify(&self, alg: &str, kid: Option<&str>, message: &[u8], signature: &str) -> Result<(), Refusal> {
-        let named = kid.is_some_and(|kid| self.0.iter().any(|key| key.kid.as_deref() == Some(kid)));
-        let may_try = |key: &&Key| match kid {
+        let named = kid.is_some_and(|kid| self.knows(kid));
+        let may_try = |key: &&Arc<Key>| match kid {
             Some(kid) if named => key.kid.as_deref() == Some(kid),
             Some(_) => key.kid.is_none(),
             None => true,
         };
-        let mut refusal = Refusal::UnknownKey;
-        for key in self.0.iter().filter(may_try) {
-            if key.algorithm.as_str() != alg {
+        // A name that no algorithm has, `none` among them, fits no key.
+        let algorithm = Algorithm::ALL.into_iter().find(|one| one.as_str() == alg);
+        let (mut refusal, mut tried) = (Refusal::UnknownKey, 0);
+        for key in self.keys.iter().filter(may_try) {
+            let Some(algorithm) = algorithm.filter(|algorithm| key.algorithms.contains(*algorithm)) else {
                 refusal = refusal.max(Refusal::Algorithm);
                 continue;
+            };
+            tried += 1;
+            if tried > limits::KEYS_TRIED_MAX {
+                break;
             }
-            if crypto::verify(signature, message, &key.decoding, library_name(key.algorithm)).unwrap_or(false) {
+            if crypto::verify(signature, message, &key.decoding, library_name(algorithm)).unwrap_or(false) {
                 return Ok(());
             }
             refusal = Refusal::Signature;
@@ -114,7 +228,7 @@ impl KeySet {
     }
 }
 
-fn load_key(index: usize, config: &KeyConfig) -> Result<Key, KeyError> {
+fn load_key(index: usize, config: &KeyConfig, weak_too: bool) -> Result<Key, KeyError> {
     let fail = |field, file: Option<&Path>, problem: String| KeyError {
         index,
         kid: config.kid.clone(),
@@ -125,38 +239,36 @@ fn load_key(index: usize, config: &KeyConfig) -> Result<Key, KeyError> {
     let source = config.source().map_err(|bad| fail("", None, bad.to_string()))?;
     let field = source.field();
     let algorithm = config.algorithm;
-    let decoding = match source {
-        KeySource::Secret(text) => DecodingKey::from_secret(text.as_bytes()),
+    let kid = Some(config.kid.clone()).filter(|kid| !kid.is_empty());
+    let secret = |bytes: &[u8], file: Option<&Path>| {
+        Key::secret(kid.clone(), algorithm, bytes, weak_too).map_err(|problem| fail(field, file, problem))
+    };
+    match source {
+        KeySource::Secret(text) => secret(text.as_bytes(), None),
         KeySource::SecretBase64(text) => {
             let bytes = decode_base64(text.trim()).ok_or_else(|| fail(field, None, "is not base64".to_owned()))?;
-            if bytes.is_empty() {
-                return Err(fail(field, None, "holds an empty secret".to_owned()));
-            }
-            DecodingKey::from_secret(&bytes)
+            secret(&bytes, None)
         }
         KeySource::SecretFile(file) => {
-            let bytes = read(file).map_err(|problem| fail(field, Some(file), problem))?;
-            let secret = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
-            if secret.is_empty() {
-                return Err(fail(field, Some(file), "holds an empty secret".to_owned()));
-            }
-            DecodingKey::from_secret(secret)
+            let bytes = read(file, KEY_FILE_BYTES_MAX, "a key").map_err(|problem| fail(field, Some(file), problem))?;
+            let line = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
+            secret(line, Some(file))
         }
-        KeySource::PublicKeyFile(file) => read(file)
+        KeySource::PublicKeyFile(file) => read(file, KEY_FILE_BYTES_MAX, "a key")
             .and_then(|pem| public_key(algorithm, &pem))
-            .map_err(|problem| fail(field, Some(file), problem))?,
-    };
-    let kid = Some(config.kid.clone()).filter(|kid| !kid.is_empty());
-    Ok(Key { kid, algorithm, decoding })
+            .map(|decoding| Key::new(kid.clone(), Algorithms::of(&[algorithm]), decoding))
+            .map_err(|problem| fail(field, Some(file), problem)),
+    }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
+/// A file of at most `most` bytes; larger ones cannot be `what`.
+pub(super) fn read(file: &Path, most: u64, what: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     fs::File::open(file)
-        .and_then(|opened| opened.take(KEY_FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .and_then(|opened| opened.take(most + 1).read_to_end(&mut bytes))
         .map_err(|error| format!("cannot be read: {error}"))?;
-    if bytes.len() as u64 > KEY_FILE_BYTES_MAX {
-        return Err(format!("has more than {KEY_FILE_BYTES_MAX} bytes and cannot be a key"));
+    if bytes.len() as u64 > most {
+        return Err(format!("has more than {most} bytes and cannot be {what}"));
     }
     Ok(bytes)
 }
@@ -198,8 +310,13 @@ fn public_key(algorithm: Algorithm, pem: &[u8]) -> Result<DecodingKey, String> {
 fn rsa_bits(key: &DecodingKey) -> Option<usize> {
     let DecodingKeyKind::SecretOrDer(der) = key.kind() else { return None };
     let (modulus, _) = (crypto::aws_lc::DEFAULT_PROVIDER.key_utils.rsa_pub_components_from_public_key)(der).ok()?;
-    let first = modulus.iter().position(|byte| *byte != 0)?;
-    Some((modulus.len() - first) * 8 - modulus[first].leading_zeros() as usize)
+    bits_of(&modulus)
+}
+
+/// The bits of a number, big-endian.
+pub(super) fn bits_of(number: &[u8]) -> Option<usize> {
+    let first = number.iter().position(|byte| *byte != 0)?;
+    Some((number.len() - first) * 8 - number[first].leading_zeros() as usize)
 }
 
 /// The key, where its point has one of these lengths: curves differ in nothing else here.

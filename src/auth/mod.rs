@@ -1,11 +1,19 @@
 //! From a token to an identity: JSON Web Tokens (RFC 7519), signed (RFC 7515), never encrypted.
 //!
-//! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device, topics. Nothing a
-//! token says is believed before its signature holds, and no message repeats what a token says.
+//! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device, topics, revocation.
+//! Nothing a token says is believed before its signature holds, and no message repeats what a token says.
+//!
+//! `keys.rs` is what a key may do, `keyring.rs` which there are and how they change, `jwk.rs` a set of them as others publish
+//! it, `fetch.rs` how that comes here; `cache.rs` are tokens that were found good, `revocation.rs` those that are void.
 
 mod cache;
 mod config;
+mod fetch;
+mod identity;
+mod jwk;
+mod keyring;
 mod keys;
+mod revocation;
 #[cfg(test)]
 mod tests;
 
@@ -17,83 +25,49 @@ use serde_json::{Map, Value};
 
 pub use self::{
     config::{Algorithm, BadKey, Config, JwksConfig, KeyConfig},
+    fetch::Place as KeySetPlace,
+    identity::{AuthError, Identity},
     keys::KeyError,
+    revocation::{Full as RevocationsFull, Revocations},
 };
 pub use crate::protocol::auth_code::AuthCode;
 use crate::{
     clock::Clock,
+    lifecycle::Lifecycle,
     limits,
-    types::{Claims, Device, Topic, UnixMillis, UserId},
+    metrics::Metrics,
+    types::{Claims, Device, TokenId, TokenMark, Topic, UnixMillis, UserId},
 };
 use cache::Cache;
+use keyring::Keyring;
 use keys::{KeySet, Refusal};
 
-/// Who a connection belongs to. Only [`Authenticator::verify`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    user: UserId,
-    device: Option<Device>,
-    expires_at: Option<UnixMillis>,
-    valid_until: Option<UnixMillis>,
-    claims: Claims,
-    topics: Option<Arc<[Topic]>>,
-}
+/// What the names of guests begin with.
+const GUEST: &str = "guest-";
 
-impl Identity {
-    /// The user.
-    pub fn user(&self) -> &UserId {
-        &self.user
-    }
-
-    /// The device, where the token names one; it then overrides what the client says.
-    pub fn device(&self) -> Option<&Device> {
-        self.device.as_ref()
-    }
-
-    /// The token's `exp`; `None` where it has none.
-    pub fn expires_at(&self) -> Option<UnixMillis> {
-        self.expires_at
-    }
-
-    /// When the token stops being accepted: `exp` and the leeway.
-    pub fn valid_until(&self) -> Option<UnixMillis> {
-        self.valid_until
-    }
-
-    /// The topics that the token subscribes its session to.
-    pub fn topics(&self) -> &[Topic] {
-        self.topics.as_deref().unwrap_or_default()
-    }
-
-    /// The claims that its session keeps.
-    pub fn claims(&self) -> &Claims {
-        &self.claims
-    }
-}
-
-/// Why a token was not accepted. The message repeats nothing of the token.
+/// Why no token can be verified: a source of keys that is none. One line, without a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct AuthError {
-    /// What the client hears as `code`.
-    pub code: AuthCode,
-    /// What the client hears as `message`.
-    pub message: String,
-    /// The user, where the signature held and the token named one.
-    pub user: Option<UserId>,
+pub enum LoadError {
+    /// One of `[[auth.keys]]`.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// `[auth.jwks]`.
+    #[error("auth.jwks.{field}: {problem}")]
+    Jwks {
+        /// The key of the section.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
-impl AuthError {
-    /// A refusal that has no user to name.
-    pub fn new(code: AuthCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), user: None }
-    }
-}
-
-/// Verifies tokens, and knows those that it found good until they run out. Its keys and rules never change: a changed
-/// configuration is a new one.
+/// Verifies tokens, and knows those that it found good until they run out, are revoked, or the keys change. Its rules never
+/// change: a changed configuration is a new one.
 pub struct Authenticator {
-    keys: KeySet,
+    keys: Arc<Keyring>,
+    revocations: Revocations,
+    max_lifetime_millis: u64,
+    anonymous: bool,
     user_claim: Vec<String>,
     require_exp: bool,
     issuer: Vec<String>,
@@ -104,7 +78,6 @@ pub struct Authenticator {
     /// Those of them that others see.
     public_claims: Vec<String>,
     clock: Clock,
-    verified: Cache,
 }
 
 /// The part of a JOSE header that matters here; the rest is neither read nor believed.
@@ -121,18 +94,21 @@ impl Authenticator {
     ///
     /// # Errors
     /// A key that is missing, unreadable, or not what its algorithm needs.
-    pub fn new(config: &Config, clock: Clock) -> Result<Authenticator, KeyError> {
+    pub fn new(config: &Config, clock: Clock) -> Result<Authenticator, LoadError> {
+        let millis = |span: crate::types::Span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX);
         Ok(Self {
-            keys: KeySet::load(&config.keys)?,
+            keys: Arc::new(Keyring::new(config)?),
+            revocations: Revocations::default(),
+            max_lifetime_millis: millis(config.max_lifetime),
+            anonymous: config.anonymous,
             user_claim: config.user_claim.clone(),
             require_exp: config.require_exp,
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
-            leeway_millis: u64::try_from(config.leeway.0.as_millis()).unwrap_or(u64::MAX),
+            leeway_millis: millis(config.leeway),
             kept_claims: config.public_claims.iter().chain(&config.session_claims).cloned().collect(),
             public_claims: config.public_claims.clone(),
             clock,
-            verified: Cache::default(),
         })
     }
 
@@ -153,9 +129,74 @@ impl Authenticator {
         &self.kept_claims
     }
 
-    /// How many keys there are.
+    /// How many keys there are now.
     pub fn key_count(&self) -> usize {
-        self.keys.len()
+        self.keys.current().len()
+    }
+
+    /// Follows the sources of keys until the stop: files that change, and the set that `auth.jwks.url` names.
+    pub fn follow_keys(&self, life: &Lifecycle, metrics: &Metrics) {
+        self.keys.follow(life, metrics);
+    }
+
+    /// Reads all files of keys again and has the set fetched again. Blocks for the files. What is wrong is logged, and
+    /// leaves the keys as they were.
+    pub fn reload_keys(&self, metrics: &Metrics) {
+        self.keys.reload_files(metrics);
+        self.keys.refetch();
+    }
+
+    /// Why tokens are refused that should be good, where that is so: a key set that was never fetched.
+    pub fn trouble(&self) -> Option<String> {
+        self.keys.trouble()
+    }
+
+    /// Waits for keys that a token asked for and nobody knew ([`AuthError::may_be_new`]): for the fetch that is under way, or
+    /// for one that this begins, which is done so often and no more. True: it is worth a second look.
+    pub async fn renewed(&self) -> bool {
+        self.keys.renewed().await
+    }
+
+    /// The tokens that are void.
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+
+    /// How far clocks may be apart, in milliseconds: a token is accepted for so long behind its `exp`.
+    pub fn leeway_millis(&self) -> u64 {
+        self.leeway_millis
+    }
+
+    /// Whether the token that somebody was let in by was revoked since.
+    pub fn is_revoked(&self, identity: &Identity) -> bool {
+        !identity.guest && self.revocations.covers(&identity.mark, &identity.user, self.clock.unix_millis())
+    }
+
+    /// Somebody who brought no token, where that is allowed (`auth.anonymous`): a new name, which no token may have, and no
+    /// claims.
+    pub fn guest(&self) -> Option<Identity> {
+        let name = format!("{GUEST}{}", uuid::Uuid::new_v4());
+        let user = UserId::parse(&name).ok().filter(|_| self.anonymous)?;
+        Some(Identity {
+            user,
+            device: None,
+            expires_at: None,
+            valid_until: None,
+            claims: Claims::default(),
+            topics: None,
+            mark: TokenMark::NONE,
+            guest: true,
+        })
+    }
+
+    /// Whether guests are let in.
+    pub fn lets_guests_in(&self) -> bool {
+        self.anonymous
+    }
+
+    /// Whether that is the name of a guest.
+    pub fn is_guest(&self, user: &UserId) -> bool {
+        self.anonymous && user.as_str().starts_with(GUEST)
     }
 
     /// Says who the bearer of `token` is. One that was verified lately costs a look-up by its hash, where there is a key
@@ -164,17 +205,31 @@ impl Authenticator {
     /// # Errors
     /// One of the codes of the protocol; [`AuthCode::TokenMissing`] for an empty token.
     pub fn verify(&self, token: &str) -> Result<Identity, AuthError> {
-        if !self.keys.is_dear() || token.is_empty() || token.len() > limits::TOKEN_BYTES_MAX {
-            return self.verify_anew(token);
+        let keys = self.keys.current();
+        if !keys.is_dear() || token.is_empty() || token.len() > limits::TOKEN_BYTES_MAX {
+            return self.settle(self.verify_by(&keys, token)?);
         }
         let hash = Cache::hash(token);
-        if let Some(identity) = self.verified.get(&hash, self.clock.unix_millis()) {
-            return Ok(identity);
+        if let Some(identity) = keys.verified.get(&hash, self.clock.unix_millis()) {
+            return self.settle(identity);
         }
-        let identity = self.verify_anew(token)?;
+        let identity = self.verify_by(&keys, token)?;
         // What would weigh much is verified each time.
         if identity.claims.bytes() <= limits::REMEMBERED_CLAIMS_BYTES_MAX {
-            self.verified.put(hash, identity.clone());
+            keys.verified.put(hash, identity.clone());
+        }
+        self.settle(identity)
+    }
+
+    /// What is looked at each time, however well a token is known: that it is not revoked, and how long it is good from now.
+    fn settle(&self, mut identity: Identity) -> Result<Identity, AuthError> {
+        if self.is_revoked(&identity) {
+            let error = AuthError::new(AuthCode::TokenRevoked, "the token was revoked");
+            return Err(AuthError { user: Some(identity.user), ..error });
+        }
+        if self.max_lifetime_millis > 0 {
+            let most = UnixMillis(self.clock.unix_millis().0.saturating_add(self.max_lifetime_millis));
+            identity.expires_at = Some(identity.expires_at.map_or(most, |end| end.min(most)));
         }
         Ok(identity)
     }
@@ -184,14 +239,18 @@ impl Authenticator {
     /// # Errors
     /// The same.
     pub fn verify_anew(&self, token: &str) -> Result<Identity, AuthError> {
-        let claims = self.signed_claims(token)?;
+        self.settle(self.verify_by(&self.keys.current(), token)?)
+    }
+
+    fn verify_by(&self, keys: &KeySet, token: &str) -> Result<Identity, AuthError> {
+        let claims = self.signed_claims(keys, token)?;
         let user = self.user(&claims);
         let known = user.as_ref().ok().cloned();
         self.check_claims(&claims, user).map_err(|error| AuthError { user: known, ..error })
     }
 
     /// The claims, once the signature is known to hold.
-    fn signed_claims(&self, token: &str) -> Result<Map<String, Value>, AuthError> {
+    fn signed_claims(&self, keys: &KeySet, token: &str) -> Result<Map<String, Value>, AuthError> {
         if token.is_empty() {
             return Err(AuthError::new(AuthCode::TokenMissing, "no token was given"));
         }
@@ -205,12 +264,14 @@ impl Authenticator {
         if header.crit.is_some() {
             return Err(invalid("the token's header names critical extensions, and none is supported"));
         }
-        self.keys.verify(&header.alg, header.kid.as_deref(), message.as_bytes(), signature).map_err(|refusal| {
-            invalid(match refusal {
+        let kid = header.kid.as_deref();
+        keys.verify(&header.alg, kid, message.as_bytes(), signature).map_err(|refusal| {
+            let error = invalid(match refusal {
                 Refusal::UnknownKey => "the token's key is not known here",
                 Refusal::Algorithm => "the token's algorithm is not that of its key",
                 Refusal::Signature => "the token's signature does not match",
-            })
+            });
+            AuthError { may_be_new: kid.is_some_and(|kid| !keys.knows(kid)), ..error }
         })?;
         decode(payload).ok_or_else(|| invalid("the token's claims are not a JSON object"))
     }
@@ -245,8 +306,14 @@ impl Authenticator {
                 "those of the token's claims that a session keeps have more than {max} bytes"
             )));
         }
+        let user = user?;
+        if self.is_guest(&user) {
+            return Err(invalid("the token names its user as guests are named, who have no token"));
+        }
         Ok(Identity {
-            user: user?,
+            mark: mark(claims, expires_at)?,
+            guest: false,
+            user,
             device: device(claims)?,
             expires_at: expires_at.map(UnixMillis),
             valid_until: valid_until.map(UnixMillis),
@@ -290,6 +357,23 @@ fn device(claims: &Map<String, Value>) -> Result<Option<Device>, AuthError> {
             .map_err(|rule| invalid(format!("the token's claim `device` is not a device: {rule}"))),
         Some(_) => Err(invalid("the token's claim `device` must be a string")),
     }
+}
+
+/// What is to be known of a token for the day that it is revoked.
+fn mark(claims: &Map<String, Value>, expires_at: Option<u64>) -> Result<TokenMark, AuthError> {
+    let id = match claims.get("jti") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(jti)) => Some(TokenId::of(jti)),
+        Some(Value::Number(jti)) => Some(TokenId::of(&jti.to_string())),
+        Some(_) => return Err(invalid("the token's claim `jti` must be a string")),
+    };
+    // One that cannot be read says nothing, and what says nothing is older than any moment.
+    let issued_at = numeric_date(claims, "iat").ok().flatten().unwrap_or(0) / 1000;
+    Ok(TokenMark {
+        id,
+        issued_at_secs: u32::try_from(issued_at).unwrap_or(u32::MAX),
+        expires_at_secs: expires_at.map_or(u32::MAX, |end| u32::try_from(end.div_ceil(1000)).unwrap_or(u32::MAX)),
+    })
 }
 
 /// A list of names, or one.

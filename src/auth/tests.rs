@@ -33,7 +33,7 @@ fn public_key(algorithm: Algorithm, name: &str) -> KeyConfig {
 }
 
 fn config(keys: Vec<KeyConfig>) -> Config {
-    Config { keys, ..Config::default() }
+    Config { keys, weak_keys: true, ..Config::default() }
 }
 
 fn authenticator(config: &Config) -> Authenticator {
@@ -534,14 +534,14 @@ fn es256(claims: Value) -> String {
 async fn a_token_that_was_found_good_is_known_until_it_runs_out_and_no_longer() {
     let (one, token) = dear_one(json!({"sub": "ann", "exp": NOW + 60}));
     let first = one.verify(&token).unwrap();
-    assert_eq!((one.verified.len(), one.verify(&token).as_ref()), (1, Ok(&first)));
+    assert_eq!((one.keys.current().verified.len(), one.verify(&token).as_ref()), (1, Ok(&first)));
     let leeway = Duration::from_millis(one.leeway_millis);
     tokio::time::advance(Duration::from_secs(60) + leeway - Duration::from_millis(1)).await;
     assert_eq!(one.verify(&token).as_ref(), Ok(&first), "the leeway holds for what is known too");
     tokio::time::advance(Duration::from_millis(1)).await;
     let error = one.verify(&token).unwrap_err();
     assert_eq!((error.code, error.user.unwrap().as_str()), (AuthCode::TokenExpired, "ann"), "as if it had come first");
-    assert_eq!(one.verified.len(), 0);
+    assert_eq!(one.keys.current().verified.len(), 0);
 }
 
 #[test]
@@ -552,14 +552,57 @@ fn nothing_that_is_refused_is_remembered_and_one_character_makes_another_token()
     for other in [forged, format!("{token}A"), token.to_lowercase(), token.replace('.', "")] {
         assert_eq!(one.verify(&other).unwrap_err().code, AuthCode::TokenInvalid);
     }
-    assert_eq!(one.verified.len(), 1);
+    assert_eq!(one.keys.current().verified.len(), 1);
+}
+
+#[test]
+fn what_is_known_to_be_good_is_asked_for_all_the_same_when_it_is_revoked() {
+    let (one, token) = dear_one(json!({"sub": "ann", "exp": NOW + 60, "jti": "x", "iat": NOW}));
+    let identity = one.verify(&token).unwrap();
+    assert_eq!((one.keys.current().verified.len(), one.is_revoked(&identity)), (1, false));
+    let id = crate::types::RevocationId::of_token(TokenId::of("x"));
+    let until = UnixMillis((NOW + 60) * 1000);
+    one.revocations().add(&[(id, crate::types::Revocation::whole(until))], one.clock.unix_millis()).unwrap();
+    for error in [one.verify(&token).unwrap_err(), one.verify_anew(&token).unwrap_err()] {
+        assert_eq!((error.code, error.user.unwrap().as_str()), (AuthCode::TokenRevoked, "ann"));
+    }
+    assert!(one.is_revoked(&identity));
+}
+
+#[test]
+fn a_lifetime_is_counted_from_each_time_a_token_is_shown() {
+    let (one, token) = dear_one(json!({"sub": "ann", "exp": NOW + 86_400}));
+    let one = Authenticator { max_lifetime_millis: 60_000, ..one };
+    let end = |one: &Authenticator| one.verify(&token).unwrap().expires_at().unwrap().0 - one.clock.unix_millis().0;
+    assert_eq!((end(&one), end(&one)), (60_000, 60_000), "of what is known as well");
+}
+
+#[test]
+fn a_token_without_a_key_s_name_is_tried_with_so_many_and_no_more() {
+    let fillers = (0..limits::KEYS_TRIED_MAX).map(|n| hmac_key(&format!("k{n}"), &format!("another {n}")));
+    let last = |before: usize| {
+        let keys = fillers.clone().take(before).chain([hmac_key("last", "secret")]).collect();
+        authenticator(&config(keys)).verify(&hs256("secret", good_claims())).is_ok()
+    };
+    assert!(last(limits::KEYS_TRIED_MAX - 1) && !last(limits::KEYS_TRIED_MAX));
+}
+
+#[test]
+fn nothing_prints_a_key() {
+    let key = keys::Key::secret(Some("k".into()), Algorithm::HS256, &[b's'; 40], false).unwrap();
+    assert!(!format!("{key:?}").contains("ss") && !format!("{key:?}").contains("115"), "{key:?}");
+    for (algorithm, least) in [(Algorithm::HS256, 32), (Algorithm::HS384, 48), (Algorithm::HS512, 64)] {
+        let key = |bytes: usize, weak| keys::Key::secret(None, algorithm, &vec![b's'; bytes], weak);
+        assert!(key(least, false).is_ok() && key(least - 1, false).is_err());
+        assert_eq!(key(least - 1, true).unwrap().weakness(), Some(("", least - 1)));
+    }
 }
 
 #[test]
 fn what_costs_as_little_as_a_look_up_is_not_remembered() {
     let one = default_one();
     one.verify(&hs256("secret", json!({"sub": "ann", "exp": NOW + 60}))).unwrap();
-    assert_eq!(one.verified.len(), 0);
+    assert_eq!(one.keys.current().verified.len(), 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     failure::{Outcome, failed},
     init, listen, log,
     mailbox::{self, Devices, Forget, Pending, Purge},
-    output,
+    output, revoke,
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
@@ -61,6 +61,15 @@ pub enum Operator {
   pushgate close alice --device phone --code 1008 --reason 'account closed'
   pushgate close alice --session 0197f1c2-8a4e-7d31-9b1c-2f6f0b7e5a11")]
     Close(Close),
+    /// Make tokens of clients void before they run out
+    ///
+    /// Sessions that live by them are closed with 4401, and nobody comes in by them any more, also after a restart. It is
+    /// remembered until the tokens have run out by themselves.
+    #[command(after_help = "Examples:
+  pushgate revoke --jti 5f0c1b52 --expires-at 2026-01-31T12:00:00Z
+  pushgate revoke --user alice --expires-in 1d
+  pushgate revoke --user alice --issued-before 2026-01-31T09:00:00Z --expires-in 1d --json")]
+    Revoke(revoke::Revoke),
     /// List what waits for a user
     #[command(after_help = "Examples:
   pushgate pending alice
@@ -195,6 +204,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Broadcast(args) => send::broadcast(*args).await,
             Operator::Publish(args) => topics::publish(args).await,
             Operator::Close(args) => send::close(args).await,
+            Operator::Revoke(args) => revoke::revoke(args).await,
             Operator::Pending(args) => mailbox::pending(args).await,
             Operator::Purge(args) => mailbox::purge(args).await,
             Operator::Devices(args) => mailbox::devices(args).await,

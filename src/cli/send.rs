@@ -108,7 +108,7 @@ impl Filter {
 }
 
 /// A moment of the command line (RFC 3339).
-fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<prost_types::Timestamp, String> {
     text.parse().map_err(|_| "write a time such as 2026-01-31T09:35:00Z".to_owned())
 }
 
@@ -135,6 +135,9 @@ pub struct Close {
     /// The close reason, at most 123 bytes
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
+    /// Also make the tokens void that these sessions live by, so that nobody comes back with one; needs admin
+    #[arg(long)]
+    revoke_tokens: bool,
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
@@ -319,6 +322,7 @@ pub async fn close(args: Close) -> Outcome {
         device: args.device,
         code: args.code,
         reason: args.reason,
+        revoke_tokens: args.revoke_tokens,
     };
     let gateway = args.target.connect().await?;
     let answered = gateway.calls().close_user_sessions(gateway.request(request)).await;

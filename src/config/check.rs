@@ -14,7 +14,7 @@ pub(super) use self::listeners::dev_problems;
 use super::{Config, Problem, layers};
 use crate::{
     api::scope::Scope,
-    auth::{Algorithm, KeyConfig},
+    auth::{Algorithm, KeyConfig, KeySetPlace},
     grpc::config::{TokenConfig, TokenError},
     hub::TopicRule,
     limits as bounds, protocol,
@@ -186,7 +186,20 @@ pub(super) fn token_problem(index: usize, token: &TokenConfig, error: &TokenErro
 
 fn auth(config: &Config, found: &mut Found) {
     let auth = &config.auth;
-    let has_jwks = !auth.jwks.url.is_empty() || !auth.jwks.file.as_os_str().is_empty();
+    let jwks = &auth.jwks;
+    let has_jwks = !jwks.url.is_empty() || !jwks.file.as_os_str().is_empty();
+    if !jwks.url.is_empty() {
+        match KeySetPlace::parse(&jwks.url) {
+            Ok(place) => {
+                found.require(place.is_secure() || jwks.ca_file.as_os_str().is_empty(), "auth.jwks.ca_file", || {
+                    "is set, and auth.jwks.url is not https; leave it empty".to_owned()
+                })
+            }
+            Err(why) => found.add("auth.jwks.url", why),
+        }
+    } else if !jwks.ca_file.as_os_str().is_empty() {
+        found.add("auth.jwks.ca_file", "is set, and auth.jwks.url is not; set that, too, or leave it empty");
+    }
     if auth.keys.is_empty() && !has_jwks {
         found.add(
             "auth.keys",
@@ -238,6 +251,7 @@ fn spans(config: &Config, found: &mut Found) {
         ("auth.leeway", auth.leeway, zero, DAY),
         ("auth.timeout", auth.timeout, MILLISECOND, HOUR),
         ("auth.jwks.refresh", auth.jwks.refresh, SECOND, MONTH),
+        ("auth.max_lifetime", auth.max_lifetime, zero, DECADE),
         ("store.ttl", store.ttl, SECOND, DECADE),
         ("store.max_ttl", store.max_ttl, SECOND, DECADE),
         ("store.device_ttl", store.device_ttl, SECOND, DECADE),
@@ -327,10 +341,10 @@ fn clients(config: &Config, found: &mut Found) {
 
 /// Keys that were changed and on which nothing depends in this version.
 pub fn without_effect(config: &Config) -> Vec<&'static str> {
-    let default = Config::default();
-    [("auth.jwks.refresh", config.auth.jwks.refresh != default.auth.jwks.refresh)]
+    let (auth, default) = (&config.auth, Config::default().auth);
+    [("auth.jwks.refresh", auth.jwks.url.is_empty() && auth.jwks.refresh != default.jwks.refresh)]
         .into_iter()
-        .filter_map(|(key, changed)| changed.then_some(key))
+        .filter_map(|(key, without)| without.then_some(key))
         .collect()
 }
 
@@ -344,19 +358,6 @@ fn not_yet(config: &Config, found: &mut Found) {
     for (section, tls) in [("http", &config.http.tls), ("grpc", &config.grpc.tls), ("ops", &config.ops.tls)] {
         for name in tls.set_keys() {
             found.add(format!("{section}.tls.{name}"), format!("TLS {NOT_YET}; leave it empty"));
-        }
-    }
-    let auth = &config.auth;
-    for (on, key, text) in [
-        (!auth.jwks.url.is_empty(), "auth.jwks.url", "a key set {}; leave it empty and use [[auth.keys]]"),
-        (
-            !auth.jwks.file.as_os_str().is_empty(),
-            "auth.jwks.file",
-            "a key set {}; leave it empty and use [[auth.keys]]",
-        ),
-    ] {
-        if on {
-            found.add(key, text.replace("{}", NOT_YET));
         }
     }
 }

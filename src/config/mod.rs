@@ -21,7 +21,7 @@ use figment::{Figment, value::Value};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    auth::{self, Authenticator},
+    auth::{self, Authenticator, LoadError},
     clock::Clock,
     grpc, http, hub, lifecycle, limits, session, store, telemetry, ws,
 };
@@ -195,7 +195,10 @@ impl Loaded {
     pub fn check_files(&self) -> Result<(), ConfigError> {
         let mut problems = Vec::new();
         if let Err(error) = Authenticator::new(&self.config.auth, Clock::system()) {
-            let prefix = self.origins.prefix("auth.keys");
+            let prefix = self.origins.prefix(match &error {
+                LoadError::Key(_) => "auth.keys",
+                LoadError::Jwks { .. } => "auth.jwks",
+            });
             problems.push(format!("{prefix}: {error}"));
         }
         for (index, token) in self.config.grpc.tokens.iter().enumerate() {

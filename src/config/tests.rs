@@ -744,11 +744,34 @@ fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
     ] {
         refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
     }
-    for name in ["url", "file"] {
-        refused_raw(
-            &format!("[auth.jwks]\n{name} = \"x\""),
-            &format!("pushgate.toml: auth.jwks.{name}: a key set {not_yet}; leave it empty and use [[auth.keys]]"),
-        );
+}
+
+#[test]
+fn a_key_set_is_fetched_from_where_nobody_can_change_it() {
+    for (line, key, text) in [
+        ("url = \"x\"", "url", "is no URL such as \"https://id.example.com/.well-known/jwks.json\""),
+        (
+            "url = \"http://id.example.com/jwks\"",
+            "url",
+            "is not https, and keys that come in the clear can be anybody's; http is for 127.0.0.1, [::1] and localhost only",
+        ),
+        (
+            "url = \"https://me:secret@id.example.com/jwks\"",
+            "url",
+            "holds a name or a password, which are not sent; leave them out",
+        ),
+        (
+            "url = \"http://127.0.0.1:8080/jwks\"\nca_file = \"ca.pem\"",
+            "ca_file",
+            "is set, and auth.jwks.url is not https; leave it empty",
+        ),
+        (
+            "file = \"jwks.json\"\nca_file = \"ca.pem\"",
+            "ca_file",
+            "is set, and auth.jwks.url is not; set that, too, or leave it empty",
+        ),
+    ] {
+        refused_raw(&format!("[auth.jwks]\n{line}"), &format!("pushgate.toml: auth.jwks.{key}: {text}"));
     }
 }
 
@@ -843,7 +866,9 @@ fn check_reads_the_files_of_keys_and_tokens() {
             format!("{file}: grpc.tokens[0] (`orders`): token_file /nowhere/token: {missing}"),
         ]
     );
-    assert!(Input::toml("").load().check_files().is_ok());
+    assert!(Input::toml("[auth]\nweak_keys = true").load().check_files().is_ok());
+    let error = Input::toml("").load().check_files().unwrap_err().to_string();
+    assert!(error.contains("HS256 needs 32 at least") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]

@@ -13,9 +13,10 @@ use crate::api::{
         ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListDevicesResponse,
         ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest,
         ListTopicsResponse, ListUsersRequest, ListUsersResponse, PublishRequest, PublishResponse, PurgePendingRequest,
-        PurgePendingResponse, SendBatchRequest, SendBatchResponse, SendToSessionRequest, SendToSessionResponse,
-        SendToUserRequest, SendToUserResponse, SetLogFilterRequest, SetLogFilterResponse, StreamEventsRequest,
-        SubscribeRequest, SubscribeResponse, UnsubscribeRequest, UnsubscribeResponse, gateway_server::Gateway,
+        PurgePendingResponse, RevokeTokensRequest, RevokeTokensResponse, SendBatchRequest, SendBatchResponse,
+        SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, SetLogFilterRequest,
+        SetLogFilterResponse, StreamEventsRequest, SubscribeRequest, SubscribeResponse, UnsubscribeRequest,
+        UnsubscribeResponse, gateway_server::Gateway,
     },
 };
 use crate::clock::Instant;
@@ -74,7 +75,7 @@ impl Gateway for Service {
         &self,
         request: Request<CloseUserSessionsRequest>,
     ) -> Result<Response<CloseUserSessionsResponse>, Status> {
-        self.answer(request, async |caller, _, request| self.0.close_user_sessions(&caller, request)).await
+        self.answer(request, async |caller, _, request| self.0.close_user_sessions(&caller, request).await).await
     }
 
     async fn get_status(&self, request: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
@@ -163,5 +164,12 @@ impl Gateway for Service {
 
     async fn list_topics(&self, request: Request<ListTopicsRequest>) -> Result<Response<ListTopicsResponse>, Status> {
         self.answer(request, async |caller, _, request| self.0.list_topics(&caller, &request).await).await
+    }
+
+    async fn revoke_tokens(
+        &self,
+        request: Request<RevokeTokensRequest>,
+    ) -> Result<Response<RevokeTokensResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.revoke_tokens(&caller, request).await).await
     }
 }

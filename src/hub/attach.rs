@@ -42,6 +42,12 @@ pub enum AttachError {
     /// `limits.connections_per_device` is reached, and newer ones do not make older ones leave.
     #[error("this device has as many connections as it may have")]
     DeviceConnections,
+    /// `auth.anonymous_connections` is reached.
+    #[error("as many guests are connected as may be")]
+    Guests,
+    /// The token was revoked after it was looked at.
+    #[error("the token was revoked")]
+    Revoked,
     /// The node stops.
     #[error("restarting")]
     Draining,
@@ -70,6 +76,7 @@ impl Hub {
         let Granted { identity, options, reply_to } = granted;
         let device = options.device.clone().unwrap_or_default();
         let mut wire = Some(wire);
+        let guest = if identity.is_guest() { Some(self.enter_guest()?) } else { None };
         loop {
             let user = self.user(identity.user()).await.map_err(AttachError::Store)?;
             self.ensure_device(&user, &device).await?;
@@ -89,6 +96,12 @@ impl Hub {
                 let _ = self.plan_pull(&handle);
                 self.schedule_look(&handle);
                 handle.flush();
+                // His place is given back when the session ends.
+                if let Some(place) = guest {
+                    place.keep();
+                }
+                // Registered first, and then looked at: who revokes it looks for sessions behind what is looked at here.
+                self.close_if_revoked(&handle, &identity);
                 tracing::debug!(session = %handle.id, user = %handle.user.id, device = %handle.device, "session opened");
                 if self.is_draining() {
                     handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
@@ -140,6 +153,9 @@ impl Hub {
         if self.is_stale(&state.log) {
             return Ok(None);
         }
+        if self.0.authenticator.is_revoked(identity) {
+            return Err(AttachError::Revoked);
+        }
         // The count is taken again: others may have come while the device was written.
         let replaced = self.admit_session(state, device)?;
         let Some(known) = state.devices.iter_mut().find(|known| known.name == *device && known.durable) else {
@@ -159,6 +175,7 @@ impl Hub {
         let nonce = Uuid::new_v4().as_u64_pair().0;
         let mut session = Session::new(options, settings.delivery.ack_mode, &settings.heartbeat, nonce, now);
         session.set_token_expiry(token_end(identity, unix), now, unix);
+        session.set_token(identity.mark());
         session.delivery.start(Log::User, cursor);
         session.delivery.start(Log::Broadcast, broadcast);
         let live = state.log.pending_above(cursor) == 0;
@@ -207,7 +224,7 @@ impl Hub {
     }
 
     /// What waits for a device.
-    fn waiting(&self, state: &UserState, device: &Device, logs: &[Arc<SharedLog>]) -> Waiting {
+    pub(super) fn waiting(&self, state: &UserState, device: &Device, logs: &[Arc<SharedLog>]) -> Waiting {
         let Some(known) = state.devices.iter().find(|known| known.name == *device) else {
             return Waiting { pending: 0, gap: false };
         };
@@ -222,7 +239,7 @@ impl Hub {
     }
 
     /// `auth_success` for a session, as things stand.
-    fn auth_success(
+    pub(super) fn auth_success(
         &self,
         handle: &Handle,
         core: &Core,
@@ -246,54 +263,6 @@ impl Hub {
             timestamp: self.clock().unix_millis().rfc3339().to_string(),
             reply_to,
         })
-    }
-
-    /// A new token on a session: accepted where it names the same user, and the same device or none.
-    pub(super) fn reauthenticate(&self, handle: &Arc<Handle>, token: &str, reply_to: Option<&str>) {
-        let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-        let verified = self.0.authenticator.verify(token).and_then(|identity| {
-            let same_device = identity.device().is_none_or(|device| *device == handle.device);
-            if *identity.user() == handle.user.id && same_device {
-                return Ok(identity);
-            }
-            let mut error = crate::auth::AuthError::new(
-                crate::auth::AuthCode::TokenInvalid,
-                "the token names another user or device than this session's",
-            );
-            error.user = Some(handle.user.id.clone());
-            Err(error)
-        });
-        let frame = match verified {
-            Ok(identity) => {
-                let waiting = {
-                    let mut state = handle.user.state();
-                    self.expire(&handle.user, &mut state);
-                    self.waiting(&state, &handle.device, &handle.followed_logs())
-                };
-                let hello = {
-                    let mut core = handle.core();
-                    core.session.set_token_expiry(token_end(&identity, unix), now, unix);
-                    core.set_claims(identity.claims());
-                    self.hear_by_token(handle, &core);
-                    let topics = self.subscribe_by_token(handle, &mut core, identity.topics());
-                    self.auth_success(handle, &core, waiting, &topics, reply_to)
-                };
-                // The new end may be nearer than the next look.
-                self.schedule_look(handle);
-                hello
-            }
-            Err(error) => {
-                self.metrics().failure(Failure::AuthFailed);
-                self.0.events.emit(EventBody::AuthFailed {
-                    code: error.code.as_str(),
-                    message: error.message.as_str().into(),
-                    remote: handle.peer.remote,
-                    user: error.user.clone(),
-                });
-                server::auth_failure(error.code, &error.message, reply_to, unix)
-            }
-        };
-        handle.reply(frame);
     }
 
     /// Takes a session out of the hub. Only its own id removes it, so a late goodbye never removes a newcomer.
@@ -336,6 +305,11 @@ impl Hub {
             bytes_sent: ended.counts.bytes_sent,
             unconfirmed: ended.unconfirmed,
         });
+        if self.is_guest(&user.id) && before > state.sessions.len() {
+            self.0.guests.leave();
+            // He does not come back.
+            state.devices.retain(|known| state.sessions.iter().any(|session| session.device == known.name));
+        }
         if state.sessions.is_empty() && before > 0 {
             self.0.users.went(user);
             state.left_at = Some(now);
@@ -368,14 +342,14 @@ struct Registered {
 
 /// What a session is told of its device's logs.
 #[derive(Clone, Copy)]
-struct Waiting {
+pub(super) struct Waiting {
     /// How many wait.
-    pending: usize,
+    pub(super) pending: usize,
     /// The device lacks something for good.
-    gap: bool,
+    pub(super) gap: bool,
 }
 
 /// When a session has to end: at the token's `exp`; one that was accepted within the leeway ends with that.
-fn token_end(identity: &Identity, now: UnixMillis) -> Option<UnixMillis> {
+pub(super) fn token_end(identity: &Identity, now: UnixMillis) -> Option<UnixMillis> {
     identity.expires_at().filter(|end| *end > now).or(identity.valid_until())
 }

@@ -61,6 +61,10 @@ impl Hub {
         row: DeviceRow,
     ) -> oneshot::Receiver<Result<(), StoreError>> {
         let (done, written) = oneshot::channel();
+        if self.is_guest(&user.id) {
+            let _ = done.send(Ok(()));
+            return written;
+        }
         let op = Op::PutDevice {
             user: user.id.clone(),
             device: device.clone(),
@@ -151,6 +155,10 @@ impl Hub {
         let removed = state.devices.remove(index);
         let topics = removed.members().iter().map(|member| member.topic.clone()).collect();
         let device = removed.name;
+        if self.is_guest(&user.id) {
+            done.map(|done| done.send(Ok(())));
+            return true;
+        }
         let at = self.clock().unix_millis();
         state.forgotten.retain(|(known, _)| *known != device);
         state.forgotten.push((device.clone(), at));
@@ -174,7 +182,7 @@ impl Hub {
     /// Writes a device's row, lazily: losing it only repeats.
     pub(super) fn put_cursor(&self, user: &User, known: &DeviceState, log: &LogState) {
         // One whose creation is under way is written by that, and has confirmed nothing.
-        if known.durable {
+        if known.durable && !self.is_guest(&user.id) {
             let (user, device, hold) = (user.id.clone(), known.name.clone(), Arc::clone(&log.hold));
             self.write(log, Op::Cursor { user, device, row: known.row, hold });
         }

@@ -13,11 +13,13 @@ mod attach;
 mod broadcast;
 pub mod config;
 mod devices;
+mod drain;
 mod durable;
 mod ends;
 mod events;
 mod filter;
 mod forward;
+mod guests;
 mod handle;
 mod lane;
 mod log;
@@ -27,7 +29,9 @@ mod outgoing;
 mod presence;
 mod receive;
 mod recovery;
+mod renew;
 mod replay;
+mod revoke;
 mod rules;
 mod send;
 mod sessions;
@@ -43,10 +47,7 @@ mod user;
 mod users;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -62,6 +63,7 @@ pub use handle::{Closing, Counts, Handle, Peer};
 pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
 pub use replay::{PageRequest, Pull};
+pub use revoke::{RevokeError, Revoked};
 pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 pub use subscriptions::{Changes, TopicRow};
@@ -70,6 +72,7 @@ pub use users::OnlineUser;
 
 use self::{
     handle::Shared,
+    revoke::Revoking,
     sessions::Sessions,
     shared_log::{SharedLog, TopicLogs},
     timers::{Leavers, Wheel},
@@ -82,17 +85,11 @@ use crate::{
     clock::Clock,
     lifecycle::Lifecycle,
     limits::{self, Limits},
-    metrics::{Failure, Metrics},
-    protocol::{close::CloseCode, server},
+    metrics::{Failure, Gauge, Metrics},
     session::Settings,
     store::{Overflow, Store, StoreError},
-    types::{Alert, ClosedBy, SessionId, UserId},
+    types::{Alert, Count, SessionId, UserId},
 };
-
-/// The least time that a drained client is told to stay away.
-const RECONNECT_AFTER_MIN: Duration = Duration::from_millis(500);
-/// The least time that drained clients' returns are spread over.
-const RECONNECT_SPREAD_MIN: Duration = Duration::from_secs(2);
 
 /// What a hub is built from.
 pub struct Parts {
@@ -120,6 +117,8 @@ pub struct Parts {
     pub rules: Rules,
     /// `auth.public_claims`.
     pub public_claims: Vec<String>,
+    /// `auth.anonymous_connections`.
+    pub guests_max: Count,
     /// `[alerts]`.
     pub alerts: AlertsConfig,
     /// `[store]`, for its quotas and TTLs.
@@ -163,6 +162,9 @@ struct Inner {
     shared: Arc<Shared>,
     store_epoch: String,
     users: Users,
+    guests: Gauge,
+    guests_max: u64,
+    revoking: Revoking,
     sessions: Sessions,
     broadcasts: Arc<SharedLog>,
     topics: Topics,
@@ -204,7 +206,7 @@ impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
         let Parts { store, authenticator, clock, metrics, life, limits, settings, .. } = parts;
-        let Parts { presence, events, clients, rules, public_claims, alerts, quotas, .. } = parts;
+        let Parts { presence, events, clients, rules, public_claims, guests_max, alerts, quotas, .. } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -220,6 +222,9 @@ impl Hub {
             public_claims,
             quotas,
             users: Users::new(),
+            guests: Gauge::default(),
+            guests_max: guests_max.limit() as u64,
+            revoking: Revoking::default(),
             sessions: Sessions::new(),
             broadcasts: SharedLog::of_broadcasts(),
             topics: Topics::new(),
@@ -359,47 +364,6 @@ impl Hub {
         // The list of all still has one for a moment after its end was told.
         page.retain(|handle| handle.user.state().sessions.iter().any(|session| session.id == handle.id));
         Some((page, last))
-    }
-
-    /// Whether the node is stopping.
-    pub fn is_draining(&self) -> bool {
-        self.0.draining.load(Ordering::Acquire)
-    }
-
-    /// From now on nobody is let in and nothing is accepted.
-    pub fn begin_drain(&self) {
-        self.0.draining.store(true, Ordering::Release);
-    }
-
-    /// Tells every session to come back later and closes it, evenly over `window`.
-    pub async fn drain(&self, window: Duration) {
-        let started = self.clock().now();
-        let sessions = self.session_page(None, usize::MAX);
-        let total = u32::try_from(sessions.len()).unwrap_or(u32::MAX).max(1);
-        for (index, handle) in (0..total).zip(&sessions) {
-            // A return spread over as long again as the close itself, so that the fleet does not come back at once. The
-            // low bits of an id are random.
-            let share = f64::from(handle.id.as_u128() as u16) / 65_536.0;
-            let spread = RECONNECT_AFTER_MIN + window.max(RECONNECT_SPREAD_MIN).mul_f64(share);
-            handle.reply(server::draining(spread));
-            handle.flush();
-            handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
-            let due = started + window * (index + 1) / total;
-            if index.is_multiple_of(64) || due > self.clock().now() + timers::TICK {
-                tokio::time::sleep_until(due.min(started + window)).await;
-            }
-        }
-    }
-
-    /// Resolves when there is no session left.
-    pub async fn emptied(&self) {
-        loop {
-            let left = self.0.left.notified();
-            if self.session_count() == 0 {
-                return;
-            }
-            left.await;
-        }
     }
 
     /// The user, his state read from the store where it is not in memory, or was read before the store's engine was lost.

@@ -121,7 +121,7 @@ impl Hub {
                 handle.reply(frame);
             }
             Reaction::Confirmed(confirmed) => self.confirm(handle, &confirmed),
-            Reaction::Reauthenticate(auth, id) => self.reauthenticate(handle, &auth.token, id.as_deref()),
+            Reaction::Reauthenticate(auth, id) => self.reauthenticate(handle, auth.token, id),
             Reaction::Forward(unanswered) => self.forward(handle, &unanswered),
             Reaction::Subscribe(of, id) => self.client_subscribes(handle, &of, id.as_deref()),
             Reaction::Unsubscribe(of, id) => self.client_unsubscribes(handle, &of, id.as_deref()),

@@ -200,7 +200,8 @@ impl Hub {
         if self.is_draining() {
             return Err(SendError::Draining);
         }
-        if notification.is_now_or_never() {
+        // Nothing is stored for a guest, who has one session and no other.
+        if notification.is_now_or_never() || self.is_guest(to) {
             return self.send_unstored(to, notification);
         }
         let draft = self.draft(&notification, true)?;
@@ -436,12 +437,17 @@ impl Hub {
 
     /// Begins to close sessions of a user. Returns how many.
     pub fn close_sessions(&self, user: &UserId, filter: &CloseFilter, code: CloseCode, reason: &str) -> u32 {
-        let matches = |handle: &&Arc<Handle>| {
+        let sessions = self.matching_sessions(user, filter);
+        let closed = sessions.iter().filter(|handle| handle.close(code, reason, ClosedBy::Caller));
+        u32::try_from(closed.count()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn matching_sessions(&self, user: &UserId, filter: &CloseFilter) -> Vec<Arc<Handle>> {
+        let mut sessions = self.user_sessions(user);
+        sessions.retain(|handle| {
             filter.session.is_none_or(|id| id == handle.id)
                 && filter.device.as_ref().is_none_or(|device| *device == handle.device)
-        };
-        let sessions = self.user_sessions(user);
-        let closed = sessions.iter().filter(matches).filter(|handle| handle.close(code, reason, ClosedBy::Caller));
-        u32::try_from(closed.count()).unwrap_or(u32::MAX)
+        });
+        sessions
     }
 }

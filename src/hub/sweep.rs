@@ -49,6 +49,7 @@ impl Hub {
                 let _one_at_a_time = self.0.sweeping.lock().await;
                 self.sweep_all(&mut Swept::default()).await;
             }
+            self.sweep_revocations();
             self.0.topic_logs.forget_idle(UnixMillis(self.clock().unix_millis().0.saturating_sub(TOPIC_LOG_KEPT)));
         }
     }

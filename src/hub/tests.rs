@@ -26,8 +26,9 @@ use support::{Bounds, Seen, World, device, notification, plain, until, user};
 
 use super::*;
 use crate::{
+    protocol::close::CloseCode,
     store::{Counters, DeviceRow},
-    types::{Device, UnixMillis},
+    types::{ClosedBy, Device, UnixMillis},
 };
 
 const PHONE: &str = "phone";

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::ack_mode::AckMode;
 use crate::{
     limits,
-    types::{Offset, Payload, Topic, TypeName, UserId},
+    types::{Offset, Payload, Secret, Topic, TypeName, UserId},
 };
 
 /// A decoded message.
@@ -128,8 +128,8 @@ pub struct Said<'a> {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuthRequest {
-    /// The JWT.
-    pub token: String,
+    /// The JWT; empty where there is none.
+    pub token: Secret,
     /// The installation.
     #[serde(default)]
     pub device: Option<String>,
@@ -139,6 +139,18 @@ pub struct AuthRequest {
     /// Whether payload bytes are wanted as such.
     #[serde(default, deserialize_with = "flag")]
     pub binary: bool,
+}
+
+/// The fields of an `auth` that has no `token`, and its `id`: what somebody says who wants to be a guest. `None`: it is no
+/// such message.
+pub fn auth_without_token(text: &str) -> Option<(Option<String>, AuthRequest)> {
+    let mut fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+    if fields.get("type")?.as_str()? != "auth" || fields.insert("token".to_owned(), "".into()).is_some() {
+        return None;
+    }
+    let id = fields.get("id").and_then(|id| id.as_str()).filter(|id| id.len() <= limits::CLIENT_ID_BYTES_MAX);
+    let id = id.map(str::to_owned);
+    Some((id, serde_json::from_value(fields.into()).ok()?))
 }
 
 /// `true`, `1` and `"1"` switch on.

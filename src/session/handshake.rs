@@ -10,7 +10,7 @@ use crate::{
         client::{self, AuthRequest, Request},
         frame::Window,
     },
-    types::{Device, UserId},
+    types::{Device, Secret, UserId},
 };
 
 /// What a client asks for beside being let in.
@@ -29,7 +29,7 @@ pub struct Options {
 /// What the HTTP handshake brought.
 pub struct Opening {
     /// The token, where it brought one.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// The rest.
     pub options: Options,
 }
@@ -62,19 +62,43 @@ pub struct Refused {
     pub user: Option<UserId>,
     /// The id of the `auth` message, where it was one.
     pub reply_to: Option<String>,
+    /// The token once more, where it may be good with keys that are not here yet.
+    pub again: Option<Box<Again>>,
+}
+
+/// A token that asks for a key that nobody knows yet.
+#[derive(Debug)]
+pub struct Again {
+    token: Secret,
+    options: Options,
 }
 
 impl Refused {
     /// A refusal that has nothing to do with a user.
     pub fn new(code: AuthCode, message: &str) -> Self {
-        Self { code, message: message.to_owned(), user: None, reply_to: None }
+        Self { code, message: message.to_owned(), user: None, reply_to: None, again: None }
+    }
+
+    /// Looks at the token once more, with the keys that there are by now.
+    pub fn retry(mut self, authenticator: &Authenticator) -> Result<Granted, Refused> {
+        let Some(again) = self.again.take() else { return Err(self) };
+        let Again { token, options } = *again;
+        match authenticator.verify(token.expose()) {
+            Ok(identity) => Ok(granted(identity, options, self.reply_to)),
+            Err(error) => Err(Refused { reply_to: self.reply_to, ..error.into() }),
+        }
     }
 }
 
 impl From<AuthError> for Refused {
     fn from(error: AuthError) -> Self {
-        Self { code: error.code, message: error.message, user: error.user, reply_to: None }
+        Self { code: error.code, message: error.message, user: error.user, reply_to: None, again: None }
     }
+}
+
+fn refused(error: AuthError, token: Secret, options: Options, reply_to: Option<String>) -> Refused {
+    let again = error.may_be_new.then(|| Box::new(Again { token, options }));
+    Refused { reply_to, again, ..error.into() }
 }
 
 impl Opening {
@@ -83,11 +107,20 @@ impl Opening {
         let Some(token) = self.token else {
             return Err(Ok(Unauthenticated { authenticator, options: self.options }));
         };
-        match authenticator.verify(&token) {
+        match authenticator.verify(token.expose()) {
             Ok(identity) => Ok(granted(identity, self.options, None)),
-            Err(error) => Err(Err(error.into())),
+            Err(error) => Err(Err(refused(error, token, self.options, None))),
         }
     }
+}
+
+/// What the first message of a connection is, where guests are let in.
+#[derive(Debug)]
+pub enum First {
+    /// A token, good or not.
+    Token(Result<Granted, Refused>),
+    /// None: its peer is a guest. Whether it says something else, which is yet to be looked at.
+    Guest(Granted, bool),
 }
 
 impl Unauthenticated {
@@ -109,9 +142,46 @@ impl Unauthenticated {
                 return Err(refused);
             }
         };
-        match self.authenticator.verify(&auth.token) {
+        match self.authenticator.verify(auth.token.expose()) {
             Ok(identity) => Ok(granted(identity, options, reply_to)),
-            Err(error) => Err(Refused { reply_to, ..error.into() }),
+            Err(error) => Err(refused(error, auth.token, options, reply_to)),
+        }
+    }
+
+    /// Whether who brings no token is a guest.
+    pub fn may_be_guest(&self) -> bool {
+        self.authenticator.lets_guests_in()
+    }
+
+    /// The same where guests are let in: what brings no token makes its sender one, and is his first message; an `auth`
+    /// without a token does as well, and says how.
+    pub fn on_first_text(self, text: &str) -> First {
+        if let Some((reply_to, auth)) = client::auth_without_token(text) {
+            return match merge(self.options, &auth) {
+                Ok(options) => First::of_guest(Self { authenticator: self.authenticator, options }, reply_to, false),
+                Err(refused) => First::Token(Err(Refused { reply_to, ..refused })),
+            };
+        }
+        match client::decode(text) {
+            Ok(message) if matches!(message.request, Request::Auth(_)) => First::Token(self.on_text(text)),
+            Ok(_) | Err(_) => First::of_guest(self, None, true),
+        }
+    }
+
+    /// It brought no token.
+    pub fn as_guest(self) -> Result<Granted, Refused> {
+        match self.authenticator.guest() {
+            Some(identity) => Ok(granted(identity, self.options, None)),
+            None => Err(Refused::new(AuthCode::TokenMissing, "the first message must be `auth` with a `token`")),
+        }
+    }
+}
+
+impl First {
+    fn of_guest(peer: Unauthenticated, reply_to: Option<String>, says_more: bool) -> Self {
+        match peer.as_guest() {
+            Ok(granted) => First::Guest(Granted { reply_to, ..granted }, says_more),
+            Err(refused) => First::Token(Err(refused)),
         }
     }
 }

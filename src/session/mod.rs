@@ -19,7 +19,7 @@ use bucket::Ahead;
 pub use bucket::{Bucket, Over, Rates};
 pub use config::{Delivery as DeliveryConfig, Heartbeat as HeartbeatConfig};
 pub use delivery::{Confirmed, Delivery, Flow, Log, Offer};
-pub use handshake::{Granted, Opening, Options, Refused, Unauthenticated};
+pub use handshake::{First, Granted, Opening, Options, Refused, Unauthenticated};
 pub use rare::PerMinute;
 use rare::Rare;
 pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
@@ -27,7 +27,7 @@ pub use requests::Held;
 pub use settings::Settings;
 
 use crate::{
-    clock::Instant,
+    clock::{Instant, Moment},
     limits::{self, Limit},
     metrics::Failure,
     protocol::{
@@ -37,7 +37,7 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::UnixMillis,
+    types::{TokenMark, UnixMillis},
 };
 
 /// How long before a token's end its session is told.
@@ -62,7 +62,7 @@ pub type PingPayload = [u8; 16];
 struct Outstanding {
     /// Everything handed over below this sequence is confirmed by the pong.
     covers: u64,
-    sent: Instant,
+    sent: Moment,
 }
 
 /// An authenticated session's state.
@@ -78,11 +78,13 @@ pub struct Session {
     rtt_micros: u32,
     /// When its token runs out; at the end of time where it does not.
     token_expires_at: UnixMillis,
+    /// The token itself, for the day it is revoked.
+    token: TokenMark,
     nonce: u64,
     outstanding: Option<Outstanding>,
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
-    token_deadline: Option<Instant>,
+    token_deadline: Option<Moment>,
     token_warned: bool,
     ahead: Ahead,
     rate_warned: bool,
@@ -106,6 +108,7 @@ impl Session {
             delivery: Delivery::default(),
             rtt_micros: NO_RTT,
             token_expires_at: NEVER,
+            token: TokenMark::NONE,
             nonce,
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
@@ -122,10 +125,21 @@ impl Session {
         self.token_expires_at = expires_at.unwrap_or(NEVER);
         // Far ends are looked at again in a year.
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        self.token_deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
+        let deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
+        self.token_deadline = deadline.map(Moment::of);
         // One that has less than the warning time left is not warned of: where all tokens are so short, a client that
         // answers each warning by a new token would do nothing else.
-        self.token_warned = self.token_deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+        self.token_warned = deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+    }
+
+    /// Notes which token it lives by.
+    pub fn set_token(&mut self, token: TokenMark) {
+        self.token = token;
+    }
+
+    /// The token that it lives by.
+    pub fn token(&self) -> TokenMark {
+        self.token
     }
 
     /// When its token runs out.
@@ -197,7 +211,7 @@ impl Session {
 
     fn ping(&mut self, now: Instant) -> PingPayload {
         let covers = self.delivery.next_sequence();
-        self.outstanding = Some(Outstanding { covers, sent: now });
+        self.outstanding = Some(Outstanding { covers, sent: Moment::of(now) });
         self.ping_payload(covers)
     }
 
@@ -218,7 +232,7 @@ impl Session {
             return Vec::new();
         };
         let covers = outstanding.covers;
-        let rtt = now.duration_since(outstanding.sent);
+        let rtt = now.duration_since(outstanding.sent.instant());
         self.rtt_micros = u32::try_from(rtt.as_micros()).unwrap_or(NO_RTT).min(NO_RTT - 1);
         self.outstanding = None;
         match self.ack_mode {
@@ -350,6 +364,7 @@ impl Session {
         let close =
             |code, reason, failure: Failure| Tick::Close(Verdict { code, reason, counts: Some(failure.into()) });
         if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at()) {
+            let end = end.instant();
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }
@@ -388,7 +403,7 @@ impl Session {
         if let Some(deadline) = self.rare.as_ref().and_then(|rare| rare.requests.first_deadline()) {
             next = next.min(deadline);
         }
-        if let Some(end) = self.token_deadline {
+        if let Some(end) = self.token_deadline.map(Moment::instant) {
             let warning = end.checked_sub(TOKEN_WARNING).filter(|_| !self.token_warned);
             next = next.min(warning.unwrap_or(end));
         }
@@ -398,7 +413,7 @@ impl Session {
     /// With a ping outstanding: silent for the interval, and for the timeout more since it could have answered.
     fn heartbeat_deadline(&self, settings: &Settings) -> Instant {
         let silent = self.quiet_since + settings.heartbeat.interval.0;
-        let asked = self.outstanding.as_ref().map_or(silent, |ping| ping.sent.max(silent));
+        let asked = self.outstanding.as_ref().map_or(silent, |ping| ping.sent.instant().max(silent));
         asked + settings.heartbeat.timeout.0
     }
 

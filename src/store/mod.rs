@@ -45,7 +45,7 @@ pub use staging::Recallable;
 
 use crate::{
     clock::Clock,
-    types::{Device, LogId, NotificationId, Offset, Topic, UnixMillis, UserId},
+    types::{Device, LogId, NotificationId, Offset, Revocation, RevocationId, Topic, UnixMillis, UserId},
 };
 use embedded::{
     backup,
@@ -389,6 +389,15 @@ impl Store {
     /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
         self.read(self.generation(), move |engine| queries::due(engine, now, max)).await
+    }
+
+    /// Tokens that are void, in a stable order from behind `after` on; at most `max`.
+    pub async fn revocations(
+        &self,
+        after: Option<RevocationId>,
+        max: usize,
+    ) -> Result<Vec<(RevocationId, Revocation)>, StoreError> {
+        self.read(self.generation(), move |engine| queries::revocations(engine, after, max)).await
     }
 
     /// Reads from the engine of that generation, and from no other.

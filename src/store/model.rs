@@ -9,8 +9,8 @@ use super::{
     embedded::{Permit, keys::expiry_minute},
 };
 use crate::types::{
-    CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, SubscriptionCause, Topic, UnixMillis,
-    UserId,
+    CollapseKey, Device, Digest, LogId, Notification, NotificationId, Offset, Revocation, RevocationId,
+    SubscriptionCause, Topic, UnixMillis, UserId,
 };
 
 /// Kept by an op until it is durable, or has failed: a clone from a user's state, so that its owner sees whether
@@ -394,6 +394,18 @@ pub enum Op {
         /// The answer.
         done: Option<Done>,
     },
+    /// Tokens are void. Follows from no log's state.
+    Revoke {
+        /// Which, and what of them.
+        revoked: Vec<(RevocationId, Revocation)>,
+        /// The answer.
+        done: Done,
+    },
+    /// They have run out by themselves. Lazy.
+    ForgetRevocations {
+        /// Which.
+        ids: Vec<RevocationId>,
+    },
 }
 
 impl fmt::Debug for Op {
@@ -409,6 +421,8 @@ impl fmt::Debug for Op {
             Op::ForgetUser { user, .. } => write!(f, "ForgetUser({user:?})"),
             Op::ForgetDue { due, .. } => write!(f, "ForgetDue({due:?})"),
             Op::ForgetId { due, .. } => write!(f, "ForgetId({due:?})"),
+            Op::Revoke { revoked, .. } => write!(f, "Revoke({} rows)", revoked.len()),
+            Op::ForgetRevocations { ids } => write!(f, "ForgetRevocations({} rows)", ids.len()),
         }
     }
 }
@@ -441,8 +455,8 @@ impl Op {
             | Op::RemoveDevice { done, .. }
             | Op::ForgetDue { done, .. }
             | Op::ForgetId { done, .. } => done,
-            Op::PutDevice { done, .. } | Op::ForgetUser { done, .. } => Some(done),
-            Op::Cursor { .. } => None,
+            Op::PutDevice { done, .. } | Op::ForgetUser { done, .. } | Op::Revoke { done, .. } => Some(done),
+            Op::Cursor { .. } | Op::ForgetRevocations { .. } => None,
         }
     }
 }

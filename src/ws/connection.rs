@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Context, OpenSocket,
-    opening::{self, Opened},
+    opening::{self, First, Opened},
     socket::{self, Socket},
     upgrade::Connected,
 };
@@ -27,7 +27,10 @@ use crate::{
     hub::{Closing, Handle, PageRequest, Peer, Pull},
     limits,
     metrics::Failure,
-    protocol::{close::CloseCode, frame::FrameReader},
+    protocol::{
+        close::CloseCode,
+        frame::{FrameReader, Incoming},
+    },
     session::{Opening, Verdict},
     store::{Page, StoreError},
     types::ClosedBy,
@@ -53,9 +56,12 @@ pub async fn open(
     // Copied: what hyper read into is 8 KiB, and mostly nothing is in it.
     let early = read_buf.to_vec();
     drop(read_buf);
-    let Opened { handle, reader, early } = opening::open(&socket, opening, early, &peer, &context).await?;
+    let Opened { handle, reader, said, early } = opening::open(&socket, opening, early, &peer, &context).await?;
     let connection =
         Connection { context, socket, handle, reader, early, pull: None, paused_at: None, _counted: counted };
+    if let Some(said) = said {
+        connection.take_first(&said);
+    }
     Some(Box::new(connection))
 }
 
@@ -121,6 +127,19 @@ impl Drop for Attached {
 }
 
 impl Connection {
+    /// What came before it was a session.
+    fn take_first(&self, said: &First) {
+        let hub = &self.context.hub;
+        let (incoming, bytes) = match said {
+            First::Text(text) => (Incoming::Text(text), text.len()),
+            First::Binary(bytes) => (Incoming::Binary(bytes), bytes.len()),
+            First::Close(_) => return,
+        };
+        hub.received(&self.handle, bytes);
+        hub.incoming(&self.handle, incoming);
+        self.handle.flush();
+    }
+
     /// To its end.
     pub async fn run(&mut self) {
         let attached = Attached(Arc::clone(&self.context), Arc::clone(&self.handle));

@@ -17,7 +17,7 @@ use crate::{
         frame::{ControlFrame, FrameReader, Incoming, ReadError},
         server,
     },
-    session::{Counts, Granted, Opening, Refused, Unauthenticated},
+    session::{self, Counts, Granted, Opening, Refused, Unauthenticated},
     store::StoreError,
 };
 
@@ -30,6 +30,8 @@ pub struct Opened {
     pub handle: Arc<Handle>,
     /// Its frames, so far as they were read.
     pub reader: FrameReader,
+    /// What a guest said before he was let in, not looked at yet.
+    pub said: Option<First>,
     /// Bytes that came behind what let it in, not looked at yet.
     pub early: Vec<u8>,
 }
@@ -57,16 +59,19 @@ pub async fn open(
     };
     let bytes = early.len();
     let mut opener = Opener { socket, reader, early, bytes };
+    let mut said = None;
     let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
         Ok(granted) => Ok(granted),
-        Err(Err(refused)) => Err(End::Refused(refused)),
+        Err(Err(refused)) => look_again(refused, context).await,
         Err(Ok(unauthenticated)) => {
-            let first = tokio::time::timeout(context.auth_timeout, opener.first_message(unauthenticated));
-            tokio::select! {
+            let first = opener.first_of(unauthenticated, &mut said, context);
+            let first = tokio::select! {
                 () = context.accepting.cancelled() => Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
-                first = first => first.unwrap_or_else(|_| {
-                    Err(End::Refused(Refused::new(AuthCode::AuthTimeout, "no `auth` message came in time")))
-                }),
+                first = first => first,
+            };
+            match first {
+                Err(End::Refused(refused)) => look_again(refused, context).await,
+                other => other,
             }
         }
     };
@@ -75,12 +80,25 @@ pub async fn open(
         Err(end) => Err(end),
     };
     match attached {
-        Ok(handle) => Some(Opened { handle, reader: opener.reader, early: opener.early }),
+        Ok(handle) => Some(Opened { handle, reader: opener.reader, said, early: opener.early }),
         Err(end) => {
             turn_away(socket, end, peer, context).await;
             None
         }
     }
+}
+
+/// Where a token asks for a key that nobody knows: waits for the keys to be fetched, if they are, and looks once more.
+async fn look_again(refused: Refused, context: &Context) -> Result<Granted, End> {
+    if refused.again.is_none() {
+        return Err(End::Refused(refused));
+    }
+    let authenticator = context.hub.authenticator();
+    let renewed = tokio::select! {
+        () = context.accepting.cancelled() => return Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
+        renewed = tokio::time::timeout(context.auth_timeout, authenticator.renewed()) => renewed,
+    };
+    if renewed == Ok(true) { refused.retry(authenticator).map_err(End::Refused) } else { Err(End::Refused(refused)) }
 }
 
 async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &Context) -> Result<Arc<Handle>, End> {
@@ -96,7 +114,19 @@ async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &C
             message: error.to_string(),
             user: Some(user),
             reply_to,
+            again: None,
         }),
+        AttachError::Revoked => End::Refused(Refused {
+            code: AuthCode::TokenRevoked,
+            message: error.to_string(),
+            user: Some(user),
+            reply_to,
+            again: None,
+        }),
+        AttachError::Guests => {
+            context.hub.metrics().failure(Failure::GuestLimit);
+            End::Close(CloseCode::TRY_LATER, error.to_string())
+        }
         AttachError::UserConnections => {
             context.hub.metrics().hit(Limit::ConnectionsPerUser);
             End::Close(CloseCode::TRY_LATER, error.to_string())
@@ -121,14 +151,15 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
     let mut bytes = Vec::new();
     match end {
         End::Gone => return,
-        End::Refused(Refused { code, message, user, reply_to }) => {
+        End::Refused(refused) => {
+            let Refused { code, message, reply_to, .. } = &refused;
             let now = context.hub.clock().unix_millis();
-            bytes.extend_from_slice(&server::auth_failure(code, &message, reply_to.as_deref(), now));
+            bytes.extend_from_slice(&server::auth_failure(*code, message, reply_to.as_deref(), now));
             bytes.extend_from_slice(ControlFrame::close(CloseCode::UNAUTHORIZED, code.as_str()).as_bytes());
             if context.not_let_in.admits() {
                 tracing::info!(remote = %peer.remote, code = code.as_str(), why = %message, "not let in");
             }
-            context.hub.auth_failed(&Refused { code, message, user, reply_to }, peer);
+            context.hub.auth_failed(&refused, peer);
         }
         End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
         End::TooMuch => {
@@ -166,21 +197,56 @@ struct Opener<'a> {
 }
 
 /// What came first.
-enum First {
+pub enum First {
+    /// Text.
     Text(String),
-    Binary,
+    /// Bytes.
+    Binary(Vec<u8>),
+    /// The peer closes.
     Close(Option<CloseCode>),
 }
 
 impl Opener<'_> {
-    async fn first_message(&mut self, unauthenticated: Unauthenticated) -> Result<Granted, End> {
+    /// Who it is that brought no token with the handshake: the bearer of the one that he sends in time; or, where guests are
+    /// let in, a guest.
+    async fn first_of(
+        &mut self,
+        unauthenticated: Unauthenticated,
+        said: &mut Option<First>,
+        context: &Context,
+    ) -> Result<Granted, End> {
+        let guests = unauthenticated.may_be_guest();
+        let patience = if guests { context.auth_timeout.min(limits::GUEST_GRACE) } else { context.auth_timeout };
+        match tokio::time::timeout(patience, self.first_message()).await {
+            Err(_) if guests => unauthenticated.as_guest().map_err(End::Refused),
+            Err(_) => Err(End::Refused(Refused::new(AuthCode::AuthTimeout, "no `auth` message came in time"))),
+            Ok(first) => match first? {
+                First::Close(code) => Err(End::Close(code.unwrap_or(CloseCode::NO_STATUS), String::new())),
+                First::Text(text) if guests => match unauthenticated.on_first_text(&text) {
+                    session::First::Token(result) => result.map_err(End::Refused),
+                    session::First::Guest(granted, says_more) => {
+                        *said = says_more.then_some(First::Text(text));
+                        Ok(granted)
+                    }
+                },
+                First::Text(text) => unauthenticated.on_text(&text).map_err(End::Refused),
+                bytes @ First::Binary(_) if guests => {
+                    *said = Some(bytes);
+                    unauthenticated.as_guest().map_err(End::Refused)
+                }
+                First::Binary(_) => Err(End::Refused(Refused::new(AuthCode::TokenMissing, FIRST_MESSAGE))),
+            },
+        }
+    }
+
+    async fn first_message(&mut self) -> Result<First, End> {
         loop {
             let mut first = None;
             let mut pong = None;
             let fed = self.reader.feed_first(&mut self.early, &mut |incoming| {
                 match incoming {
                     Incoming::Text(text) => first = Some(First::Text(text.to_owned())),
-                    Incoming::Binary(_) => first = Some(First::Binary),
+                    Incoming::Binary(bytes) => first = Some(First::Binary(bytes.to_vec())),
                     Incoming::Close(close) => first = Some(First::Close(close.map(|(code, _)| code))),
                     // Only the latest needs an answer (RFC 6455 section 5.5.3).
                     Incoming::Ping(payload) => pong = Some(ControlFrame::pong(payload)),
@@ -194,11 +260,7 @@ impl Opener<'_> {
                 socket::write_all(self.socket, pong.as_bytes()).await.map_err(|_| End::Gone)?;
             }
             match first {
-                Some(First::Text(text)) => return unauthenticated.on_text(&text).map_err(End::Refused),
-                Some(First::Binary) => return Err(End::Refused(Refused::new(AuthCode::TokenMissing, FIRST_MESSAGE))),
-                Some(First::Close(code)) => {
-                    return Err(End::Close(code.unwrap_or(CloseCode::NO_STATUS), String::new()));
-                }
+                Some(first) => return Ok(first),
                 // Control frames and empty fragments would never come to an end.
                 None if self.bytes > limits::UNAUTHENTICATED_BYTES_MAX => return Err(End::TooMuch),
                 None => {

@@ -18,7 +18,7 @@ use crate::{
     metrics::{Failure, Metrics},
     protocol::{ack_mode::AckMode, frame::Extensions},
     session::{Counts, Opening, Options},
-    types::Device,
+    types::{Device, Secret},
 };
 
 /// The sub-protocol's name.
@@ -273,7 +273,7 @@ fn opening<B>(request: &Request<B>, bearer: Option<&str>) -> Result<Opening, Ref
         let token = token.trim();
         (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned())
     });
-    let token = authorization.or_else(|| bearer.map(str::to_owned)).or(query_token);
+    let token = authorization.or_else(|| bearer.map(str::to_owned)).or(query_token).map(Secret::new);
     Ok(Opening { token, options })
 }
 
@@ -339,7 +339,7 @@ mod tests {
     fn token(headers: &[(&str, &str)], uri: &str) -> Option<String> {
         let request = request(headers, uri);
         let (_, bearer) = sub_protocol(request.headers()).unwrap();
-        opening(&request, bearer).unwrap().token
+        opening(&request, bearer).unwrap().token.map(|token| token.expose().to_owned())
     }
 
     #[test]

@@ -87,10 +87,12 @@ fn a_user_token_is_signed_with_a_key_that_is_given() {
     }
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");
-    std::fs::write(&secret, format!("{SECRET}\n")).unwrap();
+    // HS512 wants 64 bytes.
+    let long = SECRET.repeat(2);
+    std::fs::write(&secret, format!("{long}\n")).unwrap();
     let secret = secret.to_str().unwrap();
     let token = pushgate(&["token", "user", "--sub", "alice", "--secret-file", secret, "--algorithm", "HS512"]).ok();
-    let key = KeyConfig { secret: Secret::new(SECRET), ..KeyConfig::new(Algorithm::HS512) };
+    let key = KeyConfig { secret: Secret::new(long), ..KeyConfig::new(Algorithm::HS512) };
     authenticator(key).verify(token.trim()).unwrap();
 
     let wrong = ["token", "user", "--sub", "a", "--private-key-file", secret, "--algorithm", "ES256"];

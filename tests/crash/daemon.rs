@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 
 use super::PATIENCE;
 
-const SECRET: &str = "a secret that only tests know";
+const SECRET: &str = "a secret that only tests know, and they alone";
 
 /// How the daemon keeps its data.
 #[derive(Clone, Copy)]

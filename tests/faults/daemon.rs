@@ -29,7 +29,7 @@ use tonic::{Code, Status, transport::Channel};
 
 /// How long anything here may take before it counts as hanging.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-const SECRET: &str = "a secret that only tests know";
+const SECRET: &str = "a secret that only tests know, and they alone";
 
 /// What a script says by a variable of the environment.
 pub fn given(name: &str) -> PathBuf {

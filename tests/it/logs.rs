@@ -66,16 +66,22 @@ async fn whoever_clears_something_is_a_line_with_his_name() {
     let purge = |force| PurgePendingRequest { user_id: "alice".into(), device: Some("phone".into()), force };
     assert_eq!(rpc.purge(purge(false)).await.unwrap(), 1);
     assert_eq!(rpc.purge(purge(true)).await.unwrap(), 1);
-    let line = daemon.logged("mailbox purged by a caller").await;
-    assert_eq!((&line["level"], &line["caller"], &line["user"]), (&json!("INFO"), &json!("admin"), &json!("alice")));
-    assert_eq!((&line["device"], &line["purged"]), (&json!("phone"), &json!(1)), "what only counted is no line");
+    let line = daemon.logged("audit").await;
+    assert_eq!((&line["level"], &line["target"]), (&json!("INFO"), &json!("pushgate::audit")));
+    assert_eq!((&line["action"], &line["caller"]), (&json!("purge"), &json!("admin")), "what only counted is no line");
+    assert_eq!((&line["subject"], &line["result"]), (&json!("user alice, device phone"), &json!("1 purged")));
     rpc.forget_device("alice", Some("phone")).await.unwrap();
-    let line = daemon.logged("device forgotten by a caller").await;
-    assert_eq!((&line["caller"], &line["user"], &line["device"]), (&json!("admin"), &json!("alice"), &json!("phone")));
+    let line = daemon.logged("audit").await;
+    assert_eq!((&line["action"], &line["caller"]), (&json!("forget device"), &json!("admin")));
+    assert_eq!((&line["subject"], &line["result"]), (&json!("user alice, device phone"), &json!("forgotten")));
     rpc.send("alice", 2).await;
     rpc.forget_user("alice").await;
-    let line = daemon.logged("user forgotten by a caller").await;
-    assert_eq!((&line["caller"], &line["user"], &line["notifications"]), (&json!("admin"), &json!("alice"), &json!(1)));
+    let line = daemon.logged("audit").await;
+    assert_eq!(
+        (&line["action"], &line["caller"], &line["subject"]),
+        (&json!("forget user"), &json!("admin"), &json!("user alice"))
+    );
+    assert_eq!(line["result"], "0 devices and 1 notifications forgotten");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,10 @@ mod layering;
 mod support;
 
 mod alerts;
+mod auth_guests;
+mod auth_keys;
+mod auth_revoked;
+mod auth_scopes;
 mod bad_input;
 mod batch;
 mod bodies;

@@ -252,12 +252,15 @@ async fn keys_are_told_apart_by_kid_and_the_algorithm_is_that_of_the_key() {
         })
         .collect();
     for algorithm in ["HS256", "HS384", "HS512"] {
-        listed.push(format!(r#"{{ kid = "{algorithm}", algorithm = "{algorithm}", secret = "{algorithm}-secret" }}"#));
+        listed.push(format!(
+            r#"{{ kid = "{algorithm}", algorithm = "{algorithm}", secret = "{algorithm}-secret{}" }}"#,
+            "x".repeat(64)
+        ));
     }
     let gateway = Gateway::with(&[("auth.keys", &format!("[{}]", listed.join(", ")))]).await;
     let rsa = || EncodingKey::from_rsa_pem(&private_key("rsa")).unwrap();
     let ec = |name| EncodingKey::from_ec_pem(&private_key(name)).unwrap();
-    let hmac = |secret: &str| EncodingKey::from_secret(secret.as_bytes());
+    let hmac = |secret: &str| EncodingKey::from_secret((secret.to_owned() + &"x".repeat(64)).as_bytes());
     let good = [
         (Algorithm::RS256, rsa(), "RS256"),
         (Algorithm::PS384, rsa(), "PS384"),

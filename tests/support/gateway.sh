@@ -76,7 +76,7 @@ listen = ["127.0.0.1:0"]
 $2
 [[auth.keys]]
 algorithm = "HS256"
-secret = "a secret that only tests know"
+secret = "a secret that only tests know, and they alone"
 [store]
 path = "$WORK/data"
 max_pending_per_user = 3
@@ -148,13 +148,13 @@ address() {
 
 base64url() { openssl base64 -A | tr '+/' '-_' | tr -d '='; }
 
-# A token for a user, for an hour, signed with `a secret that only tests know`. Needs openssl.
+# A token for a user, for an hour, signed with `a secret that only tests know, and they alone`. Needs openssl.
 user_token() {
     local head body
     head=$(printf '{"alg":"HS256","typ":"JWT"}' | base64url)
     body=$(printf '{"sub":"%s","exp":%d}' "$1" $(($(date +%s) + 3600)) | base64url)
     printf '%s.%s.' "$head" "$body"
-    printf '%s.%s' "$head" "$body" | openssl dgst -sha256 -hmac 'a secret that only tests know' -binary | base64url
+    printf '%s.%s' "$head" "$body" | openssl dgst -sha256 -hmac 'a secret that only tests know, and they alone' -binary | base64url
 }
 
 # `connect NAME`: a client that takes what comes and says nothing: the frames' texts are in $WORK/NAME.frames.

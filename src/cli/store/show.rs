@@ -45,6 +45,7 @@ pub fn report_text(path: &Path, report: &Report) -> String {
         row("  in topics", report.topics),
         row("  chunks", report.chunks),
         row("remembered ids", report.ids),
+        row("revocations", report.revocations),
     ];
     if report.damaged == 0 {
         lines.push("no damage found".to_owned());
@@ -81,6 +82,7 @@ pub fn report_json(report: &Report) -> Value {
         "members": report.members.to_string(),
         "chunks": report.chunks.to_string(),
         "ids": report.ids.to_string(),
+        "revocations": report.revocations.to_string(),
         "damaged": report.damaged.to_string(),
         "problems": problems,
     })
@@ -124,6 +126,7 @@ pub fn stats_text(path: &Path, stats: &Stats, width: usize) -> String {
             ),
         ),
         row("remembered ids", stats.ids),
+        row("revocations", stats.revocations),
         row("oldest", moment(stats.oldest)),
         row("newest", moment(stats.newest)),
     ];
@@ -157,6 +160,7 @@ pub fn stats_json(stats: &Stats) -> Value {
         "topics": pending(stats.topics.count, stats.topics.bytes),
         "members": stats.members.to_string(),
         "ids": stats.ids.to_string(),
+        "revocations": stats.revocations.to_string(),
         "oldest": moment(stats.oldest),
         "newest": moment(stats.newest),
         "topByCount": top(&stats.by_count),

@@ -89,7 +89,7 @@ thread_local! {
     /// Verifying keys are made once a test: it takes longer than the tests do.
     static AUTHENTICATOR: Arc<Authenticator> = {
         let key = KeyConfig { secret: Secret::new("secret"), ..KeyConfig::new(auth::Algorithm::HS256) };
-        let config = auth::Config { keys: vec![key], require_exp: false, ..auth::Config::default() };
+        let config = auth::Config { keys: vec![key], require_exp: false, weak_keys: true, ..auth::Config::default() };
         Arc::new(Authenticator::new(&config, Clock::system()).unwrap())
     };
 }
@@ -137,6 +137,7 @@ impl World {
             events: EventsConfig { buffer: bounds.events },
             rules: Rules::new(&[super::topics::durable_rule()], &[]).unwrap(),
             public_claims: Vec::new(),
+            guests_max: crate::types::Count(0),
             quotas: Quotas {
                 ttl: HOUR,
                 max_ttl: HOUR,

@@ -181,6 +181,12 @@ impl Batch {
                 self.due_ids.push((due, now));
                 self.after.done.extend(done);
             }
+            Op::Revoke { revoked, done } => {
+                let row = |(id, one)| (Key::Revocation(id).encode(), Some(rows::encode_revocation(&one)));
+                self.writes.extend(revoked.into_iter().map(row));
+                self.after.done.push(done);
+            }
+            Op::ForgetRevocations { ids } => ids.iter().for_each(|id| self.remove(&Key::Revocation(*id))),
         }
     }
 

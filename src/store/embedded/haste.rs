@@ -17,7 +17,11 @@ pub enum Haste {
 pub fn haste(op: &Op) -> Haste {
     match op {
         Op::Append { done: None, remember: None, .. } => Haste::Patient,
-        Op::Append { .. } | Op::PutDevice { .. } | Op::RemoveDevice { .. } | Op::ForgetUser { .. } => Haste::Urgent,
+        Op::Append { .. }
+        | Op::PutDevice { .. }
+        | Op::RemoveDevice { .. }
+        | Op::ForgetUser { .. }
+        | Op::Revoke { .. } => Haste::Urgent,
         Op::Delete { done, .. }
         | Op::PutMember { done, .. }
         | Op::RemoveMember { done, .. }
@@ -32,7 +36,8 @@ pub fn haste(op: &Op) -> Haste {
         | Op::RemoveMember { .. }
         | Op::ForgetDue { .. }
         | Op::ForgetId { .. }
-        | Op::Cursor { .. } => Haste::Lazy,
+        | Op::Cursor { .. }
+        | Op::ForgetRevocations { .. } => Haste::Lazy,
     }
 }
 
@@ -51,6 +56,8 @@ pub fn weight(op: &Op) -> (usize, usize) {
         Op::Cursor { .. } | Op::PutMember { .. } | Op::RemoveMember { .. } | Op::ForgetDue { .. } => (1, 0),
         Op::PutDevice { .. } | Op::ForgetId { .. } => (2, 0),
         Op::RemoveDevice { unremembered, topics, .. } => (2 + unremembered.len() + topics.len(), 0),
+        Op::Revoke { revoked, .. } => (revoked.len(), 0),
+        Op::ForgetRevocations { ids } => (ids.len(), 0),
         // A commit of its own: what it removes is what was there before.
         Op::ForgetUser { .. } => (limits::STORE_BATCH_ROWS_MAX + 1, 0),
     }

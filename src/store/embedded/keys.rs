@@ -32,12 +32,13 @@
 //! | `43` | id's end minute(8) id | the same in the broadcast log |
 //! | `44` | id `t` id | the same in a topic's log |
 //! | `45` | id's end minute(8) `t` id | the same in a topic's log |
+//! | `50` | revocation hash(16) | which tokens are void, and until when that is known |
 
 mod ranges;
 
 pub use ranges::*;
 
-use crate::types::{Device, LogId, NotificationId, Offset, Topic, UnixMillis, UserId};
+use crate::types::{Device, LogId, NotificationId, Offset, RevocationId, Topic, UnixMillis, UserId};
 
 /// The first byte of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +70,11 @@ enum Kind {
     BroadcastIdEnd = 0x43,
     TopicId = 0x44,
     TopicIdEnd = 0x45,
+    Revocation = 0x50,
 }
 
 impl Kind {
-    const ALL: [Kind; 26] = [
+    const ALL: [Kind; 27] = [
         Kind::Format,
         Kind::Epoch,
         Kind::Mark,
@@ -99,6 +101,7 @@ impl Kind {
         Kind::BroadcastIdEnd,
         Kind::TopicId,
         Kind::TopicIdEnd,
+        Kind::Revocation,
     ];
 }
 
@@ -133,6 +136,8 @@ pub enum Key {
     Id(LogId, NotificationId),
     /// That id may be forgotten at the start of this minute.
     IdEnd(u64, LogId, NotificationId),
+    /// Tokens that are void.
+    Revocation(RevocationId),
 }
 
 /// Half-open: from the first key up to, not including, the second.
@@ -177,6 +182,7 @@ impl Key {
                 key.extend_from_slice(id.as_str().as_bytes());
                 key
             }
+            Key::Revocation(id) => [&[Kind::Revocation as u8][..], &id.to_bytes()].concat(),
         }
     }
 
@@ -232,6 +238,10 @@ impl Key {
                 let (minute, rest) = rest.split_first_chunk()?;
                 let (log, id) = take_log(kind, rest)?;
                 (Key::IdEnd(u64::from_be_bytes(*minute), log, take_id(id)?), &[][..])
+            }
+            Kind::Revocation => {
+                let (id, rest) = rest.split_first_chunk()?;
+                (Key::Revocation(RevocationId::from_bytes(*id)), rest)
             }
         };
         rest.is_empty().then_some(decoded)
@@ -422,6 +432,7 @@ mod tests {
             (any::<u64>(), log()).prop_map(|(minute, log)| Key::Expiry(minute, log)),
             (log(), id()).prop_map(|(log, id)| Key::Id(log, id)),
             (any::<u64>(), log(), id()).prop_map(|(minute, log, id)| Key::IdEnd(minute, log, id)),
+            any::<[u8; 16]>().prop_map(|id| Key::Revocation(RevocationId::from_bytes(id))),
         ]
     }
 
@@ -465,6 +476,10 @@ mod tests {
             (Key::Id(all.clone(), id.clone()), &[0x41, b'n']),
             (Key::IdEnd(0x0304, log, id.clone()), &[0x42, 0, 0, 0, 0, 0, 0, 3, 4, 3, b'a', b'n', b'n', b'n']),
             (Key::IdEnd(0x0304, all, id), &[0x43, 0, 0, 0, 0, 0, 0, 3, 4, b'n']),
+            (
+                Key::Revocation(RevocationId::from_bytes([7; 16])),
+                &[0x50, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7],
+            ),
         ] {
             assert_eq!(key.encode(), bytes, "{key:?}");
         }
@@ -534,6 +549,10 @@ mod tests {
             prop_assert_eq!(holds(&ids(&log), &bytes), wanted);
             prop_assert_eq!(holds(&all_devices(None), &bytes), matches!(&key, Key::Device(..)));
             prop_assert!(!holds(&all_devices(Some(&key)), &bytes));
+            prop_assert_eq!(holds(&revocations(None), &bytes), matches!(&key, Key::Revocation(_)));
+            if let Key::Revocation(id) = &key {
+                prop_assert!(!holds(&revocations(Some(*id)), &bytes));
+            }
             let wanted = matches!(&key, Key::Expiry(minute, _) if *minute <= now / 60_000);
             prop_assert_eq!(due(UnixMillis(now)).iter().any(|range| holds(range, &bytes)), wanted);
             let wanted = matches!(&key, Key::IdEnd(minute, ..) if *minute <= now / 60_000);

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     store::{Counters, DeviceRow, Due, DueId, IndexEntry, MemberRow, Page, PageLimit, Remembered},
-    types::{Device, LogId, Notification, NotificationId, Offset, Topic, UnixMillis, UserId},
+    types::{Device, LogId, Notification, NotificationId, Offset, Revocation, RevocationId, Topic, UnixMillis, UserId},
 };
 
 /// The head rows that are read at once.
@@ -316,6 +316,23 @@ pub fn due_ids(engine: &dyn Engine, now: UnixMillis, max: usize) -> Result<Vec<D
         Key::IdEnd(minute, log, id) => Some(DueId { minute, log, id }),
         _ => None,
     })
+}
+
+/// Tokens that are void, from behind `after` on; at most `max`. Where a row cannot be read, all of what it names is.
+pub fn revocations(
+    engine: &dyn Engine,
+    after: Option<RevocationId>,
+    max: usize,
+) -> Result<Vec<(RevocationId, Revocation)>, EngineError> {
+    let rows = rows_of(engine, &keys::revocations(after), max)?;
+    let read = |(key, value): (Vec<u8>, Vec<u8>)| match Key::decode(&key) {
+        Some(Key::Revocation(id)) => {
+            let whole = |_| Revocation::whole(UnixMillis(u64::MAX));
+            Some((id, rows::decode_revocation(&value).unwrap_or_else(whole)))
+        }
+        _ => None,
+    };
+    Ok(rows.into_iter().filter_map(read).collect())
 }
 
 fn due_in<T>(

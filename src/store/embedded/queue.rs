@@ -155,7 +155,9 @@ impl State {
             | Op::Cursor { .. }
             | Op::PutMember { .. }
             | Op::ForgetDue { .. }
-            | Op::ForgetId { .. } => {}
+            | Op::ForgetId { .. }
+            | Op::Revoke { .. }
+            | Op::ForgetRevocations { .. } => {}
         }
         match haste(&op) {
             Haste::Urgent => self.urgent += 1,

@@ -7,6 +7,7 @@
 //! - forgotten: `1 at(8)`
 //! - member: `1 cursor(8) began(8) cause(1)`; 0 its client wanted it, 1 its token, 2 a service
 //! - id: `1 offset(8) until(8) digest(16) sessions(4)`
+//! - revocation: `1 issued_before(8) expires_at(8)`
 //! - totals: `1 count(8) bytes(8)`; mark, commits: `1 number(8)`; epoch: `1 uuid(16)`
 //! - format: a `u32` alone, since it is what every other version stands on
 //! - expiry, id's end: nothing
@@ -16,7 +17,7 @@ use uuid::Uuid;
 use super::record::{Input, Malformed};
 use crate::{
     store::{Counters, DeviceRow, MemberRow, Remembered, Totals},
-    types::{Offset, SubscriptionCause, UnixMillis},
+    types::{Offset, Revocation, SubscriptionCause, UnixMillis},
 };
 
 /// The version of the schema that this build reads and writes. An older one is brought up to it by [`super::migrate`].
@@ -173,6 +174,19 @@ pub fn decode_remembered(row: &[u8]) -> Result<Remembered, Malformed> {
     closed(&input, Remembered { offset, digest, until, sessions })
 }
 
+/// Writes the row of tokens that are void.
+pub fn encode_revocation(revocation: &Revocation) -> Vec<u8> {
+    row(&[revocation.issued_before.0, revocation.expires_at.0])
+}
+
+/// Reads the row of tokens that are void.
+pub fn decode_revocation(row: &[u8]) -> Result<Revocation, Malformed> {
+    let mut input = opened(row, "a revocation of an unknown version")?;
+    let issued_before = UnixMillis(u64_of(&mut input)?);
+    let expires_at = UnixMillis(u64_of(&mut input)?);
+    closed(&input, Revocation { issued_before, expires_at })
+}
+
 /// Writes the totals row.
 pub fn encode_totals(totals: &Totals) -> Vec<u8> {
     row(&[totals.count, totals.bytes])
@@ -265,6 +279,8 @@ mod tests {
             prop_assert_eq!(decode_forgotten(&encode_forgotten(at)), Ok(at));
             let remembered = Remembered { offset: Offset::new(last), until: at, digest: [count as u8; 16], sessions: count };
             prop_assert_eq!(decode_remembered(&encode_remembered(&remembered)), Ok(remembered));
+            let revocation = Revocation { issued_before: at, expires_at: UnixMillis(bytes) };
+            prop_assert_eq!(decode_revocation(&encode_revocation(&revocation)), Ok(revocation));
             let totals = Totals { count: other, bytes };
             prop_assert_eq!(decode_totals(&encode_totals(&totals)), Ok(totals));
             prop_assert_eq!(decode_mark(&encode_mark(other)), Ok(other));
@@ -280,6 +296,7 @@ mod tests {
             let _ = decode_forgotten(&bytes);
             let _ = decode_member(&bytes);
             let _ = decode_remembered(&bytes);
+            let _ = decode_revocation(&bytes);
             let _ = decode_totals(&bytes);
             let _ = decode_mark(&bytes);
             let _ = decode_epoch(&bytes);

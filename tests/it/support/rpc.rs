@@ -7,9 +7,9 @@ use pushgate::api::proto::{
     ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListPendingRequest,
     ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest, ListTopicsResponse,
     ListUsersRequest, ListUsersResponse, Notification, PublishRequest, PublishResponse, PurgePendingRequest,
-    SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, SetLogFilterRequest,
-    StreamEventsRequest, SubscribeRequest, SubscribeResponse, UnsubscribeRequest, Wait, event::Event as Body,
-    gateway_client::GatewayClient, notification::Payload,
+    RevokeTokensRequest, SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse,
+    SetLogFilterRequest, StreamEventsRequest, SubscribeRequest, SubscribeResponse, UnsubscribeRequest, Wait,
+    event::Event as Body, gateway_client::GatewayClient, notification::Payload,
 };
 use serde_json::Value;
 use tonic::{
@@ -92,6 +92,11 @@ impl Rpc {
     /// Closes sessions; how many.
     pub async fn close(&mut self, request: CloseUserSessionsRequest) -> Result<u32, Status> {
         Ok(soon("an answer", self.client.close_user_sessions(request)).await?.into_inner().closed)
+    }
+
+    /// Makes tokens void; how many sessions were closed.
+    pub async fn revoke(&mut self, request: RevokeTokensRequest) -> Result<u32, Status> {
+        Ok(soon("an answer", self.client.revoke_tokens(request)).await?.into_inner().closed)
     }
 
     /// The node's page.

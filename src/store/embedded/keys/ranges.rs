@@ -1,7 +1,7 @@
 //! Which keys stand together: what is read in one go.
 
 use super::{CHUNKS, COUNTERS, EXPIRIES, HEADS, ID_ENDS, IDS, Key, KeyRange, Kind, at, names, of_log, until_minute};
-use crate::types::{LogId, Offset, Topic, UnixMillis, UserId};
+use crate::types::{LogId, Offset, RevocationId, Topic, UnixMillis, UserId};
 
 /// The notifications of a log with offsets in (`after`, `upto`].
 pub fn heads(log: &LogId, after: Offset, upto: Offset) -> KeyRange {
@@ -98,7 +98,7 @@ pub fn due_ids(now: UnixMillis) -> [KeyRange; 3] {
 pub fn exported() -> Vec<KeyRange> {
     let small = (vec![Kind::Counters as u8], vec![Kind::Member as u8 + 1]);
     let ids = (vec![Kind::Id as u8], vec![Kind::BroadcastId as u8 + 1]);
-    [small].into_iter().chain(all_heads()).chain([ids, whole(Kind::TopicId)]).collect()
+    [small].into_iter().chain(all_heads()).chain([ids, whole(Kind::TopicId), revocations(None)]).collect()
 }
 
 /// The notifications of all logs.
@@ -114,6 +114,17 @@ pub fn exported_of(user: &UserId) -> Vec<KeyRange> {
     behind.push(0);
     let heads = heads(&log, Offset::ZERO, Offset::MAX);
     vec![(counters, behind), devices(user), forgotten(user), members(user), heads, ids(&log)]
+}
+
+/// What is known of tokens that are void, from the first one behind `after` on.
+pub fn revocations(after: Option<RevocationId>) -> KeyRange {
+    let (from, to) = whole(Kind::Revocation);
+    let behind = |id| {
+        let mut next = Key::Revocation(id).encode();
+        next.push(0);
+        next
+    };
+    (after.map_or(from, behind), to)
 }
 
 /// The whole map.

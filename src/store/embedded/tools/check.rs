@@ -54,6 +54,8 @@ pub struct Report {
     pub chunks: u64,
     /// Remembered ids of callers.
     pub ids: u64,
+    /// Tokens that are known to be void, by `jti` or user.
+    pub revocations: u64,
     /// All problems.
     pub damaged: u64,
     /// The first of them.
@@ -217,6 +219,12 @@ impl<'a> Checker<'a> {
                         }
                     }
                     Err(why) => self.problem(Some(&log), None, why.to_string()),
+                }
+            }
+            Some(Key::Revocation(_)) => {
+                self.report.revocations += 1;
+                if let Err(why) = rows::decode_revocation(&value) {
+                    self.problem(None, None, why.to_string());
                 }
             }
             Some(Key::IdEnd(_, log, _)) => {

@@ -14,7 +14,7 @@ use super::{
     Own, Place, ToolError,
     line::{
         CountersLine, DeviceLine, End, ForgottenLine, Header, IdLine, Line, MemberLine, Moment, NotificationLine,
-        VERSION,
+        RevocationLine, VERSION,
     },
     walk,
 };
@@ -94,7 +94,8 @@ impl Exporter<'_> {
         let end = self.end;
         self.line(&Line::End(end))?;
         self.out.flush().map_err(Stopped::Out)?;
-        let rows = end.counters + end.devices + end.forgotten + end.members + end.notifications + end.ids;
+        let rows =
+            end.counters + end.devices + end.forgotten + end.members + end.notifications + end.ids + end.revocations;
         Ok(Exported { rows, unreadable: end.unreadable })
     }
 
@@ -131,6 +132,10 @@ impl Exporter<'_> {
             Some(Key::Id(log, id)) => {
                 let row = rows::decode_remembered(&value).ok();
                 (row.map(|row| Line::Id(IdLine::of(&log, &id, &row))), |end| &mut end.ids)
+            }
+            Some(Key::Revocation(id)) => {
+                let row = rows::decode_revocation(&value).ok();
+                (row.map(|row| Line::Revocation(RevocationLine::of(id, &row))), |end| &mut end.revocations)
             }
             _ => (None, |end| &mut end.unreadable),
         };

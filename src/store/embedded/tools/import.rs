@@ -197,7 +197,7 @@ impl<'a> Importer<'a> {
             (Key::Format, rows::encode_format(rows::FORMAT)),
         ];
         engine.commit(own.into_iter().map(|(key, row)| (key.encode(), Some(row))).collect())?;
-        Ok(end.counters + end.devices + end.forgotten + end.members + end.notifications + end.ids)
+        Ok(end.counters + end.devices + end.forgotten + end.members + end.notifications + end.ids + end.revocations)
     }
 
     fn put(&mut self, key: &Key, value: Vec<u8>) -> Result<(), EngineError> {
@@ -258,6 +258,11 @@ impl<'a> Importer<'a> {
                 self.put(&end, Vec::new())?;
                 self.put(&Key::Id(log, id), rows::encode_remembered(&remembered))?;
                 self.found.ids += 1;
+            }
+            Line::Revocation(line) => {
+                let (id, revocation) = sound!(line.read());
+                self.put(&Key::Revocation(id), rows::encode_revocation(&revocation))?;
+                self.found.revocations += 1;
             }
         }
         Ok(Ok(()))

@@ -8,6 +8,7 @@
 //! {"member":{"user":"ann","device":"phone","topic":"news","cursor":…,"began":…,"cause":"client"}}
 //! {"notification":{"log":{"user":"ann"},"offset":…,"id":"…","type":"…",…,"data":…}}
 //! {"id":{"log":"broadcast","id":"…","offset":…,"digest":"…","until":"…"}}
+//! {"revocation":{"hash":"…","issuedBefore":"…","expiresAt":"…"}}
 //! {"end":{"counters":…,…}}
 //! ```
 //!
@@ -27,8 +28,8 @@ use uuid::Uuid;
 use crate::{
     store::{Counters, DeviceRow, MemberRow, Remembered},
     types::{
-        CollapseKey, Device, InvalidId, LogId, Notification, NotificationId, Offset, Payload, SubscriptionCause, Topic,
-        TypeName, UnixMillis, UserId,
+        CollapseKey, Device, InvalidId, LogId, Notification, NotificationId, Offset, Payload, Revocation, RevocationId,
+        SubscriptionCause, Topic, TypeName, UnixMillis, UserId,
     },
 };
 
@@ -46,6 +47,7 @@ pub enum Line {
     Member(MemberLine),
     Notification(Box<NotificationLine>),
     Id(IdLine),
+    Revocation(RevocationLine),
     End(End),
 }
 
@@ -75,6 +77,9 @@ pub struct End {
     pub members: u64,
     pub notifications: u64,
     pub ids: u64,
+    /// Exports of before there were any do not count them.
+    #[serde(default)]
+    pub revocations: u64,
     /// Rows that could not be read and are left out.
     pub unreadable: u64,
 }
@@ -181,6 +186,15 @@ pub struct IdLine {
     pub digest: String,
     pub until: Moment,
     pub sessions: u32,
+}
+
+/// Tokens that are void.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevocationLine {
+    pub hash: String,
+    pub issued_before: Moment,
+    pub expires_at: Moment,
 }
 
 /// A `data` that is `null` is there.
@@ -343,12 +357,32 @@ impl IdLine {
     }
 
     pub fn read(&self, mark: u64) -> Result<(LogId, NotificationId, Remembered), Wrong> {
-        let is_hex = self.digest.len() == 32 && self.digest.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let digest = if is_hex { u128::from_str_radix(&self.digest, 16).ok() } else { None };
-        let digest = digest.ok_or("the digest is not 32 hexadecimal digits")?.to_be_bytes();
+        let digest = read_hash(&self.digest, "digest")?;
         let (offset, until, sessions) = (offset(self.offset, mark)?, self.until.0, self.sessions);
         let remembered = Remembered { offset, digest, until, sessions };
         Ok((self.log.read()?, read(NotificationId::parse(&self.id))?, remembered))
+    }
+}
+
+/// 16 bytes, as hexadecimal digits.
+fn read_hash(text: &str, what: &str) -> Result<[u8; 16], Wrong> {
+    let is_hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = if is_hex { u128::from_str_radix(text, 16).ok() } else { None };
+    number.map(u128::to_be_bytes).ok_or_else(|| format!("the {what} is not 32 hexadecimal digits"))
+}
+
+impl RevocationLine {
+    pub fn of(id: RevocationId, revocation: &Revocation) -> Self {
+        Self {
+            hash: format!("{id:?}"),
+            issued_before: Moment(revocation.issued_before),
+            expires_at: Moment(revocation.expires_at),
+        }
+    }
+
+    pub fn read(&self) -> Result<(RevocationId, Revocation), Wrong> {
+        let id = RevocationId::from_bytes(read_hash(&self.hash, "hash")?);
+        Ok((id, Revocation { issued_before: self.issued_before.0, expires_at: self.expires_at.0 }))
     }
 }
 

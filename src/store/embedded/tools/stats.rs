@@ -58,6 +58,8 @@ pub struct Stats {
     pub members: u64,
     /// Remembered ids of callers.
     pub ids: u64,
+    /// Tokens that are known to be void, by `jti` or user.
+    pub revocations: u64,
     /// When the oldest pending one was accepted; `None` where there is none, or it cannot be read.
     pub oldest: Option<UnixMillis>,
     /// When the newest was.
@@ -103,6 +105,7 @@ struct Counting {
     topics: Totals,
     members: u64,
     ids: u64,
+    revocations: u64,
     last_user: Option<UserId>,
     mailbox: Option<Mailbox>,
     by_count: Best,
@@ -138,6 +141,7 @@ impl Counting {
                 }
             }
             Some(Key::Id(..)) => self.ids += 1,
+            Some(Key::Revocation(_)) => self.revocations += 1,
             _ => {}
         }
         Ok(())
@@ -194,6 +198,7 @@ fn count(engine: &dyn Engine, own: &Own) -> Result<Stats, EngineError> {
         topics: counting.topics,
         members: counting.members,
         ids: counting.ids,
+        revocations: counting.revocations,
         oldest: accepted_at(&counting.oldest)?,
         newest: accepted_at(&counting.newest)?,
         by_count: counting.by_count.best_first(),

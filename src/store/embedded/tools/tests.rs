@@ -22,8 +22,8 @@ use crate::{
         embedded::{keys, record},
     },
     types::{
-        CollapseKey, Device, LogId, Notification, NotificationId, Offset, Payload, SubscriptionCause, Topic, TypeName,
-        UnixMillis, UserId,
+        CollapseKey, Device, LogId, Notification, NotificationId, Offset, Payload, Revocation, RevocationId,
+        SubscriptionCause, TokenId, Topic, TypeName, UnixMillis, UserId,
     },
 };
 
@@ -133,7 +133,7 @@ async fn done(store: &Store, op: impl FnOnce(Done) -> Op) {
 }
 
 /// Something of every kind: 6 pending notifications of ann, one of bob, 2 broadcasts, 2 of a topic that a device is in, 4
-/// remembered ids.
+/// remembered ids, 2 revocations.
 pub async fn fill(store: &Store) {
     let (mut ann, mut bob) = (Log::of(LogId::User(user("ann"))), Log::of(LogId::User(user("bob"))));
     let row = DeviceRow { created_at: UnixMillis(5), last_seen: UnixMillis(6), ..DeviceRow::default() };
@@ -211,6 +211,14 @@ pub async fn fill(store: &Store) {
         let remember = news.counters.count == 0;
         news.append(store, published, None, remember).await.unwrap();
     }
+    let revoked = vec![
+        (RevocationId::of_token(TokenId::of("a jti")), Revocation::whole(UnixMillis(u64::MAX / 2))),
+        (
+            RevocationId::of_user(&user("eve")),
+            Revocation { issued_before: UnixMillis(7), expires_at: UnixMillis(1_700_000_000_000) },
+        ),
+    ];
+    done(store, |done| Op::Revoke { revoked, done }).await;
 }
 
 /// A filled store in memory, closed.
@@ -282,7 +290,7 @@ async fn a_store_that_the_writer_filled_is_whole() {
     let double = filled().await;
     let report = checked(&double);
     assert_eq!(report.problems, []);
-    assert_eq!((report.users, report.devices, report.ids), (2, 2, 4));
+    assert_eq!((report.users, report.devices, report.ids, report.revocations), (2, 2, 4, 2));
     assert_eq!((report.pending.count, report.broadcasts, report.topics), (11, 2, 2));
     assert_eq!((report.members, report.chunks), (1, 7));
     assert_eq!(report.rows, rows(&double).len() as u64);
@@ -503,7 +511,7 @@ async fn looking_at_a_store_changes_no_row_and_compacting_keeps_them_all() {
     let before = rows_at(&place);
     assert_eq!(check(&place).unwrap().problems, []);
     let found = stats(&place).unwrap();
-    assert_eq!((found.users, found.devices, found.forgotten, found.ids), (2, 2, 1, 4));
+    assert_eq!((found.users, found.devices, found.forgotten, found.ids, found.revocations), (2, 2, 1, 4, 2));
     assert_eq!((found.notifications.count, found.broadcasts.count), (7, 2));
     assert_eq!((found.topics.count, found.members), (2, 1));
     assert_eq!((found.oldest, found.newest), (Some(NOW), Some(NOW)));
