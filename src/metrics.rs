@@ -3,6 +3,7 @@
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
 mod alerts;
+mod certificates;
 mod spans;
 
 use std::{
@@ -16,6 +17,7 @@ use std::{
 
 pub use self::{
     alerts::Since,
+    certificates::LISTENERS,
     spans::{Buckets, Percentiles, Spans},
 };
 use parking_lot::Mutex;
@@ -142,6 +144,12 @@ failures! {
     /// An HTTP request on the public listener that is not a WebSocket handshake it can serve, or whose head is malformed
     /// or too large.
     BadHandshake = "bad_handshake",
+    /// A connection whose TLS handshake failed, or was not done in time.
+    TlsHandshake = "tls_handshake",
+    /// A connection of a trusted proxy without a header of the PROXY protocol that is taken.
+    ProxyRefused = "proxy_refused",
+    /// A handshake of a page whose origin may not connect.
+    OriginRefused = "origin_refused",
     /// A connection that could not authenticate.
     AuthFailed = "auth_failed",
     /// RFC 6455 violated by a client (1002).
@@ -255,6 +263,7 @@ pub struct Inner {
     /// From a client's request to the first reply of a service, or to the end of the wait for it.
     pub reply_latency: Spans,
     alerts: alerts::Alerts,
+    certificates: certificates::Certificates,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -273,6 +282,7 @@ impl Default for Inner {
             calls_scheduler_delay: Spans::default(),
             reply_latency: Spans::default(),
             alerts: alerts::Alerts::default(),
+            certificates: certificates::Certificates::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

@@ -1,15 +1,20 @@
 //! The daemon: binds, opens, supervises, and stops in order.
 //!
-//! Order of a start: keys and tokens are read, every listener is bound, the store is opened, then all is served. So a
+//! Order of a start: keys, tokens and certificates are read, every listener is bound, the store is opened, then all is served. So a
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
 pub mod calls;
+mod origins;
 pub mod pulse;
+mod tls;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Calls;
@@ -82,6 +87,10 @@ pub struct Server {
     access: Vec<Access>,
     ops_access: Vec<Option<Access>>,
     listeners: Vec<Listener>,
+    tls: tls::Listeners,
+    clients: Arc<grpc::Clients>,
+    /// Certificates are to be read again.
+    reload: Arc<Notify>,
     on_ready: Option<OnReady>,
 }
 
@@ -101,6 +110,10 @@ impl Server {
             .map_err(|bad| StartError::Config(bad.iter().map(BadRule::to_string).collect::<Vec<_>>().join("\n")))?;
         let authenticator = authenticator.keeping(rules.claims());
         let tokens = tokens(&config.grpc)?;
+        let tls = tls::Listeners::open(config, &clock)?;
+        let addresses = ws::Addresses::new(&config.http).map_err(|bad| StartError::Config(bad.to_string()))?;
+        let clients = config.grpc.clients.iter().map(|client| (client.name.as_str(), client.scope_set()));
+        let clients = Arc::new(grpc::Clients::new(clients));
         let mut bound = Vec::new();
         let (mut access, mut ops_access) = (Vec::new(), Vec::new());
         for address in &config.http.listen {
@@ -118,14 +131,18 @@ impl Server {
         for address in &config.ops.listen {
             let listener = calls.within(|| net::bind(address))?;
             ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
-                (false, _) => None,
+                (false, _) if tls.ops.is_none() => None,
+                (false, _) => Some(Access::Tokens(tokens.clone())),
                 (true, true) => Some(Access::open("insecure")),
                 (true, false) => Some(Access::Tokens(tokens.clone())),
             });
             bound.push(("ops", listener));
         }
-        let listeners: Vec<Listener> =
-            bound.iter().map(|(name, bound)| Listener { name, address: bound.to_string() }).collect();
+        let listener = |(name, bound): &(&'static str, Bound)| {
+            let tls = matches!(bound, Bound::Tcp(..)) && tls.of(name).is_some();
+            Listener { name, address: bound.to_string(), tls }
+        };
+        let listeners: Vec<Listener> = bound.iter().map(listener).collect();
 
         let store = open_store(config, clock.clone()).await?;
         let life = Lifecycle::new();
@@ -158,15 +175,38 @@ impl Server {
                 idempotency_window: config.store.idempotency_window.0,
             },
         });
+        tls.note(hub.metrics());
         let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
         let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
-        let ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        (ws.tls, ws.addresses) = (tls.http.clone(), addresses);
         let shutdown = config.shutdown.clone();
-        let on_ready = None;
-        Ok(Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, on_ready })
+        let (reload, on_ready) = (Arc::default(), None);
+        Ok(Self {
+            api,
+            hub,
+            life,
+            calls,
+            shutdown,
+            ws,
+            accepting,
+            bound,
+            access,
+            ops_access,
+            listeners,
+            tls,
+            clients,
+            reload,
+            on_ready,
+        })
+    }
+
+    /// Has certificates read again each time it is notified.
+    pub fn reload(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload)
     }
 
     /// Where it listens, as bound.
@@ -196,8 +236,8 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, on_ready } =
-            self;
+        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, .. } = self;
+        let Self { tls, clients, reload, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -210,13 +250,15 @@ impl Server {
             match (name, bound) {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
-                    let services = grpc::Services { api: api.clone(), health: health.clone(), notification_bytes };
+                    let (api, health, tls, clients) = (api.clone(), health.clone(), tls.grpc.clone(), clients.clone());
+                    let services = grpc::Services { api, health, tls, clients, notification_bytes };
                     let serving = grpc::serve(bound, access, services, calls_life.clone());
                     calls_life.spawn_essential("the gRPC listener", serving);
                 }
                 ("ops", Bound::Tcp(listener, _)) => {
                     let access = ops_access.next().flatten();
-                    let services = http::Services { api: api.clone(), access, notification_bytes };
+                    let services =
+                        http::Services { api: api.clone(), access, tls: tls.ops.clone(), notification_bytes };
                     let serving = http::serve(listener, services, calls_life.clone());
                     calls_life.spawn_essential("the ops listener", serving);
                 }
@@ -227,6 +269,11 @@ impl Server {
                 (name, Bound::Unix(..)) => tracing::error!(name, "a Unix socket is not served here"),
             }
         }
+        let watching = tls::watch(tls, reload, hub.metrics().clone(), hub.clock().clone());
+        let stop_watching = life.stopping().clone();
+        life.spawn_essential("the watch over certificates", async move {
+            stop_watching.run_until_cancelled(watching).await.unwrap_or(Ok(()))
+        });
         hub.start();
         let stopping = life.stopping();
         let pulse = pulse::run(pulse::Of::Sessions, hub.metrics().clone(), stopping.clone());
@@ -234,7 +281,7 @@ impl Server {
         let pulse = pulse::run(pulse::Of::Calls, hub.metrics().clone(), stopping.clone());
         calls_life.spawn_essential("the calls' pulse", pulse);
         for listener in &listeners {
-            tracing::info!(name = listener.name, address = %listener.address, "listening");
+            tracing::info!(name = listener.name, address = %listener.address, tls = listener.tls, "listening");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
         systemd::ready(&listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", "));
@@ -352,7 +399,7 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. `prepare` sees it before it serves.
+/// Runs the daemon until SIGTERM or SIGINT; SIGHUP has certificates read again. A second one ends the process at once. `prepare` sees it before it serves.
 pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -373,6 +420,8 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
         }
     });
     raise_descriptor_limit(config);
+    origins::warn(config);
+    let mut hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
         server = Server::bind(config, Clock::system()) => server?,
         () = stop.cancelled() => {
@@ -380,6 +429,12 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             return Ok(Ended::InOrder);
         }
     };
+    let reload = server.reload();
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

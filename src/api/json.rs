@@ -273,7 +273,11 @@ mod tests {
         let status = proto::GetStatusResponse {
             errors: [("b".to_owned(), 2), ("a".to_owned(), 0), ("c".to_owned(), 1)].into(),
             errors_per_second: 0.25,
-            listeners: vec![proto::Listener { name: "http".to_owned(), address: "a:1".to_owned() }],
+            listeners: vec![proto::Listener {
+                name: "http".to_owned(),
+                address: "a:1".to_owned(),
+                ..Default::default()
+            }],
             ..Default::default()
         };
         let text = json("GetStatusResponse", &status);

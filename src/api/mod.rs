@@ -74,6 +74,8 @@ pub struct Listener {
     pub name: &'static str,
     /// As bound.
     pub address: String,
+    /// Whether TLS is spoken.
+    pub tls: bool,
 }
 
 /// The admin API of one node. Cheap to clone.

@@ -3,18 +3,19 @@
 
 mod alerts;
 mod listeners;
+mod tls;
 mod topics;
 
 use std::time::Duration;
 
 use figment::value::{Dict, Value};
 
-pub(super) use self::listeners::dev_problems;
+pub(super) use self::{listeners::dev_problems, tls::certificate_problem};
 use super::{Config, Problem, layers};
 use crate::{
     api::scope::Scope,
     auth::{Algorithm, KeyConfig},
-    grpc::config::{TokenConfig, TokenError},
+    grpc::config::{ClientConfig, TokenConfig, TokenError},
     hub::TopicRule,
     limits, protocol,
     store::OnCorruption,
@@ -45,6 +46,7 @@ pub(super) fn type_problems(values: &Value) -> Vec<Problem> {
     let mut full = Config::default();
     full.auth.keys = vec![KeyConfig::new(Algorithm::HS256)];
     full.grpc.tokens = vec![TokenConfig { scopes: Scope::ALL.to_vec(), ..TokenConfig::default() }];
+    full.grpc.clients = vec![ClientConfig { scopes: Scope::ALL.to_vec(), ..ClientConfig::default() }];
     full.store.on_corruption = Some(OnCorruption::Quarantine);
     full.topics = vec![TopicRule::default()];
     let template = Value::from(layers::table_of(Value::serialize(full)));
@@ -123,6 +125,7 @@ fn kind(value: &Value) -> &'static str {
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Found(Vec::new());
     listeners::check(config, &mut found);
+    tls::check(config, &mut found);
     tokens(config, &mut found);
     auth(config, &mut found);
     spans(config, &mut found);
@@ -168,13 +171,14 @@ fn tokens(config: &Config, found: &mut Found) {
             found.0.push(token_problem(index, token, &error));
         }
         if token.scopes.is_empty() {
-            let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
-            found.add(
-                format!("{key}.scopes"),
-                format!("is empty, so the token would open nothing; allowed values: {}", all.join(", ")),
-            );
+            found.add(format!("{key}.scopes"), no_scopes("token"));
         }
     }
+}
+
+fn no_scopes(what: &str) -> String {
+    let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+    format!("is empty, so the {what} would open nothing; allowed values: {}", all.join(", "))
 }
 
 pub(super) fn token_problem(index: usize, token: &TokenConfig, error: &TokenError) -> Problem {
@@ -334,11 +338,6 @@ pub fn without_effect(config: &Config) -> Vec<&'static str> {
 
 /// What the configuration knows and this version does not do, where it would be switched on.
 fn not_yet(config: &Config, found: &mut Found) {
-    for (section, tls) in [("http", &config.http.tls), ("grpc", &config.grpc.tls), ("ops", &config.ops.tls)] {
-        for name in tls.set_keys() {
-            found.add(format!("{section}.tls.{name}"), format!("TLS {NOT_YET}; leave it empty"));
-        }
-    }
     let auth = &config.auth;
     for (on, key, text) in [
         (!auth.jwks.url.is_empty(), "auth.jwks.url", "a key set {}; leave it empty and use [[auth.keys]]"),

@@ -27,6 +27,8 @@ pub struct Config {
     pub insecure: bool,
     /// The tokens of callers over TCP.
     pub tokens: Vec<TokenConfig>,
+    /// What callers who prove by a certificate who they are may do (`grpc.tls.client_ca_file`).
+    pub clients: Vec<ClientConfig>,
     /// `[grpc.tls]`.
     pub tls: TlsFiles,
 }
@@ -37,6 +39,7 @@ impl Default for Config {
             listen: vec!["unix:/run/pushgate/admin.sock".to_owned()],
             insecure: false,
             tokens: Vec::new(),
+            clients: Vec::new(),
             tls: TlsFiles::default(),
         }
     }
@@ -57,6 +60,23 @@ pub struct TokenConfig {
     pub token_file: PathBuf,
     /// What the caller may do.
     pub scopes: Vec<Scope>,
+}
+
+/// One of `[[grpc.clients]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientConfig {
+    /// One of its certificate's alternative names: DNS name, URI, e-mail or IP address, without a pattern.
+    pub name: String,
+    /// What the caller may do.
+    pub scopes: Vec<Scope>,
+}
+
+impl ClientConfig {
+    /// What the caller may do.
+    pub fn scope_set(&self) -> ScopeSet {
+        self.scopes.iter().copied().collect()
+    }
 }
 
 fn masked<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {

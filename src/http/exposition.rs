@@ -12,7 +12,7 @@ use prometheus_client::{
 
 use crate::{
     api::{Api, Figures},
-    metrics::{Failure, Spans, Traffic},
+    metrics::{Failure, LISTENERS, Spans, Traffic},
     types::AlertName,
 };
 
@@ -184,6 +184,15 @@ impl Collector for Node {
         out.labelled("alert_firing", "1: the alert fires", MetricType::Gauge, "alert", firing)?;
         let fired = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alerts_fired(*name)));
         out.labelled("alerts", "Alerts that began to fire", MetricType::Counter, "alert", fired)?;
+        let certificates = LISTENERS.iter();
+        let expiry = certificates.filter_map(|name| Some((*name, metrics.certificate_expires_at(name)?)));
+        out.labelled(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When a listener's certificate expires, in seconds since the Unix epoch",
+            MetricType::Gauge,
+            "listener",
+            expiry.map(|(name, seconds)| (name, u64::try_from(seconds).unwrap_or_default())),
+        )?;
         out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
         out.counter("events", "Events", now.events)?;
         out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())

@@ -22,6 +22,17 @@ use crate::{clock::Instant, limits, types::UnixMillis};
 pub trait Wire: Send + Sync {
     /// Writes what the kernel takes now; `WouldBlock` where it takes nothing.
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Writes on what it took and holds back, as TLS does with what it has encrypted; `WouldBlock` where the kernel does not
+    /// take all of it.
+    fn finish(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the kernel has taken something of what was held back since this was asked last.
+    fn has_moved(&self) -> bool {
+        false
+    }
 }
 
 const INLINE_BYTES: usize = 22;
@@ -136,6 +147,8 @@ pub struct Outcome {
     left_out: usize,
     /// The kernel takes no more for now.
     pub blocked: bool,
+    /// It took something all the same, of what the wire had held back.
+    moved: bool,
     /// Bytes of whole unstored messages that were written or left out.
     unstored: usize,
     /// The connection is broken.
@@ -149,7 +162,10 @@ impl Batch {
             self.leave_out_expired(&now);
             let tried = match &self.one {
                 Some(one) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
-                None if self.entries.is_empty() => return,
+                None if self.entries.is_empty() => match wire.finish() {
+                    Ok(()) => return,
+                    Err(error) => Err(error),
+                },
                 None => {
                     let mut slices = [IoSlice::new(&[]); limits::WRITE_SLICES_MAX];
                     let mut count = 0;
@@ -169,6 +185,7 @@ impl Batch {
                 Ok(written) => self.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.outcome.blocked = true;
+                    self.outcome.moved = wire.has_moved();
                     return;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -236,7 +253,7 @@ pub struct Outbox {
     head_written: usize,
     /// Someone has taken a batch out.
     writing: bool,
-    /// Since when the kernel has taken nothing.
+    /// Since when the kernel has taken nothing. It may be what the wire holds back alone that it has to take.
     stalled_since: Option<Instant>,
     /// The answer to the latest ping (RFC 6455 section 5.5.3: older ones need none). Goes ahead of what waits.
     pong: Option<Box<Frame>>,
@@ -278,9 +295,9 @@ impl Outbox {
         self.queue.len()
     }
 
-    /// Whether everything was written.
+    /// Whether everything was written, and the wire holds nothing back.
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.bytes == 0 && self.stalled_since.is_none()
     }
 
     /// Since when the kernel has taken nothing of what waits.
@@ -330,7 +347,8 @@ impl Outbox {
     /// Takes everything out to be written. `None`: there is nothing, someone else is at it and will see what was
     /// appended, or the kernel takes nothing (`resumed` says that it does again).
     pub fn begin(&mut self, resumed: bool) -> Option<Batch> {
-        if self.writing || self.bytes == 0 || (self.stalled_since.is_some() && !resumed) {
+        let stalled = self.stalled_since.is_some();
+        if self.writing || (stalled && !resumed) || (self.bytes == 0 && !stalled) {
             return None;
         }
         let mut entries = std::mem::take(&mut self.queue);
@@ -396,7 +414,7 @@ impl Outbox {
         }
         self.stalled_since = match (outcome.blocked, self.stalled_since) {
             (false, _) => None,
-            (true, Some(since)) if outcome.bytes == 0 => Some(since),
+            (true, Some(since)) if outcome.bytes == 0 && !outcome.moved => Some(since),
             (true, _) => Some(now()),
         };
         outcome

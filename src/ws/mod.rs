@@ -4,13 +4,16 @@
 //! * `opening.rs`: from the finished handshake to a session.
 //! * `connection.rs`: a session's connection, to its close.
 //! * `page.rs`: the page of `serve --dev`; no other run has one.
-//! * `socket.rs`: the socket as the outbox and the connection see it.
+//! * `addresses.rs`: where a connection comes from, and which pages may open one.
+//! * `socket.rs`: the socket as the outbox and the connection see it; `secure.rs`: TLS over it.
 //! * `turns.rs`: how many begin and end at a time.
 
+mod addresses;
 pub mod config;
 mod connection;
 mod opening;
 mod page;
+mod secure;
 mod socket;
 mod turns;
 mod upgrade;
@@ -22,14 +25,24 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::page::Page;
+pub use self::{addresses::Addresses, page::Page};
 use self::{connection::Connection, turns::Turns, upgrade::Accepted};
-use crate::{hub::Hub, lifecycle::Lifecycle, limits, metrics::Failure, net};
+use crate::{
+    hub::Hub,
+    lifecycle::Lifecycle,
+    limits,
+    metrics::Failure,
+    net::{
+        self, proxy,
+        tls::{HandshakeError, Secured, Tls},
+    },
+};
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
 const REFUSALS_MAX: u64 = 1024;
@@ -51,6 +64,10 @@ pub struct Context {
     pub accepting: CancellationToken,
     /// What stands at `/`.
     pub page: Option<Page>,
+    /// TLS, where it is spoken.
+    pub tls: Option<Tls>,
+    /// Who is believed about addresses, and which pages may connect.
+    pub addresses: Addresses,
     /// Who may begin or end a session just now.
     turns: Turns,
     /// Sockets that are open, whatever they speak.
@@ -61,7 +78,8 @@ impl Context {
     /// A context with no connection yet.
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
-        Self { hub, life, path, auth_timeout, accepting, page: None, turns, open }
+        let addresses = Addresses::default();
+        Self { hub, life, path, auth_timeout, accepting, page: None, tls: None, addresses, turns, open }
     }
 }
 
@@ -122,8 +140,9 @@ async fn begin(
         tracing::debug!(%remote, "nothing came on a new connection");
         return None;
     }
-    let head_timeout = limits::HANDSHAKE_HEAD_TIMEOUT.saturating_sub(asked.elapsed()).max(HEAD_TIMEOUT_MIN);
-    let handshake = Box::pin(shake_hands(stream, remote, head_timeout, Arc::clone(&context), socket));
+    // Whatever comes before a session has this time in all.
+    let until = asked + limits::HANDSHAKE_HEAD_TIMEOUT;
+    let handshake = Box::pin(shake_hands(stream, remote, until, Arc::clone(&context), socket));
     let beginning = async {
         let opening = handshake.await?;
         opening.await
@@ -134,11 +153,73 @@ async fn begin(
 /// From a finished handshake to a session, which is none where the peer is not let in.
 type Opening = Pin<Box<dyn Future<Output = Option<Box<Connection>>> + Send>>;
 
-/// HTTP/1.1, up to the end of the handshake.
+/// What HTTP is spoken over.
+enum Line {
+    Plain(TcpStream),
+    Secured(Secured),
+}
+
+/// What comes before HTTP: where the connection comes from, where a proxy says so, and TLS.
+async fn prepare(
+    mut stream: TcpStream,
+    mut remote: SocketAddr,
+    until: Instant,
+    context: &Context,
+) -> Option<(Line, SocketAddr)> {
+    if context.addresses.has_proxy_header(remote) {
+        let refused = match timeout_at(until, proxy::source(&mut stream, remote)).await {
+            Ok(Ok(source)) => {
+                remote = source;
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("no whole PROXY protocol header came in time".to_owned()),
+        };
+        if let Some(error) = refused {
+            context.hub.metrics().failure(Failure::ProxyRefused);
+            tracing::debug!(proxy = %remote, error, "a proxy's connection is refused");
+            return None;
+        }
+    }
+    let Some(tls) = &context.tls else { return Some((Line::Plain(stream), remote)) };
+    match tls.accept(stream, remote, until).await {
+        Ok(secured) => Some((Line::Secured(secured), remote)),
+        Err(HandshakeError::Silent) => None,
+        Err(_) => {
+            context.hub.metrics().failure(Failure::TlsHandshake);
+            None
+        }
+    }
+}
+
+/// Everything up to the end of the handshake.
 async fn shake_hands(
     stream: TcpStream,
     remote: SocketAddr,
-    head_timeout: Duration,
+    until: Instant,
+    context: Arc<Context>,
+    socket: OpenSocket,
+) -> Option<Opening> {
+    let (line, remote) = if context.tls.is_none() && !context.addresses.has_proxy_header(remote) {
+        (Line::Plain(stream), remote)
+    } else {
+        let preparing = Box::pin(prepare(stream, remote, until, &context));
+        tokio::select! {
+            () = context.accepting.cancelled() => return None,
+            prepared = preparing => prepared?,
+        }
+    };
+    match line {
+        Line::Plain(stream) => speak_http(stream, remote, until, context, socket).await,
+        Line::Secured(secured) => Box::pin(speak_http(secured, remote, until, context, socket)).await,
+    }
+}
+
+/// HTTP/1.1, up to the end of the handshake.
+async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    line: L,
+    remote: SocketAddr,
+    until: Instant,
     context: Arc<Context>,
     socket: OpenSocket,
 ) -> Option<Opening> {
@@ -148,9 +229,9 @@ async fn shake_hands(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
+        .header_read_timeout(until.saturating_duration_since(Instant::now()).max(HEAD_TIMEOUT_MIN))
         .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
     tokio::select! {
         () = context.accepting.cancelled() => {}

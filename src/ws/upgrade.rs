@@ -16,6 +16,7 @@ use crate::{
     hub::Peer,
     limits,
     metrics::{Failure, Metrics},
+    net,
     protocol::ack_mode::AckMode,
     session::{Opening, Options},
     types::Device,
@@ -102,6 +103,7 @@ fn upgrade(
     context: &Context,
 ) -> Result<(Reply, Accepted), Refusal> {
     let accept = check_handshake(&request)?;
+    check_origin(request.headers(), context)?;
     let (protocol, bearer) = sub_protocol(request.headers())?;
     let opening = opening(&request, bearer)?;
     let user_agent = user_agent(request.headers());
@@ -115,7 +117,7 @@ fn upgrade(
         failure: Failure::ConnectionLimit,
     })?;
 
-    let peer = Peer { remote, user_agent };
+    let peer = Peer { remote: context.addresses.client(remote, request.headers()), user_agent };
     let accepted = Accepted { upgraded: hyper::upgrade::on(&mut request), opening, peer, counted };
 
     let mut reply = Response::new(Full::default());
@@ -128,6 +130,17 @@ fn upgrade(
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(PROTOCOL));
     }
     Ok((reply, accepted))
+}
+
+/// Whether the page that connects may, where a page it is.
+fn check_origin(headers: &HeaderMap, context: &Context) -> Result<(), Refusal> {
+    // The page that this listener serves itself, which it only does on loopback.
+    let own = || context.page.is_some() && net::is_same_origin(headers) && net::loopback_host(headers).is_some();
+    if context.addresses.lets_in(headers) || own() {
+        return Ok(());
+    }
+    let text = "pages of this origin may not connect (http.origins)".to_owned();
+    Err(Refusal { status: StatusCode::FORBIDDEN, text, failure: Failure::OriginRefused })
 }
 
 /// Counts a connection for as long as it lives.

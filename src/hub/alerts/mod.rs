@@ -20,7 +20,7 @@ use self::{
 use super::Hub;
 use crate::{
     limits,
-    metrics::{Metrics, Percentiles, Since},
+    metrics::{LISTENERS, Metrics, Percentiles, Since},
     types::{Alert, AlertName, EventBody},
 };
 
@@ -144,6 +144,12 @@ impl Measure {
             AlertName::EventLag => Some(hub.0.events.lag() as f64),
             AlertName::ConfirmP99 => self.confirm_p99,
             AlertName::ReplyP99 => self.reply_p99,
+            AlertName::CertificateExpiry => {
+                let expiries = LISTENERS.iter().filter_map(|name| hub.metrics().certificate_expires_at(name));
+                let now = hub.clock().unix_millis().0 as f64 / 1000.0;
+                expiries.min().map(|first| first as f64 - now)
+            }
+            AlertName::CertificateReload => Some(hub.metrics().certificates_refused() as f64),
         }
     }
 }
@@ -183,6 +189,8 @@ fn what(name: AlertName, value: f64) -> String {
         AlertName::EventLag => format!("the slowest consumer is {amount} events behind"),
         AlertName::ConfirmP99 => format!("confirmations take {amount} (p99)"),
         AlertName::ReplyP99 => format!("replies take {amount} (p99)"),
+        AlertName::CertificateExpiry => format!("the first certificate expires in {amount}"),
+        AlertName::CertificateReload => format!("the new certificates of {amount} listeners cannot be used"),
     }
 }
 
@@ -190,7 +198,9 @@ fn amount(name: AlertName, value: f64) -> String {
     const KIB: f64 = 1024.0;
     match name {
         AlertName::ErrorRate => format!("{value:.1}"),
-        AlertName::Connections | AlertName::PendingCount | AlertName::EventLag => format!("{value:.0}"),
+        AlertName::Connections | AlertName::PendingCount | AlertName::EventLag | AlertName::CertificateReload => {
+            format!("{value:.0}")
+        }
         AlertName::PendingBytes | AlertName::Disk | AlertName::DiskFree => match value {
             bytes if bytes < KIB => format!("{bytes:.0} B"),
             bytes if bytes < KIB * KIB => format!("{:.1} KiB", bytes / KIB),
@@ -198,6 +208,7 @@ fn amount(name: AlertName, value: f64) -> String {
             bytes => format!("{:.1} GiB", bytes / KIB / KIB / KIB),
         },
         AlertName::ConfirmP99 | AlertName::ReplyP99 => format!("{value:.3} s"),
+        AlertName::CertificateExpiry => format!("{:.1} days", value / 86_400.0),
     }
 }
 
