@@ -31,6 +31,7 @@ mod log;
 mod mailbox;
 mod operator;
 mod output;
+mod secure;
 mod send;
 mod sessions;
 mod status;

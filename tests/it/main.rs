@@ -6,6 +6,7 @@
 mod layering;
 mod support;
 
+mod addresses;
 mod alerts;
 mod bad_input;
 mod batch;
@@ -33,3 +34,4 @@ mod services;
 mod slow;
 mod stop;
 mod talk;
+mod tls;

@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod http;
 pub mod raw;
 pub mod rpc;
+pub mod tls;
 pub mod token;
 
 use std::{fmt::Debug, future::Future, time::Duration};
