@@ -282,7 +282,7 @@ mod tests {
         };
         let text = json("GetStatusResponse", &status);
         assert!(text.contains(r#""errors":{"a":"0","b":"2","c":"1"},"errorsPerSecond":0.25"#), "{text}");
-        assert!(text.contains(r#""listeners":[{"name":"http","address":"a:1"}]"#), "{text}");
+        assert!(text.contains(r#""listeners":[{"name":"http","address":"a:1","tls":false}]"#), "{text}");
         assert!(!text.contains("uptime") && text.ends_with("\"draining\":false,\"alerts\":[]}"), "{text}");
 
         let lost = proto::event::Event::EventsLost(proto::EventsLost { count: 3, epoch_changed: false });

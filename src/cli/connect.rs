@@ -169,9 +169,10 @@ impl Target {
         let (loaded, why) = self.file.read_address()?;
         let addresses: Vec<ListenAddress> =
             loaded.config.grpc.listen.iter().filter_map(|text| ListenAddress::parse(text).ok()).collect();
-        // Who says how to speak TLS means an address where it is spoken.
-        let unix = addresses.iter().find(|address| matches!(address, ListenAddress::Unix(_))).filter(|_| !asked);
-        let tcp = addresses.iter().find(|address| matches!(address, ListenAddress::Tcp { .. })).filter(|_| asked);
+        // Who shows a certificate means an address where somebody looks at it.
+        let shows = self.own.cert.is_some();
+        let unix = addresses.iter().find(|address| matches!(address, ListenAddress::Unix(_))).filter(|_| !shows);
+        let tcp = addresses.iter().find(|address| matches!(address, ListenAddress::Tcp { .. })).filter(|_| shows);
         let none = || Failure::new(EXIT_CONFIG, format!("{why} names no usable address; say it with --grpc ADDR"));
         let address = reachable(unix.or(tcp).or(addresses.first()).ok_or_else(none)?.clone());
         if let ListenAddress::Tcp { port: 0, .. } = address {
