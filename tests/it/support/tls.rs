@@ -155,10 +155,10 @@ pub async fn connect(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Res
     shake(soon("a connection", TcpStream::connect(address)).await?, config).await
 }
 
-/// The same with a receive buffer as small as the kernel allows.
+/// The same with a small receive buffer.
 pub async fn connect_narrow(address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(2048).unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
     shake(soon("a connection", socket.connect(address)).await?, config).await
 }
 
