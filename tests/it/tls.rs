@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use pushgate::{
-    api::proto::{AlertState, event::Event as Body},
+    api::proto::{AlertState, Notification, event::Event as Body},
     server::StartError,
+    types::UserId,
 };
 use rustls::{ClientConfig, HandshakeKind, ProtocolVersion};
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ use crate::support::{
     child::{self, Daemon},
     client::request,
     gateway::ADMIN,
+    raw,
     rpc::{self, notification},
     soon,
     tls::{Authority, Files, Issued, client_config, client_config_of, connect, connect_narrow, der, shake, shown},
@@ -497,4 +499,48 @@ async fn sighup_without_certificates_does_nothing() {
     daemon.logged("asked to reload: no listener has a certificate").await;
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.ended().await.success());
+}
+
+/// What the kernel left of the very last message is nobody's to write but the session's task's: nothing else is sent, and
+/// the client says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_the_last_message_is_written_when_the_socket_takes_it() {
+    let authority = Authority::new();
+    let files = Files::new(&server(&authority), &authority);
+    let patient = [("limits.write_timeout", "1h"), ("heartbeat.interval", "1h")];
+    let gateway = gateway(&files.keys("http"), &patient).await;
+    let config = Arc::new(client_config(&authority.pem, None));
+    let mut stream = connect_narrow(gateway.http, &config).await.unwrap();
+    let head = raw::handshake(&format!("token={}", Token::of("alice").sign()), "");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    gateway.sessions("alice", 1).await;
+    let session = gateway.hub.user_sessions(&UserId::parse("alice").unwrap()).remove(0);
+    let stalled = || {
+        let core = session.core();
+        core.outbox.stalled_since().map(|_| core.outbox.bytes())
+    };
+    let mut rpc = gateway.rpc().await;
+    let mut sent = 0;
+    let left = loop {
+        sent += 1;
+        let text = format!("{sent:0>8000}");
+        let notification = Notification { ttl: rpc::ttl(0, 0), ..notification(text) };
+        rpc.send_to("alice", notification).await;
+        if let Some(left) = stalled() {
+            break left;
+        }
+        assert!(sent < 10_000, "it never stalls");
+    };
+    assert_eq!(left, 0, "the outbox is done: TLS holds the rest");
+    let last = format!("{sent:0>8000}\"");
+    let (mut received, mut buffer) = (Vec::new(), vec![0; 65_536]);
+    while !received.windows(last.len()).any(|window| window == last.as_bytes()) {
+        let count = soon("the rest", stream.read(&mut buffer)).await.unwrap();
+        assert!(count > 0, "the end of the connection");
+        // Only where the last one may end is looked for it.
+        let keep = received.len().saturating_sub(last.len());
+        received.drain(..keep);
+        received.extend_from_slice(&buffer[..count]);
+    }
+    until("nothing is stalled", None, async || stalled()).await;
 }
