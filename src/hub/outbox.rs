@@ -423,7 +423,10 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::{
+        collections::VecDeque,
+        sync::atomic::{AtomicBool, Ordering},
+    };
 
     use parking_lot::Mutex;
 
@@ -701,5 +704,57 @@ mod tests {
         let mut batch = outbox.begin(false).unwrap();
         batch.write(&Broken, || UnixMillis(0));
         assert_eq!(outbox.finish(batch, Instant::now).error, Some(io::ErrorKind::ConnectionReset));
+    }
+
+    /// Takes everything and holds it back, as TLS may.
+    #[derive(Default)]
+    struct HoldsBack {
+        blocked: AtomicBool,
+        moved: AtomicBool,
+    }
+
+    impl Wire for HoldsBack {
+        fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            Ok(slices.iter().map(|slice| slice.len()).sum())
+        }
+
+        fn finish(&self) -> io::Result<()> {
+            if self.blocked.load(Ordering::Relaxed) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        }
+
+        fn has_moved(&self) -> bool {
+            self.moved.swap(false, Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_wire_holds_back_is_a_stall_until_it_is_out() {
+        let wire = HoldsBack::default();
+        wire.blocked.store(true, Ordering::Relaxed);
+        let mut outbox = Outbox::default();
+        let turn = |outbox: &mut Outbox, batch: Option<Batch>| {
+            let mut batch = batch.unwrap();
+            batch.write(&wire, || UnixMillis(0));
+            outbox.finish(batch, Instant::now)
+        };
+        let batch = outbox.push_and_begin(Entry::message(Bytes::from_static(b"abc")));
+        let outcome = turn(&mut outbox, batch);
+        assert_eq!((outcome.bytes, outcome.messages, outcome.blocked), (3, 1, true), "for the outbox it is written");
+        let began = outbox.stalled_since().unwrap();
+        assert!(outbox.bytes() == 0 && !outbox.is_empty(), "a close waits for it");
+        assert!(outbox.begin(false).is_none(), "the socket takes nothing");
+        // Nothing moved: the stall is as old as it was. Something did: it begins anew.
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        let batch = outbox.begin(true);
+        turn(&mut outbox, batch);
+        assert_eq!(outbox.stalled_since(), Some(began));
+        wire.moved.store(true, Ordering::Relaxed);
+        let batch = outbox.begin(true);
+        turn(&mut outbox, batch);
+        assert_eq!(outbox.stalled_since(), Some(Instant::now()));
+        wire.blocked.store(false, Ordering::Relaxed);
+        let batch = outbox.begin(true);
+        turn(&mut outbox, batch);
+        assert!(outbox.is_empty() && outbox.begin(true).is_none());
     }
 }
