@@ -4,14 +4,14 @@
 //! * `opening.rs`: from the finished handshake to a session.
 //! * `connection.rs`: a session's connection, to its close.
 //! * `page.rs`: the page of `serve --dev`; no other run has one.
-//! * `addresses.rs`: where a connection comes from, and which pages may open one.
+//! * `origins.rs`: where a connection comes from, and which pages may open one.
 //! * `socket.rs`: the socket as the outbox and the connection see it; `secure.rs`: TLS over it.
 //! * `turns.rs`: how many begin and end at a time.
 
-mod addresses;
 pub mod config;
 mod connection;
 mod opening;
+mod origins;
 mod page;
 mod secure;
 mod socket;
@@ -31,8 +31,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::{addresses::Addresses, page::Page};
 use self::{connection::Connection, turns::Turns, upgrade::Accepted};
+pub use self::{origins::Addresses, page::Page};
 use crate::{
     hub::Hub,
     lifecycle::Lifecycle,
