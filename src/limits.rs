@@ -132,6 +132,22 @@ pub const WINDOW_BYTES_MAX: usize = 512 * 1024;
 pub const CLOSE_LINGER: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long a connection to the gRPC or ops listener may take to begin; to the public one, `limits.handshake_timeout`.
 pub const HANDSHAKE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// The longest header of the PROXY protocol, what is skipped of it included.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4 * 1024;
+/// TLS handshakes under way on the listeners of one kind at once; further connections are dropped. One takes some 20 KiB
+/// until it is done or its time is over.
+pub const TLS_HANDSHAKES_MAX: usize = 4096;
+/// What a session's TLS keeps encrypted for a socket that takes nothing, in bytes of what is encrypted.
+pub const TLS_HELD_BACK_BYTES_MAX: usize = 32 * 1024;
+/// The largest file of certificates, of a key, or of authorities.
+pub const TLS_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// How often it is looked whether the files of certificates and keys have changed; they are read once two looks found
+/// the same, so that what is half written is left alone.
+pub const TLS_FILES_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+/// After how long files that could not be used are tried again, although they look the same.
+pub const TLS_FILES_RETRY: std::time::Duration = std::time::Duration::from_secs(60);
+/// How often at most the log says that TLS handshakes failed.
+pub const TLS_FAILURES_LOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(10);
 /// The most rows of a page that lists something.
 pub const PAGE_ROWS_MAX: usize = 1000;
 /// The rows of a page where the caller names no number.

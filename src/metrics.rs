@@ -3,6 +3,7 @@
 //! Everything is reachable through one [`Metrics`], shared by reference count.
 
 mod alerts;
+mod certificates;
 mod fates;
 mod limits;
 mod repeats;
@@ -19,6 +20,7 @@ use std::{
 
 pub use self::{
     alerts::{Since, Slice},
+    certificates::LISTENERS,
     fates::Fate,
     repeats::{Line, Repeats},
     spans::{Buckets, Percentiles, Spans},
@@ -147,6 +149,12 @@ failures! {
     /// An HTTP request on the public listener that is not a WebSocket handshake it can serve, or whose head is malformed
     /// or too large.
     BadHandshake = "bad_handshake",
+    /// A connection whose TLS handshake failed, or was not done in time.
+    TlsHandshake = "tls_handshake",
+    /// A connection of a trusted proxy without a header of the PROXY protocol that is taken.
+    ProxyRefused = "proxy_refused",
+    /// A handshake of a page whose origin may not connect.
+    OriginRefused = "origin_refused",
     /// A connection that could not authenticate.
     AuthFailed = "auth_failed",
     /// Keys could not be fetched, or a key file that changed not be read: those from before stay.
@@ -277,6 +285,7 @@ pub struct Inner {
     alerts: alerts::Alerts,
     hits: limits::Hits,
     fates: fates::Fates,
+    certificates: certificates::Certificates,
     failures: [Counter; Failure::ALL.len()],
     confirm_latency: Spans,
     samples: Mutex<VecDeque<Sample>>,
@@ -297,6 +306,7 @@ impl Default for Inner {
             alerts: alerts::Alerts::default(),
             hits: limits::Hits::default(),
             fates: fates::Fates::default(),
+            certificates: certificates::Certificates::default(),
             failures: std::array::from_fn(|_| Counter::default()),
             confirm_latency: Spans::default(),
             samples: Mutex::default(),

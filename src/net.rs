@@ -1,4 +1,10 @@
 //! Listening: binding an address, accepting for as long as it takes, and whether a request means this machine.
+//!
+//! * `proxy.rs`: what a proxy says in front of a connection.
+//! * `tls.rs`: TLS, from certificates in files to the handshake.
+
+pub mod proxy;
+pub mod tls;
 
 use std::{
     fmt, io,
@@ -9,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, header, uri::Authority};
+use http::{
+    HeaderMap, header,
+    uri::{Authority, Uri},
+};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Connections that wait to be accepted.
@@ -168,6 +177,16 @@ pub fn loopback_host(headers: &HeaderMap) -> Option<Authority> {
     let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     let is_loopback = address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     (is_loopback || name.eq_ignore_ascii_case("localhost")).then_some(authority)
+}
+
+/// Whether every `Origin` is at the host that the request names.
+pub fn is_same_origin(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    headers.get_all(header::ORIGIN).iter().all(|origin| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+        let authority = origin.as_ref().filter(|origin| origin.scheme().is_some()).and_then(Uri::authority);
+        authority.zip(host).is_some_and(|(authority, host)| authority.as_str().eq_ignore_ascii_case(host))
+    })
 }
 
 /// Raises the soft limit on descriptors to the hard one. The limit that is in force then (`None`: there is none), and

@@ -1,15 +1,20 @@
 //! The daemon: binds, opens, supervises, and stops in order.
 //!
-//! Order of a start: keys and tokens are read, every listener is bound, the store is opened, then all is served. So a
+//! Order of a start: keys, tokens and certificates are read, every listener is bound, the store is opened, then all is served. So a
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
 pub mod calls;
+mod origins;
 pub mod pulse;
+mod tls;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::calls::Calls;
@@ -86,6 +91,10 @@ pub struct Server {
     ops_access: Vec<Option<Access>>,
     grpc_limits: grpc::Bounds,
     listeners: Vec<Listener>,
+    tls: tls::Listeners,
+    clients: Arc<grpc::Clients>,
+    /// Certificates are to be read again.
+    reload: Arc<Notify>,
     on_ready: Option<OnReady>,
 }
 
@@ -105,6 +114,10 @@ impl Server {
             .map_err(|bad| StartError::Config(bad.iter().map(BadRule::to_string).collect::<Vec<_>>().join("\n")))?;
         let authenticator = authenticator.keeping(rules.claims());
         let tokens = tokens(&config.grpc)?;
+        let tls = tls::Listeners::open(config, &clock)?;
+        let addresses = ws::Addresses::new(&config.http).map_err(|bad| StartError::Config(bad.to_string()))?;
+        let clients = config.grpc.clients.iter().map(|client| (client.name.as_str(), client.scope_set()));
+        let clients = Arc::new(grpc::Clients::new(clients));
         let mut bound = Vec::new();
         let (mut access, mut ops_access) = (Vec::new(), Vec::new());
         for address in &config.http.listen {
@@ -122,14 +135,18 @@ impl Server {
         for address in &config.ops.listen {
             let listener = calls.within(|| net::bind(address))?;
             ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
-                (false, _) => None,
+                (false, _) if tls.ops.is_none() => None,
+                (false, _) => Some(Access::Tokens(tokens.clone())),
                 (true, true) => Some(Access::open("insecure")),
                 (true, false) => Some(Access::Tokens(tokens.clone())),
             });
             bound.push(("ops", listener));
         }
-        let listeners: Vec<Listener> =
-            bound.iter().map(|(name, bound)| Listener { name, address: bound.to_string() }).collect();
+        let listener = |(name, bound): &(&'static str, Bound)| {
+            let tls = matches!(bound, Bound::Tcp(..)) && tls.of(name).is_some();
+            Listener { name, address: bound.to_string(), tls }
+        };
+        let listeners: Vec<Listener> = bound.iter().map(listener).collect();
 
         let store = open_store(config, clock.clone()).await?;
         let life = Lifecycle::new();
@@ -161,6 +178,7 @@ impl Server {
         });
         // Before anybody is let in.
         hub.load_revocations().await.map_err(StartError::Revocations)?;
+        tls.note(hub.metrics());
         let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
         let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
@@ -170,8 +188,9 @@ impl Server {
         let path = config.http.path.clone();
         let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
         ws.compression = config.ws.compression;
+        (ws.tls, ws.addresses) = (tls.http.clone(), addresses);
         let shutdown = config.shutdown.clone();
-        let on_ready = None;
+        let (reload, on_ready) = (Arc::default(), None);
         Ok(Self {
             api,
             hub,
@@ -185,8 +204,16 @@ impl Server {
             ops_access,
             grpc_limits,
             listeners,
+            tls,
+            clients,
+            reload,
             on_ready,
         })
+    }
+
+    /// Has certificates read again each time it is notified.
+    pub fn reload(&self) -> Arc<Notify> {
+        Arc::clone(&self.reload)
     }
 
     /// Where it listens, as bound.
@@ -216,8 +243,8 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, .. } = self;
-        let Self { grpc_limits, listeners, on_ready, .. } = self;
+        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, .. } = self;
+        let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -230,13 +257,15 @@ impl Server {
             match (name, bound) {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
-                    let services = grpc::Services { api: api.clone(), health: health.clone(), limits: grpc_limits };
+                    let (api, health, tls, clients) = (api.clone(), health.clone(), tls.grpc.clone(), clients.clone());
+                    let services = grpc::Services { api, health, tls, clients, limits: grpc_limits };
                     let serving = grpc::serve(bound, access, services, calls_life.clone());
                     calls_life.spawn_essential("the gRPC listener", serving);
                 }
                 ("ops", Bound::Tcp(listener, _)) => {
                     let access = ops_access.next().flatten();
-                    let services = http::Services { api: api.clone(), access, notification_bytes };
+                    let services =
+                        http::Services { api: api.clone(), access, tls: tls.ops.clone(), notification_bytes };
                     let serving = http::serve(listener, services, calls_life.clone());
                     calls_life.spawn_essential("the ops listener", serving);
                 }
@@ -247,6 +276,11 @@ impl Server {
                 (name, Bound::Unix(..)) => tracing::error!(name, "a Unix socket is not served here"),
             }
         }
+        let watching = tls::watch(tls, reload, hub.metrics().clone(), hub.clock().clone());
+        let stop_watching = life.stopping().clone();
+        life.spawn_essential("the watch over certificates", async move {
+            stop_watching.run_until_cancelled(watching).await.unwrap_or(Ok(()))
+        });
         hub.start();
         hub.authenticator().follow_keys(&life, hub.metrics());
         let stopping = life.stopping();
@@ -255,7 +289,7 @@ impl Server {
         let pulse = pulse::run(pulse::Of::Calls, hub.metrics().clone(), stopping.clone());
         calls_life.spawn_essential("the calls' pulse", pulse);
         for listener in &listeners {
-            tracing::info!(name = listener.name, address = %listener.address, "listening");
+            tracing::info!(name = listener.name, address = %listener.address, tls = listener.tls, "listening");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
         systemd::ready(&listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", "));
@@ -373,7 +407,8 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has keys read again. `prepare` sees it before it serves.
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has keys and certificates read
+/// again. `prepare` sees it before it serves.
 pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -394,6 +429,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
         }
     });
     raise_descriptor_limit(config);
+    origins::warn(config);
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
         server = Server::bind(config, Clock::system()) => server?,
@@ -403,8 +439,10 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
         }
     };
     let (authenticator, metrics) = (Arc::clone(server.hub.authenticator()), server.hub.metrics().clone());
+    let reload = server.reload();
     tokio::spawn(async move {
         while hang_up.recv().await.is_some() {
+            reload.notify_one();
             let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
             let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
         }

@@ -1,5 +1,5 @@
-//! Who calls, whatever carries the call: the Unix socket and `grpc.insecure` open everything, elsewhere a bearer token
-//! names the caller. And how long he waits: both are read from a request's headers.
+//! Who calls, whatever carries the call: the Unix socket and `grpc.insecure` open everything, elsewhere a bearer token or a
+//! certificate names the caller. And how long he waits: both are read from a request's headers.
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
@@ -44,25 +44,27 @@ impl Access {
         Self::Open(Caller { name: name.into(), scopes: ScopeSet::ALL })
     }
 
-    /// Notes who calls, and until when, for the handlers. When the call has to be answered.
-    pub fn note<B>(&self, request: &mut http::Request<B>) -> Option<Instant> {
+    /// Notes who calls, and until when, for the handlers. When the call has to be answered. `certified` is who the
+    /// connection's certificate says that it is, which was verified; a token goes before it.
+    pub fn note<B>(&self, request: &mut http::Request<B>, certified: Option<&Caller>) -> Option<Instant> {
+        let caller = self.identify(request.headers(), certified);
         // A deadline that is none is none to gRPC's own servers either.
-        let (caller, deadline) = (self.identify(request.headers()), deadline(request.headers()).unwrap_or_default());
+        let deadline = deadline(request.headers()).unwrap_or_default();
         request.extensions_mut().insert(Call { caller, deadline });
         deadline
     }
 
     /// Who calls; nobody where a token is needed and this is none.
     pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        self.identify(headers).ok_or(ApiError::Unauthenticated(TOKEN_MISSING))
+        self.identify(headers, None).ok_or(ApiError::Unauthenticated(TOKEN_MISSING))
     }
 
-    fn identify(&self, headers: &HeaderMap) -> Option<Caller> {
+    fn identify(&self, headers: &HeaderMap, certified: Option<&Caller>) -> Option<Caller> {
         match self {
             Access::Open(caller) => Some(caller.clone()),
             Access::Tokens(tokens) => {
-                let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-                let (scheme, token) = value.split_once(' ')?;
+                let Some(value) = headers.get(header::AUTHORIZATION) else { return certified.cloned() };
+                let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
                 if !scheme.eq_ignore_ascii_case("bearer") {
                     return None;
                 }
@@ -168,13 +170,27 @@ mod tests {
         let identify = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("authorization", value.parse().unwrap());
-            access.identify(&headers).map(|caller| caller.name)
+            access.identify(&headers, None).map(|caller| caller.name)
         };
         assert_eq!(identify("Bearer right").as_deref(), Some("orders"));
         assert_eq!(identify("bearer right").as_deref(), Some("orders"));
         for bad in ["Bearer wrong", "Bearer", "Bearer ", "right", "Basic right", "Bearer right right"] {
             assert_eq!(identify(bad), None, "{bad}");
         }
-        assert!(access.identify(&HeaderMap::new()).is_none());
+        assert!(access.identify(&HeaderMap::new(), None).is_none());
+    }
+
+    #[test]
+    fn a_certificate_names_its_caller_where_no_token_does() {
+        let named = |name: &str| Caller { name: name.into(), scopes: ScopeSet::NONE };
+        let access = Access::Tokens(vec![Token { sha256: Sha256::digest("right").into(), caller: named("orders") }]);
+        let identify = |headers: &HeaderMap| {
+            access.identify(headers, Some(&named("certified"))).map(|caller| caller.name.to_string())
+        };
+        let bearer =
+            |token: &str| HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())]);
+        assert_eq!(identify(&HeaderMap::new()).as_deref(), Some("certified"));
+        assert_eq!(identify(&bearer("right")).as_deref(), Some("orders"));
+        assert_eq!(identify(&bearer("wrong")), None, "who brings a token is who it says, or nobody");
     }
 }

@@ -308,12 +308,16 @@ mod tests {
         let status = proto::GetStatusResponse {
             errors: [("b".to_owned(), 2), ("a".to_owned(), 0), ("c".to_owned(), 1)].into(),
             errors_per_second: 0.25,
-            listeners: vec![proto::Listener { name: "http".to_owned(), address: "a:1".to_owned() }],
+            listeners: vec![proto::Listener {
+                name: "http".to_owned(),
+                address: "a:1".to_owned(),
+                ..Default::default()
+            }],
             ..Default::default()
         };
         let text = json("GetStatusResponse", &status);
         assert!(text.contains(r#""errors":{"a":"0","b":"2","c":"1"},"errorsPerSecond":0.25"#), "{text}");
-        assert!(text.contains(r#""listeners":[{"name":"http","address":"a:1"}]"#), "{text}");
+        assert!(text.contains(r#""listeners":[{"name":"http","address":"a:1","tls":false}]"#), "{text}");
         assert!(!text.contains("uptime") && text.ends_with("\"draining\":false,\"alerts\":[]}"), "{text}");
 
         let lost = proto::event::Event::EventsLost(proto::EventsLost { count: 3, epoch_changed: false });

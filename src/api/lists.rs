@@ -11,7 +11,7 @@ use super::{
 use crate::{
     hub::{Handle, Hub},
     protocol::ack_mode::AckMode,
-    types::{Network, SessionId, Topic, UserId},
+    types::{Network, SessionId, Topic, UserId, shown_address},
 };
 
 /// The most sessions that are looked at in one go.
@@ -144,7 +144,7 @@ pub fn session_row(hub: &Hub, handle: &Handle) -> proto::Session {
         device: handle.device.as_str().to_owned(),
         connected_at: Some(timestamp(handle.connected_at)),
         last_activity: Some(timestamp(last_activity)),
-        remote_address: handle.peer.remote.to_string(),
+        remote_address: shown_address(handle.peer.remote),
         user_agent: handle.peer.user_agent.as_deref().unwrap_or_default().to_owned(),
         topics: core.rooms().iter().map(|room| room.name.to_string()).collect(),
         state: state.into(),

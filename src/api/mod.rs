@@ -79,6 +79,8 @@ pub struct Listener {
     pub name: &'static str,
     /// As bound.
     pub address: String,
+    /// Whether TLS is spoken.
+    pub tls: bool,
 }
 
 /// The limits of the admin API over gRPC.

@@ -43,7 +43,16 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
             .get()
             .into_iter()
             .flatten()
-            .map(|listener| proto::Listener { name: listener.name.to_owned(), address: listener.address.clone() })
+            .map(|listener| {
+                let expires_at = metrics.certificate_expires_at(listener.name).filter(|_| listener.tls);
+                let seconds = |seconds| prost_types::Timestamp { seconds, nanos: 0 };
+                proto::Listener {
+                    name: listener.name.to_owned(),
+                    address: listener.address.clone(),
+                    tls: listener.tls,
+                    certificate_expires_at: expires_at.map(seconds),
+                }
+            })
             .collect(),
         connections: Some(proto::ConnectionStatus {
             now: number32(metrics.connections.get()),

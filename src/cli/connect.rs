@@ -12,17 +12,18 @@ use std::{
 
 use clap::Args;
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::failure::{EXIT_CONFIG, EXIT_FAILURE, EXIT_PERMISSION, EXIT_UNAVAILABLE, Failure, Outcome, deepest};
+use super::{
+    failure::{EXIT_CONFIG, EXIT_FAILURE, EXIT_PERMISSION, EXIT_UNAVAILABLE, Failure, Outcome, deepest},
+    secure::{Own, Stream, Terms, Trust},
+};
 use crate::{
     api::proto::gateway_client::GatewayClient,
     config::{Config, DEFAULT_FILE, Loaded, Sources},
@@ -43,12 +44,17 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub struct Target {
     #[command(flatten)]
     pub file: File,
-    /// Call the gateway at this address, host:port or unix:PATH, whatever the configuration says
+    /// Call the gateway at this address, host:port or unix:PATH, whatever the configuration says; with https:// in front,
+    /// TLS is spoken
     #[arg(long, value_name = "ADDR", env = "PUSHGATE_GRPC", hide_env_values = true)]
     pub grpc: Option<String>,
     /// The file that holds the token of one of grpc.tokens, needed over TCP
     #[arg(long, value_name = "FILE", env = "PUSHGATE_TOKEN_FILE", hide_env_values = true)]
     pub token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub trust: Trust,
+    #[command(flatten)]
+    pub own: Own,
     /// How long an answer may take
     #[arg(long, value_name = "SPAN", default_value = "10s", value_parser = span)]
     pub timeout: Duration,
@@ -134,6 +140,8 @@ pub fn origin(loaded: &Loaded) -> String {
 pub struct Place {
     address: ListenAddress,
     why: String,
+    /// What TLS needs, where it is spoken.
+    tls: Option<Terms>,
 }
 
 impl Place {
@@ -146,40 +154,61 @@ impl Place {
 impl Target {
     /// Where the gateway should be.
     pub fn place(&self) -> Outcome<Place> {
+        let asked = self.trust.is_set() || self.own.cert.is_some();
         if let Some(text) = &self.grpc {
-            let address = ListenAddress::parse(text).map_err(|error| Failure::usage(format!("--grpc: {error}")))?;
-            return Ok(Place { address, why: "--grpc".to_owned() });
+            let (secure, plain) = (text.strip_prefix("https://"), text.strip_prefix("http://"));
+            let address = secure.or(plain).map_or(text.as_str(), |rest| rest.trim_end_matches('/'));
+            let address = ListenAddress::parse(address).map_err(|error| Failure::usage(format!("--grpc: {error}")))?;
+            let is_tcp = matches!(address, ListenAddress::Tcp { .. });
+            if (!is_tcp && (asked || secure.is_some())) || (plain.is_some() && asked) {
+                return Err(Failure::usage("--grpc: TLS is spoken over TCP, at https://HOST:PORT"));
+            }
+            let tls = (asked || secure.is_some()).then(|| Terms::given(&self.trust, &self.own)).transpose()?;
+            return Ok(Place { address, why: "--grpc".to_owned(), tls });
         }
         let (loaded, why) = self.file.read_address()?;
         let addresses: Vec<ListenAddress> =
             loaded.config.grpc.listen.iter().filter_map(|text| ListenAddress::parse(text).ok()).collect();
-        let unix = addresses.iter().find(|address| matches!(address, ListenAddress::Unix(_)));
+        // Who shows a certificate means an address where somebody looks at it.
+        let shows = self.own.cert.is_some();
+        let unix = addresses.iter().find(|address| matches!(address, ListenAddress::Unix(_))).filter(|_| !shows);
+        let tcp = addresses.iter().find(|address| matches!(address, ListenAddress::Tcp { .. })).filter(|_| shows);
         let none = || Failure::new(EXIT_CONFIG, format!("{why} names no usable address; say it with --grpc ADDR"));
-        let address = reachable(unix.or(addresses.first()).ok_or_else(none)?.clone());
+        let address = reachable(unix.or(tcp).or(addresses.first()).ok_or_else(none)?.clone());
         if let ListenAddress::Tcp { port: 0, .. } = address {
             let text = format!("{why} says port 0, which is a free one at each start; say which with --grpc ADDR");
             return Err(Failure::new(EXIT_CONFIG, text));
         }
-        Ok(Place { address, why })
+        let files = &loaded.config.grpc.tls;
+        let tls = match &address {
+            ListenAddress::Tcp { host, .. } if files.is_set() => {
+                Some(Terms::given(&self.trust, &self.own)?.and_files(files, host))
+            }
+            ListenAddress::Tcp { .. } if asked => Some(Terms::given(&self.trust, &self.own)?),
+            _ => None,
+        };
+        Ok(Place { address, why, tls })
     }
 
     /// Connects.
     pub async fn connect(&self) -> Outcome<Gateway> {
         let place = self.place()?;
         let token = self.token_file.as_deref().map(read_token).transpose()?;
-        if token.is_some() && !place.address.is_local() {
+        if token.is_some() && place.tls.is_none() && !place.address.is_local() {
             return Err(Failure::usage(format!(
-                "the token would cross the network to {} unencrypted; call over a tunnel that ends on loopback, such \
-                 as ssh -L 7001:127.0.0.1:7001",
+                "the token would cross the network to {0} unencrypted; where TLS is spoken there, write https://{0}, or call \
+                 over a tunnel that ends on loopback, such as ssh -L 7001:127.0.0.1:7001",
                 place.address
             )));
         }
-        let channel = match tokio::time::timeout(CONNECT_TIMEOUT, open(&place.address)).await {
+        let line = Line::new(&place)?;
+        let channel = match tokio::time::timeout(CONNECT_TIMEOUT, open(&line)).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(nobody(&place, &error)),
             Err(_) => return Err(nobody(&place, &io::Error::from(io::ErrorKind::TimedOut))),
         };
-        Ok(Gateway { place, channel, token, timeout: self.timeout })
+        let has_credentials = token.is_some() || self.own.cert.is_some();
+        Ok(Gateway { place, line, channel, token, has_credentials, timeout: self.timeout })
     }
 }
 
@@ -217,22 +246,41 @@ pub fn read_secret(path: &Path, bytes_max: u64) -> Outcome<String> {
     Ok(text)
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
-
-async fn dial(address: &ListenAddress) -> io::Result<Box<dyn Stream>> {
-    Ok(match address {
-        ListenAddress::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        ListenAddress::Tcp { host, port } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
-        }
-    })
+/// How a place is reached.
+#[derive(Clone)]
+struct Line {
+    address: ListenAddress,
+    tls: Option<(Terms, TlsConnector)>,
 }
 
-async fn open(address: &ListenAddress) -> io::Result<Channel> {
-    let stream = dial(address).await?;
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Line").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    fn new(place: &Place) -> Outcome<Self> {
+        let tls = place.tls.clone().map(|terms| terms.connector(Some("h2")).map(|connector| (terms, connector)));
+        Ok(Self { address: place.address.clone(), tls: tls.transpose()? })
+    }
+
+    async fn dial(&self) -> io::Result<Box<dyn Stream>> {
+        let (host, port) = match &self.address {
+            ListenAddress::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            ListenAddress::Tcp { host, port } => (host.as_str(), *port),
+        };
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        match &self.tls {
+            None => Ok(Box::new(stream)),
+            Some((terms, connector)) => terms.connect(connector, host, stream).await,
+        }
+    }
+}
+
+async fn open(line: &Line) -> io::Result<Channel> {
+    let stream = line.dial().await?;
     let mut stream = Some(stream);
     let connector = tower::service_fn(move |_: Uri| {
         let stream = stream.take().map(TokioIo::new).ok_or_else(|| io::Error::other("the connection was lost"));
@@ -244,7 +292,7 @@ async fn open(address: &ListenAddress) -> io::Result<Channel> {
 }
 
 fn nobody(place: &Place, error: &io::Error) -> Failure {
-    let Place { address, why } = place;
+    let Place { address, why, .. } = place;
     if error.kind() == io::ErrorKind::PermissionDenied {
         let text = format!(
             "cannot open {address} ({why}): {error}; call as root or as a member of the group that the socket belongs to"
@@ -262,8 +310,11 @@ fn nobody(place: &Place, error: &io::Error) -> Failure {
 #[derive(Clone, Debug)]
 pub struct Gateway {
     place: Place,
+    line: Line,
     channel: Channel,
     token: Option<MetadataValue<Ascii>>,
+    /// Whether the caller says who he is, by a token or a certificate.
+    has_credentials: bool,
     timeout: Duration,
 }
 
@@ -280,10 +331,10 @@ impl Gateway {
 
     /// Another connection to it, made when it is needed, and again when it was lost.
     pub fn another(&self) -> Channel {
-        let address = self.place.address.clone();
+        let line = self.line.clone();
         let connector = tower::service_fn(move |_: Uri| {
-            let address = address.clone();
-            async move { dial(&address).await.map(TokioIo::new) }
+            let line = line.clone();
+            async move { line.dial().await.map(TokioIo::new) }
         });
         Endpoint::from_static("http://pushgate").connect_with_connector_lazy(connector)
     }
@@ -321,7 +372,7 @@ impl Gateway {
 
     /// What a call was refused with, for the operator.
     pub fn refused(&self, status: &Status) -> Failure {
-        Failure::status(status, &self.address(), self.token.is_some())
+        Failure::status(status, &self.address(), self.has_credentials)
     }
 }
 
@@ -331,7 +382,8 @@ mod tests {
 
     #[test]
     fn a_socket_that_may_not_be_opened_is_a_matter_of_permission() {
-        let place = Place { address: ListenAddress::parse("unix:a.sock").unwrap(), why: "--grpc".to_owned() };
+        let place =
+            Place { address: ListenAddress::parse("unix:a.sock").unwrap(), why: "--grpc".to_owned(), tls: None };
         let failure = |kind| nobody(&place, &io::Error::from(kind));
         assert_eq!(failure(io::ErrorKind::PermissionDenied).code(), EXIT_PERMISSION);
         for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused, io::ErrorKind::TimedOut] {

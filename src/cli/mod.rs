@@ -32,6 +32,7 @@ mod mailbox;
 mod operator;
 mod output;
 mod revoke;
+mod secure;
 mod send;
 mod sessions;
 mod status;
@@ -85,7 +86,7 @@ enum Command {
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
     #[command(flatten)]
-    Operator(Operator),
+    Operator(Box<Operator>),
 }
 
 #[derive(Subcommand, Debug)]
@@ -158,7 +159,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(Cli { command: Command::Serve(serve) }) => serve.run(),
         Ok(Cli { command: Command::Config(ConfigCommand::Check(options)) }) => check(options),
         Ok(Cli { command: Command::Config(ConfigCommand::Show(options)) }) => show(options),
-        Ok(Cli { command: Command::Operator(operator) }) => match operator::run(operator, Cli::command()) {
+        Ok(Cli { command: Command::Operator(operator) }) => match operator::run(*operator, Cli::command()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => failure.report(),
         },

@@ -238,7 +238,11 @@ mod tests {
             version: "1.2.3".to_owned(),
             node: "host".to_owned(),
             listeners: (0..5)
-                .map(|n| proto::Listener { name: "http".to_owned(), address: format!("127.0.0.1:{n}") })
+                .map(|n| proto::Listener {
+                    name: "http".to_owned(),
+                    address: format!("127.0.0.1:{n}"),
+                    ..Default::default()
+                })
                 .collect(),
             errors: [("auth_failed".to_owned(), 3), ("panic".to_owned(), 0)].into(),
             store: Some(proto::StoreStatus { reason: "disk full".to_owned(), ..Default::default() }),

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::{runtime, sync::oneshot};
 
 use super::{
-    AckMode, Client, Handle, dial,
+    AckMode, Client, Handle,
     driver::Driver,
     error::{BoxError, BuildError, ConnectError, Disconnect, Error, GiveUp},
     events::State,
@@ -15,6 +15,7 @@ use super::{
     options::{Callbacks, Options, Target},
     outbox::Bounds,
     shared::{Shared, Weaks},
+    tls,
     tokens::{self, Source},
 };
 use crate::types::{Device, Secret};
@@ -60,6 +61,7 @@ pub struct Builder {
     close_timeout: Duration,
     message_bytes_max: usize,
     roots: Vec<Vec<u8>>,
+    server_name: Option<String>,
     callbacks: Callbacks,
     handler: Option<Handler>,
 }
@@ -94,6 +96,7 @@ impl Builder {
             close_timeout: Duration::from_secs(10),
             message_bytes_max: 16 * 1024 * 1024,
             roots: Vec::new(),
+            server_name: None,
             callbacks: Callbacks::default(),
             handler: None,
         }
@@ -237,6 +240,13 @@ impl Builder {
         self
     }
 
+    /// The name that the gateway's certificate must hold, where it is not the address's host: behind a tunnel, for one.
+    /// Names that no certificate can have are refused when the client connects.
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
+        self
+    }
+
     /// What handles messages: one at a time, in the order of delivery, on a task of its own, so that it may take its time. `Ok`
     /// confirms the message to the gateway; after an error or a panic a stored one is handed over again. See the
     /// [module](super#confirmation). Another call replaces the handler.
@@ -334,7 +344,7 @@ impl Builder {
         // What is longer is never waited for, and moments that far away cannot be told.
         let span = |span: Duration| span.min(SPAN_MAX);
         let wait = |wait: Duration| wait.clamp(WAIT_MIN, SPAN_MAX);
-        let tls = if target.tls { Some(dial::tls(&self.roots)?) } else { None };
+        let tls = if target.tls { Some(tls::connector(&self.roots, None, None)?) } else { None };
         let options = Options {
             target,
             headers,
@@ -351,6 +361,7 @@ impl Builder {
             heartbeat_timeout: span(self.heartbeat_timeout),
             close_timeout: span(self.close_timeout),
             message_bytes_max: self.message_bytes_max,
+            server_name: self.server_name,
             callbacks: self.callbacks,
             manual: self.handler.is_none(),
         };

@@ -21,10 +21,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, lookup_host},
@@ -40,7 +37,7 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    error::{BuildError, ConnectError},
+    error::ConnectError,
     options::{Options, Target},
     retry, tokens,
 };
@@ -55,36 +52,6 @@ const BUFFER_BYTES: usize = 16 * 1024;
 
 /// An open connection.
 pub type Socket = WebSocketStream<TokioIo<Upgraded>>;
-
-/// Who is trusted: the system's certificates and further ones.
-pub fn tls(further: &[Vec<u8>]) -> Result<TlsConnector, BuildError> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    // A system has certificates that no library reads; what is left is what there is.
-    roots.add_parsable_certificates(system.certs);
-    for pem in further {
-        let wrong = |what: String| BuildError::Tls(format!("the root certificates: {what}"));
-        let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
-            .collect::<Result<_, _>>()
-            .map_err(|error| wrong(format!("not PEM: {error}")))?;
-        if certificates.is_empty() {
-            return Err(wrong("there is none in them".to_owned()));
-        }
-        for certificate in certificates {
-            roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-        }
-    }
-    if roots.is_empty() {
-        return Err(BuildError::Tls("the system has no root certificates, and none were given".to_owned()));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| BuildError::Tls(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
-}
 
 /// Connects. The caller bounds the time, by `until`. The flag is set by every read that brings something.
 pub async fn dial(
@@ -101,7 +68,7 @@ pub async fn dial(
     let stream = match tls {
         None => Stream::Plain(stream),
         Some(tls) => {
-            let name = ServerName::try_from(target.host.clone())
+            let name = ServerName::try_from(options.server_name.as_ref().unwrap_or(&target.host).clone())
                 .map_err(|_| network("TLS: not a name that a certificate can have".to_owned()))?;
             let stream = tls.connect(name, stream).await.map_err(|error| network(format!("TLS: {error}")))?;
             Stream::Tls(Box::new(stream))
@@ -384,12 +351,5 @@ mod tests {
         let connecting = timeout(Duration::from_secs(10), connect_to_one(&addresses, until));
         assert_eq!(connecting.await.unwrap().unwrap().peer_addr().unwrap(), address);
         assert!(connect_to_one(&[], until).await.is_err());
-    }
-
-    #[test]
-    fn root_certificates_are_read_or_refused() {
-        for bad in ["", "nothing", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
-            assert!(matches!(tls(&[bad.into()]), Err(BuildError::Tls(_))), "{bad}");
-        }
     }
 }

@@ -126,6 +126,7 @@ mod outbox;
 mod renewal;
 mod retry;
 mod shared;
+pub(crate) mod tls;
 mod tokens;
 mod wishes;
 

@@ -49,6 +49,8 @@ pub struct Options {
     pub heartbeat_timeout: Duration,
     pub close_timeout: Duration,
     pub message_bytes_max: usize,
+    /// The name that the gateway's certificate must hold, where it is not the target's host.
+    pub server_name: Option<String>,
     pub callbacks: Callbacks,
     /// Whether whoever reads the events says what was handled.
     pub manual: bool,

@@ -4,25 +4,24 @@
 mod alerts;
 mod limits;
 mod listeners;
+mod tls;
 mod topics;
 
 use std::time::Duration;
 
 use figment::value::{Dict, Value};
 
-pub(super) use self::listeners::dev_problems;
+pub(super) use self::{listeners::dev_problems, tls::certificate_problem};
 use super::{Config, Problem, layers};
 use crate::{
     api::scope::Scope,
     auth::{Algorithm, KeyConfig, KeySetPlace},
-    grpc::config::{TokenConfig, TokenError},
+    grpc::config::{ClientConfig, TokenConfig, TokenError},
     hub::TopicRule,
     limits as bounds, protocol,
     store::OnCorruption,
     types::{ByteSize, Level, Span},
 };
-
-const NOT_YET: &str = "is not available in this version";
 
 /// A key from the parts of its path; numbers are places in a list.
 pub(super) fn join<'a>(parts: impl Iterator<Item = &'a str>) -> String {
@@ -46,6 +45,7 @@ pub(super) fn type_problems(values: &Value) -> Vec<Problem> {
     let mut full = Config::default();
     full.auth.keys = vec![KeyConfig::new(Algorithm::HS256)];
     full.grpc.tokens = vec![TokenConfig { scopes: Scope::ALL.to_vec(), ..TokenConfig::default() }];
+    full.grpc.clients = vec![ClientConfig { scopes: Scope::ALL.to_vec(), ..ClientConfig::default() }];
     full.store.on_corruption = Some(OnCorruption::Quarantine);
     full.topics = vec![TopicRule { ttl: Some(Span::secs(1)), max_records: Some(1), ..TopicRule::default() }];
     let template = Value::from(layers::table_of(Value::serialize(full)));
@@ -124,6 +124,7 @@ fn kind(value: &Value) -> &'static str {
 pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Found(Vec::new());
     listeners::check(config, &mut found);
+    tls::check(config, &mut found);
     tokens(config, &mut found);
     auth(config, &mut found);
     spans(config, &mut found);
@@ -134,7 +135,6 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     topics::check(config, &mut found);
     alerts::check(config, &mut found);
     clients(config, &mut found);
-    not_yet(config, &mut found);
     if let Err(error) = config.log.check() {
         // The error begins with the key.
         let text = error.to_string();
@@ -170,13 +170,14 @@ fn tokens(config: &Config, found: &mut Found) {
             found.0.push(token_problem(index, token, &error));
         }
         if token.scopes.is_empty() {
-            let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
-            found.add(
-                format!("{key}.scopes"),
-                format!("is empty, so the token would open nothing; allowed values: {}", all.join(", ")),
-            );
+            found.add(format!("{key}.scopes"), no_scopes("token"));
         }
     }
+}
+
+fn no_scopes(what: &str) -> String {
+    let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+    format!("is empty, so the {what} would open nothing; allowed values: {}", all.join(", "))
 }
 
 pub(super) fn token_problem(index: usize, token: &TokenConfig, error: &TokenError) -> Problem {
@@ -351,13 +352,4 @@ pub fn without_effect(config: &Config) -> Vec<&'static str> {
 /// What is allowed and will hardly be meant: the key, and why.
 pub fn doubts(config: &Config) -> Vec<(&'static str, String)> {
     alerts::doubts(config)
-}
-
-/// What the configuration knows and this version does not do, where it would be switched on.
-fn not_yet(config: &Config, found: &mut Found) {
-    for (section, tls) in [("http", &config.http.tls), ("grpc", &config.grpc.tls), ("ops", &config.ops.tls)] {
-        for name in tls.set_keys() {
-            found.add(format!("{section}.tls.{name}"), format!("TLS {NOT_YET}; leave it empty"));
-        }
-    }
 }

@@ -188,7 +188,7 @@ impl Loaded {
         self.refuse(check::dev_problems(&self.config))
     }
 
-    /// Reads the files of keys and tokens, and says which of them cannot be used.
+    /// Reads the files of keys, tokens and certificates, and says which of them cannot be used.
     ///
     /// # Errors
     /// One line for each.
@@ -204,6 +204,13 @@ impl Loaded {
         for (index, token) in self.config.grpc.tokens.iter().enumerate() {
             if let Err(error) = token.sha256() {
                 problems.push(self.origins.line(&check::token_problem(index, token, &error)));
+            }
+        }
+        for (section, files) in
+            [("http", &self.config.http.tls), ("grpc", &self.config.grpc.tls), ("ops", &self.config.ops.tls)]
+        {
+            if let Some(problem) = check::certificate_problem(section, files) {
+                problems.push(self.origins.line(&problem));
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }

@@ -296,7 +296,12 @@ fn a_refusal_names_the_variable_or_the_flag() {
             "heartbeat.interval: `30` is not a duration; write a number and a unit, such as \"500ms\", \"30s\", \"10m\", \"12h\" or \"7d\"",
         ),
         ("HEARTBEAT__INTERVAL", "0s", "heartbeat.interval: `0s` is not allowed; allowed: 1ms to 1d"),
-        ("HTTP__LISTNE", "x", "unknown key `http.listne`; allowed here: listen, path, tls"),
+        (
+            "HTTP__LISTNE",
+            "x",
+            "unknown key `http.listne`; allowed here: listen, origins, path, proxy_protocol, \
+         tls, trusted_proxies",
+        ),
         ("HTTP__LISTEN", "127.0.0.1:0", "http.listen: found a text, expected a list in brackets"),
         ("HTTP__LISTEN", "[127.0.0.1:0]", "http.listen: is not a TOML value: invalid array; expected `]`"),
         ("DELIVERY__WINDOW", "many", "delivery.window: found a text, expected a whole number"),
@@ -331,7 +336,11 @@ fn a_variable_that_is_not_text_is_refused() {
 
 #[test]
 fn unknown_keys_are_refused_with_what_is_allowed() {
-    refused("[http]\nlistne = []", "pushgate.toml: unknown key `http.listne`; allowed here: listen, path, tls");
+    refused(
+        "[http]\nlistne = []",
+        "pushgate.toml: unknown key `http.listne`; allowed here: listen, origins, path, proxy_protocol, \
+         tls, trusted_proxies",
+    );
     refused(
         "[htpt]\nlisten = []",
         "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, events, grpc, heartbeat, http, \
@@ -524,8 +533,8 @@ fn the_admin_api_is_closed_unless_it_is_opened_on_purpose() {
     refused(
         &format!("[grpc]\nlisten = [\"0.0.0.0:7001\"]\n{token}"),
         &format!(
-            "{remote}where tokens need TLS, and [grpc.tls] is not available in this version; listen on 127.0.0.1, \
-             [::1] or a Unix socket, behind a proxy that speaks TLS"
+            "{remote}where tokens need TLS; set grpc.tls.certificate_file and grpc.tls.key_file, or listen on \
+             127.0.0.1, [::1] or a Unix socket"
         ),
     );
     for token in ["", token] {
@@ -543,9 +552,85 @@ fn the_admin_api_is_closed_unless_it_is_opened_on_purpose() {
         format!("[grpc]\nlisten = [\"127.0.0.1:7001\"]\ninsecure = true\n{token}"),
         format!("[grpc]\n{token}"),
         "[grpc]\ninsecure = true".to_owned(),
+        format!("[grpc]\nlisten = [\"0.0.0.0:7001\"]\n{TLS}\n{token}"),
+        format!("[grpc]\nlisten = [\"0.0.0.0:7001\"]\n{TLS}\nclient_ca_file = \"ca\""),
+        format!("[grpc]\nlisten = [\"127.0.0.1:7001\"]\n{TLS}\nclient_ca_file = \"ca\""),
     ] {
         Input::toml(&open).load();
     }
+    refused(
+        &format!("[grpc]\nlisten = [\"0.0.0.0:7001\"]\n{TLS}"),
+        "pushgate.toml: grpc.listen[0]: `0.0.0.0:7001` would let nobody in; add [[grpc.tokens]], or \
+         grpc.tls.client_ca_file and [[grpc.clients]]",
+    );
+}
+
+const TLS: &str = "[grpc.tls]\ncertificate_file = \"crt\"\nkey_file = \"key\"";
+
+#[test]
+fn certificates_come_with_their_keys_and_callers_with_authorities() {
+    let key = "is empty, and the certificate needs its private key; write the file that holds it, PEM";
+    for section in ["http", "grpc", "ops"] {
+        refused(
+            &format!("[{section}.tls]\ncertificate_file = \"x\""),
+            &format!("pushgate.toml: {section}.tls.key_file: {key}"),
+        );
+    }
+    refused(
+        "[ops.tls]\nkey_file = \"x\"",
+        "pushgate.toml: ops.tls.certificate_file: is empty, and the key is of no use without its certificate; write the \
+         file that holds the chain, PEM",
+    );
+    refused(
+        "[http.tls]\ncertificate_file = \"x\"\nkey_file = \"x\"\nclient_ca_file = \"x\"",
+        "pushgate.toml: http.tls.client_ca_file: is for grpc.tls only: clients and probes have no certificates; leave it \
+         empty",
+    );
+    refused(
+        "[grpc.tls]\nclient_ca_file = \"x\"",
+        "pushgate.toml: grpc.tls.client_ca_file: needs grpc.tls.certificate_file and grpc.tls.key_file beside it",
+    );
+    let mutual = format!("{TLS}\nclient_ca_file = \"ca\"");
+    let client = |lines: &str| format!("{mutual}\n[[grpc.clients]]\n{lines}");
+    Input::toml(&client("name = \"spiffe://a/b\"\nscopes = [\"send\"]")).load();
+    refused(
+        "[[grpc.clients]]\nname = \"a\"\nscopes = [\"send\"]",
+        "pushgate.toml: grpc.clients: need grpc.tls.client_ca_file, the authorities that their certificates are from; set \
+         it, or leave them out",
+    );
+    refused(
+        &client("name = \"a b\"\nscopes = [\"send\"]"),
+        "pushgate.toml: grpc.clients[0].name: is missing or unusable; write a name that the caller's certificate holds \
+         (subjectAltName): a DNS name, URI, e-mail or IP address",
+    );
+    refused(
+        &client("name = \"a\""),
+        "pushgate.toml: grpc.clients[0].scopes: is empty, so the certificate would open nothing; allowed values: send, \
+         close, read, events, admin",
+    );
+    refused(
+        &client("name = \"a\"\nscopes = [\"send\"]\n[[grpc.clients]]\nname = \"A\"\nscopes = [\"read\"]"),
+        "pushgate.toml: grpc.clients[1].name: `A` is taken by an earlier client; give each a name of its own",
+    );
+}
+
+#[test]
+fn origins_and_proxies_are_read_or_refused() {
+    let good = "[http]\norigins = [\"https://*.example.com\", \"null\"]\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]\n\
+                proxy_protocol = true";
+    Input::toml(good).load();
+    let lines = Input::toml("[http]\norigins = [\"*\", \"https://a.example/\"]").refusal();
+    let line =
+        "pushgate.toml: http.origins[1]: `https://a.example/` must be an origin, such as https://app.example.com,";
+    assert!(lines.len() == 1 && lines[0].starts_with(line), "{lines:?}");
+    let lines = Input::toml("[http]\ntrusted_proxies = [\"proxy.internal\"]").refusal();
+    let line = "pushgate.toml: http.trusted_proxies[0]: `proxy.internal` must be an IP address,";
+    assert!(lines.len() == 1 && lines[0].starts_with(line), "{lines:?}");
+    refused(
+        "[http]\nproxy_protocol = true",
+        "pushgate.toml: http.proxy_protocol: is true, and nobody is believed; list the proxies in http.trusted_proxies, \
+         such as [\"10.0.0.0/8\"]",
+    );
 }
 
 #[test]
@@ -732,18 +817,6 @@ fn a_bad_log_filter_names_key_and_value() {
     let lines = Input::toml("[log]\nfilter = \"info,pushgate=loud\"").refusal();
     let line = "pushgate.toml: log.filter: `info,pushgate=loud` is not a log filter (";
     assert!(lines.len() == 1 && lines[0].starts_with(line), "{lines:?}");
-}
-
-#[test]
-fn what_is_not_there_yet_is_refused_only_where_it_is_switched_on() {
-    let not_yet = "is not available in this version";
-    for (section, line, key, text) in [
-        ("http.tls", "key_file = \"x\"", "http.tls.key_file", format!("TLS {not_yet}; leave it empty")),
-        ("grpc.tls", "client_ca_file = \"x\"", "grpc.tls.client_ca_file", format!("TLS {not_yet}; leave it empty")),
-        ("ops.tls", "certificate_file = \"x\"", "ops.tls.certificate_file", format!("TLS {not_yet}; leave it empty")),
-    ] {
-        refused(&format!("[{section}]\n{line}"), &format!("pushgate.toml: {key}: {text}"));
-    }
 }
 
 #[test]

@@ -105,8 +105,10 @@ mod tests {
     use crate::types::UnixMillis;
 
     fn lines(listeners: &[(&'static str, &str)]) -> String {
-        let listeners: Vec<Listener> =
-            listeners.iter().map(|(name, address)| Listener { name, address: (*address).to_owned() }).collect();
+        let listeners: Vec<Listener> = listeners
+            .iter()
+            .map(|(name, address)| Listener { name, address: (*address).to_owned(), tls: false })
+            .collect();
         Lines {
             program: "./target/release/pushgate",
             user: "alice",

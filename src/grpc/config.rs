@@ -38,6 +38,8 @@ pub struct Config {
     pub keepalive_interval: Span,
     /// How long it then has to answer.
     pub keepalive_timeout: Span,
+    /// What callers who prove by a certificate who they are may do (`grpc.tls.client_ca_file`).
+    pub clients: Vec<ClientConfig>,
     /// `[grpc.tls]`.
     pub tls: TlsFiles,
 }
@@ -60,6 +62,7 @@ impl Default for Config {
             max_message_bytes: ByteSize(limits::GRPC_REQUEST_BYTES_MIN as u64),
             keepalive_interval: Span::secs(60),
             keepalive_timeout: Span::secs(20),
+            clients: Vec::new(),
             tls: TlsFiles::default(),
         }
     }
@@ -80,6 +83,23 @@ pub struct TokenConfig {
     pub token_file: PathBuf,
     /// What the caller may do.
     pub scopes: Vec<Scope>,
+}
+
+/// One of `[[grpc.clients]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientConfig {
+    /// One of its certificate's alternative names: DNS name, URI, e-mail or IP address, without a pattern.
+    pub name: String,
+    /// What the caller may do.
+    pub scopes: Vec<Scope>,
+}
+
+impl ClientConfig {
+    /// What the caller may do.
+    pub fn scope_set(&self) -> ScopeSet {
+        self.scopes.iter().copied().collect()
+    }
 }
 
 fn masked<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {

@@ -23,7 +23,7 @@ use tonic::{
 
 use super::service::Service;
 use crate::{
-    api::{ApiError, access::Access, proto::gateway_server::GatewayServer},
+    api::{ApiError, Caller, access::Access, proto::gateway_server::GatewayServer},
     clock::Instant,
     limits::Limit,
     metrics::{Failure, Metrics},
@@ -36,9 +36,13 @@ const GATEWAY: &str = "/pushgate.v1.Gateway/";
 const AT_ONCE: [&str; 3] =
     ["/pushgate.v1.Gateway/SendToUser", "/pushgate.v1.Gateway/SendToSession", "/pushgate.v1.Gateway/SendBatch"];
 
-/// The services of one listener. Cheap to clone.
+/// The services of one listener, as a connection has them. Cheap to clone.
 #[derive(Clone)]
-pub struct Front(Arc<Inner>);
+pub struct Front {
+    inner: Arc<Inner>,
+    /// Who the connection's certificate says calls.
+    certified: Option<Arc<Caller>>,
+}
 
 struct Inner {
     access: Access,
@@ -50,7 +54,12 @@ struct Inner {
 impl Front {
     /// The gateway's own methods, and others.
     pub fn new(access: Access, metrics: Metrics, gateway: GatewayServer<Service>, others: Routes) -> Self {
-        Self(Arc::new(Inner { access, metrics, gateway, others: others.prepare() }))
+        Self { inner: Arc::new(Inner { access, metrics, gateway, others: others.prepare() }), certified: None }
+    }
+
+    /// The same for a connection whose certificate names that caller.
+    pub fn of(&self, certified: Option<Caller>) -> Self {
+        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new) }
     }
 }
 
@@ -60,8 +69,8 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     type Future = Answer;
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
-        let Inner { access, metrics, gateway, others } = &*self.0;
-        let deadline = access.note(&mut request);
+        let Inner { access, metrics, gateway, others } = &*self.inner;
+        let deadline = access.note(&mut request, self.certified.as_deref());
         let path = request.uri().path();
         let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
             gateway.clone().call(request)

@@ -1,13 +1,14 @@
 //! Connections to a gRPC listener: bounded in number, and each has to say that it speaks HTTP/2 before hyper hears of it:
-//! hyper would wait for that without end, and what is silent after it is pinged.
+//! hyper would wait for that without end, and what is silent after it is pinged. Before that comes TLS, where it is spoken,
+//! and with it who a caller's certificate says that he is.
 
 use std::{
     io,
+    net::SocketAddr,
     ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures_util::{Stream, stream};
@@ -15,13 +16,19 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, timeout_at},
 };
 
+use super::clients::Clients;
 use crate::{
+    api::Caller,
     lifecycle::Lifecycle,
     limits::{self, Limit},
-    metrics::Metrics,
-    net::{self, Bound},
+    metrics::{Failure, Metrics},
+    net::{
+        self, Bound,
+        tls::{self, HandshakeError, Secured, Tls},
+    },
     types::Count,
 };
 
@@ -34,45 +41,68 @@ pub struct Connection {
     /// What it began with, and how much of that is there and not read yet.
     head: [u8; PREFACE.len()],
     unread: Range<usize>,
+    /// Who its certificate says calls.
+    certified: Option<Caller>,
     _counted: OwnedSemaphorePermit,
 }
 
 enum Io {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Secured(Secured),
+}
+
+/// What of a connection is decided before its first call.
+#[derive(Clone)]
+pub struct Terms {
+    /// TLS, where it is spoken; a Unix socket has none.
+    pub tls: Option<Tls>,
+    /// Whom certificates name.
+    pub clients: Arc<Clients>,
+    /// Where failures are counted.
+    pub metrics: Metrics,
+    /// Connections at once; further ones wait to be accepted.
+    pub most: Count,
 }
 
 /// The connections of a listener that have begun as they should, or clearly otherwise, until the stop.
-pub fn incoming(bound: Bound, most: Count, metrics: Metrics, life: Lifecycle) -> impl Stream<Item = Connection> {
+pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item = Connection> {
     let (sender, receiver) = mpsc::channel(1);
     let accept_life = life.clone();
     life.spawn(async move {
         tokio::select! {
             () = accept_life.stopping().cancelled() => {}
-            () = accept(bound, most, &metrics, sender, &accept_life) => {}
+            () = accept(bound, terms, sender, &accept_life) => {}
         }
     });
     stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|connection| (connection, receiver)) })
 }
 
-async fn accept(bound: Bound, most: Count, metrics: &Metrics, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
-    let room = Arc::new(Semaphore::new(most.limit().min(Semaphore::MAX_PERMITS)));
+async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
+    let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
     loop {
         if room.available_permits() == 0 {
-            metrics.hit(Limit::GrpcConnections);
+            terms.metrics.hit(Limit::GrpcConnections);
         }
         // The semaphore is never closed.
         let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
-        let io = match &bound {
-            Bound::Tcp(listener, _) => Io::Tcp(net::accept_tcp(listener).await.0),
-            Bound::Unix(listener, _) => Io::Unix(net::accept_unix(listener).await),
+        let (io, peer) = match &bound {
+            Bound::Tcp(listener, _) => {
+                let (stream, peer) = net::accept_tcp(listener).await;
+                (Io::Tcp(stream), Some(peer))
+            }
+            Bound::Unix(listener, _) => (Io::Unix(net::accept_unix(listener).await), None),
         };
-        let mut connection = Connection::new(io, counted);
-        let (sender, stopping) = (sender.clone(), life.stopping().clone());
+        let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {
+            let begun = async {
+                let until = Instant::now() + limits::HANDSHAKE_HEAD_TIMEOUT;
+                let mut connection = Connection::secured(io, peer, &terms, until, counted).await?;
+                connection.begins(until).await.then_some(connection)
+            };
             tokio::select! {
                 () = stopping.cancelled() => {}
-                begun = connection.begins(limits::HANDSHAKE_HEAD_TIMEOUT) => if begun {
+                begun = begun => if let Some(connection) = begun {
                     // The server may have ended; then so does the connection.
                     let _ = sender.send(connection).await;
                 },
@@ -83,17 +113,48 @@ async fn accept(bound: Bound, most: Count, metrics: &Metrics, sender: mpsc::Send
 
 impl Connection {
     fn new(io: Io, counted: OwnedSemaphorePermit) -> Self {
-        Self { io, head: [0; PREFACE.len()], unread: 0..0, _counted: counted }
+        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, _counted: counted }
     }
 
-    /// Waits for the preface, so long at most. What is none is left to hyper, which says so; false if nothing whole comes.
-    async fn begins(&mut self, within: Duration) -> bool {
+    /// Shakes hands where TLS is spoken. `None`: there is no connection any more.
+    async fn secured(
+        io: Io,
+        peer: Option<SocketAddr>,
+        terms: &Terms,
+        until: Instant,
+        counted: OwnedSemaphorePermit,
+    ) -> Option<Self> {
+        let (tls, stream, peer) = match (io, peer, &terms.tls) {
+            (Io::Tcp(stream), Some(peer), Some(tls)) => (tls, stream, peer),
+            (io, ..) => return Some(Self::new(io, counted)),
+        };
+        match tls.accept(stream, peer, until).await {
+            Ok(secured) => {
+                let certified = terms.clients.caller(&tls::peer_names(&secured));
+                Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
+            }
+            Err(HandshakeError::Silent) => None,
+            Err(_) => {
+                terms.metrics.failure(Failure::TlsHandshake);
+                None
+            }
+        }
+    }
+
+    /// Who its certificate says calls.
+    pub fn take_certified(&mut self) -> Option<Caller> {
+        self.certified.take()
+    }
+
+    /// Waits for the preface, until then at most. What is none is left to hyper, which says so; false if nothing whole comes.
+    async fn begins(&mut self, until: Instant) -> bool {
         let head = async {
             while self.unread.end < PREFACE.len() && PREFACE.starts_with(&self.head[self.unread.clone()]) {
                 let rest = &mut self.head[self.unread.end..];
                 let count = match &mut self.io {
                     Io::Tcp(stream) => stream.read(rest).await?,
                     Io::Unix(stream) => stream.read(rest).await?,
+                    Io::Secured(stream) => stream.read(rest).await?,
                 };
                 if count == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -102,7 +163,7 @@ impl Connection {
             }
             io::Result::Ok(())
         };
-        matches!(tokio::time::timeout(within, head).await, Ok(Ok(())))
+        matches!(timeout_at(until, head).await, Ok(Ok(())))
     }
 }
 
@@ -118,6 +179,7 @@ impl AsyncRead for Connection {
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Io::Secured(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -127,6 +189,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Io::Secured(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -138,6 +201,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
             Io::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Io::Secured(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
         }
     }
 
@@ -149,6 +213,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Io::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Io::Secured(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -156,15 +221,22 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Io::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Io::Secured(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+
+    fn within(time: Duration) -> Instant {
+        Instant::now() + time
+    }
 
     fn accepted() -> (UnixStream, Connection) {
         let (peer, io) = UnixStream::pair().unwrap();
@@ -177,11 +249,11 @@ mod tests {
         for part in [0, 1, PREFACE.len() - 1] {
             let (mut peer, mut connection) = accepted();
             peer.write_all(&PREFACE[..part]).await.unwrap();
-            assert!(!connection.begins(Duration::from_millis(20)).await, "{part} bytes");
+            assert!(!connection.begins(within(Duration::from_millis(20))).await, "{part} bytes");
             let (mut peer, mut connection) = accepted();
             peer.write_all(&PREFACE[..part]).await.unwrap();
             drop(peer);
-            assert!(!connection.begins(Duration::from_secs(60)).await, "{part} bytes, and the end");
+            assert!(!connection.begins(within(Duration::from_secs(60))).await, "{part} bytes, and the end");
         }
     }
 
@@ -193,7 +265,7 @@ mod tests {
             for part in text.chunks(10) {
                 peer.write_all(part).await.unwrap();
             }
-            assert!(connection.begins(Duration::from_secs(60)).await);
+            assert!(connection.begins(within(Duration::from_secs(60))).await);
             let mut read = vec![0; text.len()];
             for byte in &mut read {
                 *byte = connection.read_u8().await.unwrap();

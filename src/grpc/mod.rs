@@ -1,15 +1,16 @@
 //! The gRPC face of the admin API: listeners, health and reflection. What a call does is the
 //! `api` floor's.
 
+pub mod clients;
 pub mod config;
 mod front;
 mod listen;
 mod nest;
 mod service;
 
-use std::{convert::Infallible, pin::pin, time::Duration};
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
-pub use config::Config;
+pub use self::{clients::Clients, config::Config};
 use futures_util::StreamExt as _;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,7 +21,11 @@ use tonic::{
 };
 use tonic_health::pb::health_server::{Health, HealthServer};
 
-use self::{front::Front, listen::Connection, nest::Nest};
+use self::{
+    front::Front,
+    listen::{Connection, Terms},
+    nest::Nest,
+};
 use crate::{
     api::{
         Api, CallLimits,
@@ -30,7 +35,7 @@ use crate::{
     lifecycle::Lifecycle,
     limits::{self, Limit},
     metrics::Metrics,
-    net::Bound,
+    net::{Bound, tls::Tls},
     types::ByteSize,
 };
 
@@ -44,6 +49,10 @@ pub struct Services<H: Health> {
     pub api: Api,
     /// Health, shared so that all listeners tell the same.
     pub health: HealthServer<H>,
+    /// TLS, where it is spoken; Unix sockets have none.
+    pub tls: Option<Tls>,
+    /// Whom certificates name.
+    pub clients: Arc<Clients>,
     /// Its limits.
     pub limits: Bounds,
 }
@@ -73,10 +82,11 @@ pub async fn serve<H: Health>(
     services: Services<H>,
     life: Lifecycle,
 ) -> Result<(), Infallible> {
-    let Services { api, health, limits: bounds } = services;
+    let Services { api, health, tls, clients, limits: bounds } = services;
     let request_bytes = bounds.calls.message_bytes;
     let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
     let metrics = api.metrics().clone();
+    let terms = Terms { tls, clients, metrics: metrics.clone(), most: bounds.calls.connections };
     let guard = ReflectionGuard(api);
     let others = Routes::new(health)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
@@ -84,9 +94,9 @@ pub async fn serve<H: Health>(
     let front = Front::new(access, metrics.clone(), gateway, others);
     let (connections, stop, cut) = (TaskTracker::new(), life.stopping().clone(), CancellationToken::new());
     let accept = async {
-        let mut incoming = pin!(listen::incoming(bound, bounds.calls.connections, metrics.clone(), life));
-        while let Some(connection) = incoming.next().await {
-            let (front, metrics, stop) = (front.clone(), metrics.clone(), stop.clone());
+        let mut incoming = pin!(listen::incoming(bound, terms, life));
+        while let Some(mut connection) = incoming.next().await {
+            let (front, metrics, stop) = (front.of(connection.take_certified()), metrics.clone(), stop.clone());
             let (serving, cut) = (serve_connection(connection, bounds, front, metrics, stop), cut.clone());
             connections.spawn(async move { cut.run_until_cancelled(serving).await });
         }

@@ -13,7 +13,7 @@ use prometheus_client::{
 use crate::{
     api::{Api, Figures},
     limits::Limit,
-    metrics::{Failure, Fate, Spans, Traffic},
+    metrics::{Failure, Fate, LISTENERS, Spans, Traffic},
     types::AlertName,
 };
 
@@ -200,6 +200,15 @@ impl Collector for Node {
         out.labelled("alert_firing", "1: the alert fires", MetricType::Gauge, "alert", firing)?;
         let fired = AlertName::ALL.iter().map(|name| (name.as_str(), metrics.alerts_fired(*name)));
         out.labelled("alerts", "Alerts that began to fire", MetricType::Counter, "alert", fired)?;
+        let certificates = LISTENERS.iter();
+        let expiry = certificates.filter_map(|name| Some((*name, metrics.certificate_expires_at(name)?)));
+        out.labelled(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When a listener's certificate expires, in seconds since the Unix epoch",
+            MetricType::Gauge,
+            "listener",
+            expiry.map(|(name, seconds)| (name, u64::try_from(seconds).unwrap_or_default())),
+        )?;
         out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
         out.gauge("event_lag", "Events between the newest and what the slowest consumer has read", now.event_lag)?;
         out.counter("events", "Events", now.events)?;

@@ -11,7 +11,7 @@
 //! * Where no token is needed (`grpc.insecure`), only requests that name this machine are answered. A site whose name was
 //!   made to resolve to 127.0.0.1 is of the listener's own origin for its browser, and all of the above is void.
 
-use http::{HeaderMap, Method, StatusCode, header, uri::Uri};
+use http::{HeaderMap, Method, StatusCode, header};
 use tonic::Code;
 
 use super::reply::Refusal;
@@ -23,21 +23,11 @@ pub fn check(method: &Method, headers: &HeaderMap, open: bool) -> Result<(), Ref
         let message = "without a token, calls are answered at 127.0.0.1, [::1] and localhost only (the Host header)";
         return Err(Refusal::new(StatusCode::FORBIDDEN, Code::PermissionDenied, "HOST_REFUSED", message));
     }
-    if *method == Method::POST && headers.contains_key(header::ORIGIN) && !is_same_origin(headers) {
+    if *method == Method::POST && headers.contains_key(header::ORIGIN) && !net::is_same_origin(headers) {
         let message = "a page of another origin (the Origin header) cannot call";
         return Err(Refusal::new(StatusCode::FORBIDDEN, Code::PermissionDenied, "ORIGIN_REFUSED", message));
     }
     Ok(())
-}
-
-/// Whether every `Origin` is at the host that the request names.
-fn is_same_origin(headers: &HeaderMap) -> bool {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    headers.get_all(header::ORIGIN).iter().all(|origin| {
-        let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
-        let authority = origin.as_ref().filter(|origin| origin.scheme().is_some()).and_then(Uri::authority);
-        authority.zip(host).is_some_and(|(authority, host)| authority.as_str().eq_ignore_ascii_case(host))
-    })
 }
 
 #[cfg(test)]

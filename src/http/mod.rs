@@ -14,6 +14,7 @@ mod reply;
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -27,8 +28,10 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::Instant,
 };
 use tonic::Code;
 
@@ -42,7 +45,10 @@ use crate::{
     lifecycle::Lifecycle,
     limits,
     metrics::Failure,
-    net,
+    net::{
+        self,
+        tls::{HandshakeError, Tls},
+    },
 };
 
 /// What one listener serves.
@@ -51,6 +57,8 @@ pub struct Services {
     pub api: Api,
     /// Who may call; `None`: nobody, because others than this machine reach the listener, and there is no TLS.
     pub access: Option<Access>,
+    /// TLS, where it is spoken.
+    pub tls: Option<Tls>,
     /// `limits.notification_bytes`.
     pub notification_bytes: usize,
 }
@@ -76,17 +84,17 @@ struct Readiness<'a> {
 
 /// Serves until the stop, then lets calls under way finish. Those that do not are cut off.
 pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -> Result<(), Infallible> {
-    let Services { api, access, notification_bytes } = services;
+    let Services { api, access, tls, notification_bytes } = services;
     let calls = Calls::new(api.clone(), access, notification_bytes);
     let ops = Arc::new(Ops { exposition: Exposition::new(api.clone()), calls, api });
     let room = Arc::new(Semaphore::new(limits::OPS_CONNECTIONS_MAX));
     let accept = async {
         // The semaphore is never closed.
         while let Ok(counted) = Arc::clone(&room).acquire_owned().await {
-            let (stream, _) = net::accept_tcp(&listener).await;
-            let connection = serve_connection(stream, Arc::clone(&ops), life.clone());
+            let (stream, peer) = net::accept_tcp(&listener).await;
+            let (ops, tls, connection_life) = (Arc::clone(&ops), tls.clone(), life.clone());
             life.spawn(async move {
-                connection.await;
+                secure_and_serve(stream, peer, tls, ops, connection_life).await;
                 drop(counted);
             });
         }
@@ -98,7 +106,22 @@ pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -
     Ok(())
 }
 
-async fn serve_connection(stream: TcpStream, ops: Arc<Ops>, life: Lifecycle) {
+/// Shakes hands where TLS is spoken, and serves.
+async fn secure_and_serve(stream: TcpStream, peer: SocketAddr, tls: Option<Tls>, ops: Arc<Ops>, life: Lifecycle) {
+    let Some(tls) = tls else { return serve_connection(stream, ops, life).await };
+    let until = Instant::now() + limits::HANDSHAKE_HEAD_TIMEOUT;
+    let shaken = tokio::select! {
+        () = life.stopping().cancelled() => return,
+        shaken = tls.accept(stream, peer, until) => shaken,
+    };
+    match shaken {
+        Ok(secured) => serve_connection(secured, ops, life).await,
+        Err(HandshakeError::Silent) => {}
+        Err(_) => ops.api.metrics().failure(Failure::TlsHandshake),
+    }
+}
+
+async fn serve_connection<L: AsyncRead + AsyncWrite + Unpin>(stream: L, ops: Arc<Ops>, life: Lifecycle) {
     let asked = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);

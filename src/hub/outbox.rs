@@ -26,6 +26,17 @@ use crate::{clock::Instant, limits, protocol::frame::Window, types::UnixMillis};
 pub trait Wire: Send + Sync {
     /// Writes what the kernel takes now; `WouldBlock` where it takes nothing.
     fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Writes on what it took and holds back, as TLS does with what it has encrypted; `WouldBlock` where the kernel does not
+    /// take all of it.
+    fn finish(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the kernel has taken something of what was held back since this was asked last.
+    fn has_moved(&self) -> bool {
+        false
+    }
 }
 
 /// Frames that one writer has taken out to write them.
@@ -57,6 +68,8 @@ pub struct Outcome {
     left_out: usize,
     /// The kernel takes no more for now.
     pub blocked: bool,
+    /// It took something all the same, of what the wire had held back.
+    moved: bool,
     /// Bytes of whole unstored messages that were written, left out or saved.
     unstored: usize,
     /// The connection is broken.
@@ -73,7 +86,10 @@ impl Batch {
             }
             let tried = match &self.one {
                 Some(one) => wire.try_write(&[IoSlice::new(&one.frame.as_slice()[self.head_written..])]),
-                None if self.entries.is_empty() => return,
+                None if self.entries.is_empty() => match wire.finish() {
+                    Ok(()) => return,
+                    Err(error) => Err(error),
+                },
                 None => {
                     let mut slices = [IoSlice::new(&[]); limits::WRITE_SLICES_MAX];
                     let mut count = 0;
@@ -93,6 +109,7 @@ impl Batch {
                 Ok(written) => self.advance(written),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.outcome.blocked = true;
+                    self.outcome.moved = wire.has_moved();
                     return;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -172,7 +189,7 @@ pub struct Outbox {
     head_written: usize,
     /// Someone has taken a batch out.
     writing: bool,
-    /// Since when the kernel has taken nothing.
+    /// Since when the kernel has taken nothing. It may be what the wire holds back alone that it has to take.
     stalled_since: Option<Instant>,
     /// The answer to the latest ping (RFC 6455 section 5.5.3: older ones need none). Goes ahead of what waits.
     pong: Option<Box<Frame>>,
@@ -221,9 +238,9 @@ impl Outbox {
         self.queue.len()
     }
 
-    /// Whether everything was written.
+    /// Whether everything was written, and the wire holds nothing back.
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.bytes == 0 && self.stalled_since.is_none()
     }
 
     /// Since when the kernel has taken nothing of what waits.
@@ -273,7 +290,8 @@ impl Outbox {
     /// Takes everything out to be written. `None`: there is nothing, someone else is at it and will see what was
     /// appended, or the kernel takes nothing (`resumed` says that it does again).
     pub fn begin(&mut self, resumed: bool) -> Option<Batch> {
-        if self.writing || self.bytes == 0 || (self.stalled_since.is_some() && !resumed) {
+        let stalled = self.stalled_since.is_some();
+        if self.writing || (stalled && !resumed) || (self.bytes == 0 && !stalled) {
             return None;
         }
         let mut entries = std::mem::take(&mut self.queue);
@@ -346,7 +364,7 @@ impl Outbox {
         }
         self.stalled_since = match (outcome.blocked, self.stalled_since) {
             (false, _) => None,
-            (true, Some(since)) if outcome.bytes == 0 => Some(since),
+            (true, Some(since)) if outcome.bytes == 0 && !outcome.moved => Some(since),
             (true, _) => Some(now()),
         };
         outcome
@@ -355,7 +373,13 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::VecDeque, sync::Arc};
+    use std::{
+        collections::VecDeque,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
 
     use bytes::Bytes;
     use parking_lot::Mutex;
@@ -713,5 +737,57 @@ mod tests {
         assert_eq!(outcome.messages, 1);
         assert_eq!((outbox.bytes(), outbox.unstored), (0, 0));
         assert!(format!("{forms:?}").contains("largest: OnceLock(<uninit>)"), "{forms:?}");
+    }
+
+    /// Takes everything and holds it back, as TLS may.
+    #[derive(Default)]
+    struct HoldsBack {
+        blocked: AtomicBool,
+        moved: AtomicBool,
+    }
+
+    impl Wire for HoldsBack {
+        fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            Ok(slices.iter().map(|slice| slice.len()).sum())
+        }
+
+        fn finish(&self) -> io::Result<()> {
+            if self.blocked.load(Ordering::Relaxed) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        }
+
+        fn has_moved(&self) -> bool {
+            self.moved.swap(false, Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_wire_holds_back_is_a_stall_until_it_is_out() {
+        let wire = HoldsBack::default();
+        wire.blocked.store(true, Ordering::Relaxed);
+        let mut outbox = Outbox::new(None);
+        let turn = |outbox: &mut Outbox, batch: Option<Batch>| {
+            let mut batch = batch.unwrap();
+            batch.write(&wire, || UnixMillis(0));
+            outbox.finish(batch, Instant::now)
+        };
+        let batch = outbox.push_and_begin(Entry::message(Bytes::from_static(b"abc")));
+        let outcome = turn(&mut outbox, batch);
+        assert_eq!((outcome.bytes, outcome.messages, outcome.blocked), (3, 1, true), "for the outbox it is written");
+        let began = outbox.stalled_since().unwrap();
+        assert!(outbox.bytes() == 0 && !outbox.is_empty(), "a close waits for it");
+        assert!(outbox.begin(false).is_none(), "the socket takes nothing");
+        // Nothing moved: the stall is as old as it was. Something did: it begins anew.
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        let batch = outbox.begin(true);
+        turn(&mut outbox, batch);
+        assert_eq!(outbox.stalled_since(), Some(began));
+        wire.moved.store(true, Ordering::Relaxed);
+        let batch = outbox.begin(true);
+        turn(&mut outbox, batch);
+        assert_eq!(outbox.stalled_since(), Some(Instant::now()));
+        wire.blocked.store(false, Ordering::Relaxed);
+        let batch = outbox.begin(true);
+        turn(&mut outbox, batch);
+        assert!(outbox.is_empty() && outbox.begin(true).is_none());
     }
 }

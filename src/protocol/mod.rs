@@ -5,7 +5,9 @@ pub mod auth_code;
 pub mod client;
 pub mod close;
 pub mod error_code;
+pub mod forwarded;
 pub mod frame;
+pub mod proxy;
 pub mod server;
 pub mod topics;
 

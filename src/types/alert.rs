@@ -35,7 +35,7 @@ names! {
     PendingBytes = "pending_bytes",
     /// The store's files.
     Disk = "disk",
-    /// What is left of the store's disk. The one that fires below its threshold.
+    /// What is left of the store's disk. Fires below its threshold.
     DiskFree = "disk_free",
     /// The events by which the slowest consumer is behind.
     EventLag = "event_lag",
@@ -43,6 +43,10 @@ names! {
     ConfirmP99 = "confirm_p99",
     /// How long all but one in a hundred requests of clients wait for a service's reply.
     ReplyP99 = "reply_p99",
+    /// How long the certificate is still valid that expires first. Fires below its threshold.
+    CertificateExpiry = "certificate_expiry",
+    /// Listeners whose files of certificates and keys hold what cannot be used; they go on with what they have.
+    CertificateReload = "certificate_reload",
 }
 
 /// An alert that fires or has cleared.

@@ -1,6 +1,9 @@
 //! Which addresses are meant: one, or those of a network in CIDR notation (RFC 4632, RFC 4291 section 2.3).
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 /// An address or a network. An IPv4 address that is mapped into IPv6 (`::ffff:10.1.2.3`) is that IPv4 address, on either
 /// side: IPv4 networks hold it and IPv6 networks do not.
@@ -35,6 +38,11 @@ impl Network {
             _ => false,
         }
     }
+}
+
+/// A remote address as people read it: without the port where that is 0, which is one that nobody knows.
+pub fn shown_address(address: SocketAddr) -> String {
+    if address.port() == 0 { address.ip().to_string() } else { address.to_string() }
 }
 
 impl FromStr for Network {

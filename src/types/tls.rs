@@ -17,15 +17,13 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// The keys that are set, by name.
-    pub fn set_keys(&self) -> impl Iterator<Item = &'static str> {
-        [
-            ("certificate_file", &self.certificate_file),
-            ("key_file", &self.key_file),
-            ("client_ca_file", &self.client_ca_file),
-        ]
-        .into_iter()
-        .filter(|(_, file)| !file.as_os_str().is_empty())
-        .map(|(name, _)| name)
+    /// Whether the listener speaks TLS.
+    pub fn is_set(&self) -> bool {
+        !self.certificate_file.as_os_str().is_empty()
+    }
+
+    /// Whether the listener's callers may prove by a certificate who they are.
+    pub fn has_authorities(&self) -> bool {
+        !self.client_ca_file.as_os_str().is_empty()
     }
 }

@@ -12,13 +12,26 @@ pub struct Config {
     pub listen: Vec<String>,
     /// The path of the WebSocket endpoint.
     pub path: String,
+    /// The origins of pages that may connect: patterns such as `https://*.example.com`. Empty: any.
+    pub origins: Vec<String>,
+    /// The proxies that are believed about where a connection comes from: addresses, and networks in CIDR notation.
+    pub trusted_proxies: Vec<String>,
+    /// Whether they say so in a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// `[http.tls]`.
     pub tls: TlsFiles,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: vec!["0.0.0.0:7000".to_owned()], path: "/ws".to_owned(), tls: TlsFiles::default() }
+        Self {
+            listen: vec!["0.0.0.0:7000".to_owned()],
+            path: "/ws".to_owned(),
+            origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
+            tls: TlsFiles::default(),
+        }
     }
 }
 

@@ -24,9 +24,10 @@ use super::{
     upgrade::Connected,
 };
 use crate::{
-    hub::{Closing, Handle, PageRequest, Peer, Pull},
+    hub::{Closing, Handle, PageRequest, Peer, Pull, Wire as _},
     limits,
     metrics::Failure,
+    net::tls::Secured,
     protocol::{
         close::CloseCode,
         frame::{FrameReader, Incoming},
@@ -47,12 +48,18 @@ pub async fn open(
     counted: (OpenSocket, Connected),
     context: Arc<Context>,
 ) -> Option<Box<Connection>> {
-    let Ok(Parts { io, read_buf, .. }) = upgraded.downcast::<TokioIo<TcpStream>>() else {
-        // The listener makes exactly this type.
-        tracing::error!("an upgraded connection is not a TCP stream");
+    let taken = match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(Parts { io, read_buf, .. }) => Ok((Socket::new(io.into_inner()), read_buf)),
+        Err(upgraded) => upgraded
+            .downcast::<TokioIo<Secured>>()
+            .map(|Parts { io, read_buf, .. }| (Socket::secured(io.into_inner()), read_buf)),
+    };
+    let Ok((socket, read_buf)) = taken else {
+        // The listener makes exactly these types.
+        tracing::error!("an upgraded connection is neither a TCP stream nor TLS over one");
         return None;
     };
-    let socket = Arc::new(Socket::new(io.into_inner()));
+    let socket = Arc::new(socket);
     // Copied: what hyper read into is 8 KiB, and mostly nothing is in it.
     let early = read_buf.to_vec();
     drop(read_buf);
@@ -176,7 +183,11 @@ impl Connection {
                     reason: "internal error",
                     counts: None,
                 }),
-                Woken::Writable => self.handle.resume(),
+                Woken::Writable => {
+                    // An error shows in the read that follows.
+                    let _ = self.socket.finish();
+                    self.handle.resume();
+                }
                 Woken::Readable => self.read(),
             }
         }
@@ -213,7 +224,7 @@ impl Connection {
             return Poll::Ready(Woken::Page(request, page));
         }
         // An error shows in the write or read that follows.
-        if stalled && self.socket.poll_writable(cx).is_ready() {
+        if (stalled || self.socket.holds_back()) && self.socket.poll_writable(cx).is_ready() {
             return Poll::Ready(Woken::Writable);
         }
         self.socket.poll_readable(cx).map(|_| Woken::Readable)

@@ -5,7 +5,8 @@
 //! * `connection.rs`: a session's connection, to its close.
 //! * `gates.rs`: who may come in just now; `addresses.rs`: of each address; `quiet.rs`: log lines that anybody can cause.
 //! * `page.rs`: the page of `serve --dev`; no other run has one.
-//! * `socket.rs`: the socket as the outbox and the connection see it.
+//! * `origins.rs`: where a connection comes from, and which pages may open one.
+//! * `socket.rs`: the socket as the outbox and the connection see it; `secure.rs`: TLS over it.
 //! * `turns.rs`: how many begin and end at a time.
 
 mod addresses;
@@ -16,8 +17,10 @@ mod connection;
 pub mod fuzzing;
 mod gates;
 mod opening;
+mod origins;
 mod page;
 mod quiet;
+mod secure;
 mod socket;
 mod turns;
 mod upgrade;
@@ -29,19 +32,23 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    time::Instant,
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::page::Page;
 use self::{addresses::Place, connection::Connection, gates::Gates, quiet::Quiet, turns::Turns, upgrade::Accepted};
+pub use self::{origins::Addresses, page::Page};
 use crate::{
     hub::Hub,
     lifecycle::Lifecycle,
     limits::{self, Limit},
     metrics::Failure,
-    net,
+    net::{
+        self, proxy,
+        tls::{HandshakeError, Secured, Tls},
+    },
 };
 
 /// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
@@ -66,6 +73,10 @@ pub struct Context {
     pub compression: Compression,
     /// What stands at `/`.
     pub page: Option<Page>,
+    /// TLS, where it is spoken.
+    pub tls: Option<Tls>,
+    /// Who is believed about addresses, and which pages may connect.
+    pub addresses: Addresses,
     /// Who may begin or end a session just now.
     turns: Turns,
     /// Who may come in just now.
@@ -93,6 +104,8 @@ impl Context {
             accepting,
             compression,
             page: None,
+            tls: None,
+            addresses: Addresses::default(),
             turns,
             gates,
             not_let_in,
@@ -123,7 +136,9 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
             }
             accepted = accept(&listener, &context) => accepted,
         };
-        let place = match context.gates.socket(remote.ip()) {
+        // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
+        let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
+        let place = match place {
             Ok(place) => place,
             Err(limit) => {
                 context.hub.metrics().hit(limit);
@@ -173,8 +188,9 @@ async fn begin(
         tracing::debug!(%remote, "nothing came on a new connection");
         return None;
     }
-    let head_timeout = timeout.saturating_sub(asked.elapsed()).max(HEAD_TIMEOUT_MIN.min(timeout));
-    let handshake = Box::pin(shake_hands(stream, remote, head_timeout, Arc::clone(&context), socket));
+    // Whatever comes before a session has this time in all.
+    let until = asked + timeout;
+    let handshake = Box::pin(shake_hands(stream, remote, until, Arc::clone(&context), socket));
     let beginning = async {
         let opening = handshake.await?;
         opening.await
@@ -185,11 +201,73 @@ async fn begin(
 /// From a finished handshake to a session, which is none where the peer is not let in.
 type Opening = Pin<Box<dyn Future<Output = Option<Box<Connection>>> + Send>>;
 
-/// HTTP/1.1, up to the end of the handshake.
+/// What HTTP is spoken over.
+enum Line {
+    Plain(TcpStream),
+    Secured(Secured),
+}
+
+/// What comes before HTTP: where the connection comes from, where a proxy says so, and TLS.
+async fn prepare(
+    mut stream: TcpStream,
+    mut remote: SocketAddr,
+    until: Instant,
+    context: &Context,
+) -> Option<(Line, SocketAddr)> {
+    if context.addresses.has_proxy_header(remote) {
+        let refused = match timeout_at(until, proxy::source(&mut stream, remote)).await {
+            Ok(Ok(source)) => {
+                remote = source;
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("no whole PROXY protocol header came in time".to_owned()),
+        };
+        if let Some(error) = refused {
+            context.hub.metrics().failure(Failure::ProxyRefused);
+            tracing::debug!(proxy = %remote, error, "a proxy's connection is refused");
+            return None;
+        }
+    }
+    let Some(tls) = &context.tls else { return Some((Line::Plain(stream), remote)) };
+    match tls.accept(stream, remote, until).await {
+        Ok(secured) => Some((Line::Secured(secured), remote)),
+        Err(HandshakeError::Silent) => None,
+        Err(_) => {
+            context.hub.metrics().failure(Failure::TlsHandshake);
+            None
+        }
+    }
+}
+
+/// Everything up to the end of the handshake.
 async fn shake_hands(
     stream: TcpStream,
     remote: SocketAddr,
-    head_timeout: Duration,
+    until: Instant,
+    context: Arc<Context>,
+    socket: (OpenSocket, Option<Box<Place>>),
+) -> Option<Opening> {
+    let (line, remote) = if context.tls.is_none() && !context.addresses.has_proxy_header(remote) {
+        (Line::Plain(stream), remote)
+    } else {
+        let preparing = Box::pin(prepare(stream, remote, until, &context));
+        tokio::select! {
+            () = context.accepting.cancelled() => return None,
+            prepared = preparing => prepared?,
+        }
+    };
+    match line {
+        Line::Plain(stream) => speak_http(stream, remote, until, context, socket).await,
+        Line::Secured(secured) => Box::pin(speak_http(secured, remote, until, context, socket)).await,
+    }
+}
+
+/// HTTP/1.1, up to the end of the handshake.
+async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    line: L,
+    remote: SocketAddr,
+    until: Instant,
     context: Arc<Context>,
     (socket, place): (OpenSocket, Option<Box<Place>>),
 ) -> Option<Opening> {
@@ -198,13 +276,16 @@ async fn shake_hands(
     let service = service_fn(|request: http::Request<Incoming>| {
         std::future::ready(Ok::<_, Infallible>(upgrade::answer(request, remote, &context, &accepted)))
     });
+    // However late its first byte came, something is left for the head.
+    let least = HEAD_TIMEOUT_MIN.min(context.hub.limits().handshake_timeout.0);
+    let head_timeout = until.saturating_duration_since(Instant::now()).max(least);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         // Besides the bound on the head, one on what is read at a time, which hyper wants to be this at least.
         .max_buf_size(head_bytes.max(limits::HTTP_HEAD_BYTES_MAX))
         .max_header_size(head_bytes)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
     tokio::select! {
         () = context.accepting.cancelled() => {}

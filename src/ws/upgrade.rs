@@ -16,6 +16,7 @@ use crate::{
     hub::Peer,
     limits::{self, Limit},
     metrics::{Failure, Metrics},
+    net,
     protocol::{ack_mode::AckMode, frame::Extensions},
     session::{Counts, Opening, Options},
     types::{Device, Secret},
@@ -113,8 +114,10 @@ fn upgrade(
     remote: SocketAddr,
     context: &Context,
 ) -> Result<(Reply, Accepted), Refusal> {
+    let remote = context.addresses.client(remote, request.headers());
     context.gates.handshake(remote.ip(), context.hub.clock().now())?;
     let accept = check_handshake(&request)?;
+    check_origin(request.headers(), context)?;
     let (protocol, bearer) = sub_protocol(request.headers())?;
     let mut opening = opening(&request, bearer)?;
     let extensions = extensions(request.headers(), context.compression)?;
@@ -143,6 +146,17 @@ fn upgrade(
         headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, answer);
     }
     Ok((reply, accepted))
+}
+
+/// Whether the page that connects may, where a page it is.
+fn check_origin(headers: &HeaderMap, context: &Context) -> Result<(), Refusal> {
+    // The page that this listener serves itself, which it only does on loopback.
+    let own = || context.page.is_some() && net::is_same_origin(headers) && net::loopback_host(headers).is_some();
+    if context.addresses.lets_in(headers) || own() {
+        return Ok(());
+    }
+    let text = "pages of this origin may not connect (http.origins)".to_owned();
+    Err(Refusal { status: StatusCode::FORBIDDEN, text, counts: Failure::OriginRefused.into() })
 }
 
 /// What is taken of the extensions on offer. That they are malformed is an error even where none would be taken.

@@ -22,8 +22,8 @@ async fn watching(name: &str, threshold: &str, more: &[(&str, &str)]) -> (Gatewa
     let mut changes = vec![("alerts.fire_after", "0s"), ("alerts.clear_after", "0s")];
     for off in AlertName::ALL.iter().map(|name| name.as_str()).filter(|other| *other != name) {
         let zero = match off {
-            "error_rate" | "pending_count" => "0",
-            "confirm_p99" | "reply_p99" => "0s",
+            "error_rate" | "pending_count" | "certificate_reload" => "0",
+            "confirm_p99" | "reply_p99" | "certificate_expiry" => "0s",
             "disk_free" => "0B",
             _ => "0%",
         };

@@ -6,6 +6,7 @@
 mod layering;
 mod support;
 
+mod addresses;
 mod alerts;
 mod auth_guests;
 mod auth_keys;
@@ -42,3 +43,4 @@ mod services;
 mod slow;
 mod stop;
 mod talk;
+mod tls;

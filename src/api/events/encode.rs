@@ -8,7 +8,7 @@ use crate::{
     },
     types::{
         Alert, ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, LogId, Payload, SubscriptionCause,
-        Topic, UserId,
+        Topic, UserId, shown_address,
     },
 };
 
@@ -50,7 +50,7 @@ fn body(body: &EventBody, raw_json: bool) -> Body {
                 session_id: session.to_string(),
                 user_id: user.to_string(),
                 device: device.to_string(),
-                remote_address: remote.to_string(),
+                remote_address: shown_address(*remote),
                 user_agent: user_agent.as_deref().unwrap_or_default().to_owned(),
             })
         }
@@ -131,7 +131,7 @@ fn body(body: &EventBody, raw_json: bool) -> Body {
         EventBody::AuthFailed { code, message, remote, user } => Body::AuthFailed(proto::AuthFailed {
             code: (*code).to_owned(),
             message: message.to_string(),
-            remote_address: remote.to_string(),
+            remote_address: shown_address(*remote),
             user_id: user.as_ref().map(UserId::to_string).unwrap_or_default(),
         }),
         EventBody::Subscribed { topic, session, user, device, cause } => Body::Subscribed(proto::Subscribed {

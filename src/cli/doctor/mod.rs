@@ -89,7 +89,7 @@ pub async fn doctor(args: Doctor) -> Outcome {
     }
     host::clock(loaded.as_ref(), running.as_ref(), &mut findings);
     if let (Some(loaded), Some(running)) = (&loaded, &running) {
-        round_trip::check(loaded, running, &mut findings).await;
+        round_trip::check(loaded, running, &args.target.trust, &mut findings).await;
     } else {
         findings.warn("round trip", "not tried: no gateway answers, or its configuration is not known");
     }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use http::Uri;
 use serde_json::Map;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use uuid::Uuid;
@@ -15,6 +16,7 @@ use crate::{
         jwt::{KeyArgs, Signer},
         listen,
         output::{clean, span},
+        secure::{Own, Terms, Trust},
     },
     client::{Client, ConnectError, GiveUp, Message},
     config::Loaded,
@@ -32,14 +34,14 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const TTL: Duration = Duration::from_secs(60);
 
 /// Sends the message and follows it.
-pub async fn check(loaded: &Loaded, running: &Running, findings: &mut Findings) {
+pub async fn check(loaded: &Loaded, running: &Running, trust: &Trust, findings: &mut Findings) {
     if !loaded.config.auth.keys.iter().any(|key| key.algorithm.is_hmac()) {
         let text =
             "not tried: auth.keys has no HMAC secret to sign a token with; try pushgate listen --token-file FILE";
         return findings.warn(CHECK, text);
     }
     let started = Instant::now();
-    match tokio::time::timeout(TIMEOUT, travel(loaded, running)).await {
+    match tokio::time::timeout(TIMEOUT, travel(loaded, running, trust)).await {
         Ok(Ok(())) => {
             let text = format!("connected, sent, received and confirmed in {}", span(started.elapsed()));
             findings.ok(CHECK, text);
@@ -49,13 +51,21 @@ pub async fn check(loaded: &Loaded, running: &Running, findings: &mut Findings) 
     }
 }
 
-async fn travel(loaded: &Loaded, running: &Running) -> Outcome {
+async fn travel(loaded: &Loaded, running: &Running, trust: &Trust) -> Outcome {
     let gateway = &running.gateway;
     let token = Signer::configured(&KeyArgs::default(), loaded)?.sign(USER, TTL, Map::new())?;
     let url = address(loaded, running)?;
     let (came, mut messages) = mpsc::unbounded_channel();
     let gone = came.clone();
-    let client = Client::builder(url)
+    let mut builder = Client::builder(&url);
+    if loaded.config.http.tls.is_set() {
+        let host = url.parse::<Uri>().ok().and_then(|url| url.host().map(str::to_owned)).unwrap_or_default();
+        let terms = Terms::given(trust, &Own::default())?;
+        let terms = terms.and_files(&loaded.config.http.tls, host.trim_matches(['[', ']']));
+        builder = terms.roots.into_iter().fold(builder, |builder, pem| builder.root_certificates(pem));
+        builder = terms.server_name.into_iter().fold(builder, |builder, name| builder.server_name(name));
+    }
+    let client = builder
         .token(token)
         .device(DEVICE)
         .auto_reconnect(false)
@@ -111,7 +121,7 @@ fn failure(text: impl Into<String>) -> Failure {
 fn address(loaded: &Loaded, running: &Running) -> Outcome<String> {
     let bound = running.page.iter().flat_map(|page| &page.listeners).find(|one| one.name == "http");
     match bound.and_then(|bound| ListenAddress::parse(&bound.address).ok()) {
-        Some(ListenAddress::Tcp { host, port }) => Ok(listen::url(&host, port, &loaded.config.http.path)),
+        Some(ListenAddress::Tcp { host, port }) => Ok(listen::url(&host, port, &loaded.config.http)),
         _ => listen::url_of(loaded),
     }
 }

@@ -21,6 +21,7 @@ use crate::cli::{
     connect::Format,
     failure::Outcome,
     output::{self, clean},
+    secure::{Stream, Terms},
 };
 
 /// How long a handshake may take.
@@ -31,13 +32,15 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 const ASKED_WAIT_MAX: Duration = Duration::from_secs(600);
 
 /// An open connection.
-pub type Socket = WebSocketStream<TcpStream>;
+pub type Socket = WebSocketStream<Box<dyn Stream>>;
 
 /// What to connect to, and as what.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    /// A `ws://` address.
+    /// A `ws://` or `wss://` address.
     pub url: String,
+    /// What the latter needs.
+    pub terms: Terms,
     /// The device; `None`: the user's unnamed one.
     pub device: Option<String>,
     /// Whether messages are confirmed by `ack`.
@@ -58,11 +61,12 @@ pub enum Refusal {
 impl Connection {
     fn request(&self, token: &str) -> Result<Request<()>, Refusal> {
         let url = &self.url;
-        let wrong = |what: &str| Refusal::Usage(format!("--url {url}: {what}; write ws://HOST:PORT/PATH"));
+        let wrong = |what: &str| {
+            Refusal::Usage(format!("--url {url}: {what}; write ws://HOST:PORT/PATH or wss://HOST:PORT/PATH"))
+        };
         let uri: Uri = url.parse().map_err(|_| wrong("is not an address"))?;
         match uri.scheme_str() {
-            Some("ws") => {}
-            Some("wss") => return Err(wrong("TLS is not available in this version")),
+            Some("ws" | "wss") => {}
             _ => return Err(wrong("is not a WebSocket address")),
         }
         let mut query = form_urlencoded::Serializer::new(uri.query().unwrap_or_default().to_owned());
@@ -88,16 +92,26 @@ pub async fn connect(connection: &Connection, token: &str) -> Result<Socket, Ref
     let request = connection.request(token)?;
     let url = &connection.url;
     let host = request.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = request.uri().port_u16().unwrap_or(80);
+    let secure = request.uri().scheme_str() == Some("wss");
+    let port = request.uri().port_u16().unwrap_or(if secure { 443 } else { 80 });
+    let terms = &connection.terms;
+    let connector = secure.then(|| terms.connector(None)).transpose();
+    let connector = connector.map_err(|failure| Refusal::Usage(failure.message().to_owned()))?;
     let nobody = |problem: &str| {
         Refusal::NotNow(format!(
             "nobody answers at {url}: {problem}; is the gateway running (pushgate health), and does it listen there?"
         ))
     };
     let connecting = async {
-        let stream = TcpStream::connect((host, port)).await.map_err(|error| nobody(&error.to_string()))?;
+        let stream = TcpStream::connect((&*host, port)).await.map_err(|error| nobody(&error.to_string()))?;
         // Only latency depends on it.
         let _ = stream.set_nodelay(true);
+        let stream: Box<dyn Stream> = match &connector {
+            None => Box::new(stream),
+            Some(connector) => {
+                terms.connect(connector, &host, stream).await.map_err(|error| nobody(&error.to_string()))?
+            }
+        };
         match client_async(request, stream).await {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(answer)) => {
@@ -392,13 +406,15 @@ mod tests {
     #[test]
     fn the_address_says_what_is_asked_for_and_the_header_who_asks() {
         let request = |url: &str| {
-            let connection = Connection { url: url.to_owned(), device: Some("a b".to_owned()), client_acks: true };
+            let terms = Terms::default();
+            let connection =
+                Connection { url: url.to_owned(), terms, device: Some("a b".to_owned()), client_acks: true };
             connection.request("t.o.k")
         };
         let good = request("ws://localhost:7000/ws?x=1").unwrap();
         assert_eq!(good.uri(), "ws://localhost:7000/ws?x=1&device=a+b&ackMode=client");
         assert_eq!(good.headers()["authorization"], "Bearer t.o.k");
-        for bad in ["", "localhost:7000", "http://a/ws", "wss://a/ws", "ws://"] {
+        for bad in ["", "localhost:7000", "http://a/ws", "ws://"] {
             assert!(matches!(request(bad), Err(Refusal::Usage(_))), "{bad}");
         }
     }

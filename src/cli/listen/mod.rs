@@ -12,6 +12,7 @@ mod client;
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
+use http::Uri;
 use serde_json::Map;
 use tokio::time::Instant;
 
@@ -20,13 +21,16 @@ use super::{
     connect::{File, Format, origin, reachable_host, read_secret, span},
     failure::{EXIT_CONFIG, EXIT_FAILURE, EXIT_PERMISSION, EXIT_UNAVAILABLE, Failure, Outcome},
     jwt::{KeyArgs, Signer},
-    output, token,
+    output,
+    secure::{Own, Terms, Trust},
+    token,
 };
 use crate::{
     config::Loaded,
     dev, limits,
     protocol::close::{CloseCode, Next},
     types::ListenAddress,
+    ws,
 };
 
 /// The command's examples.
@@ -48,7 +52,7 @@ const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 pub struct Listen {
     #[command(flatten)]
     identity: Identity,
-    /// Where to connect [default: the first of http.listen, and http.path]
+    /// Where to connect, ws:// or wss:// [default: the first of http.listen, and http.path]
     #[arg(long)]
     url: Option<String>,
     /// The device to be; without it the user's unnamed one
@@ -66,6 +70,8 @@ pub struct Listen {
     /// Print each message as it came, JSON Lines
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    trust: Trust,
     #[command(flatten)]
     file: File,
     #[command(flatten)]
@@ -116,9 +122,9 @@ impl Tokens {
 }
 
 /// The address to connect to for one that is listened on.
-pub fn url(host: &str, port: u16, path: &str) -> String {
+pub fn url(host: &str, port: u16, http: &ws::Config) -> String {
     let address = ListenAddress::Tcp { host: reachable_host(host).to_owned(), port };
-    format!("ws://{address}{path}")
+    format!("{}://{address}{}", if http.tls.is_set() { "wss" } else { "ws" }, http.path)
 }
 
 /// Where clients connect, by the configuration.
@@ -128,18 +134,28 @@ pub fn url_of(loaded: &Loaded) -> Outcome<String> {
     let first = http.listen.first().and_then(|text| ListenAddress::parse(text).ok());
     match first {
         Some(ListenAddress::Tcp { port: 0, .. }) => Err(wrong("says port 0, which is a free one at each start")),
-        Some(ListenAddress::Tcp { host, port }) => Ok(url(&host, port, &http.path)),
+        Some(ListenAddress::Tcp { host, port }) => Ok(url(&host, port, http)),
         _ => Err(wrong("names no usable address")),
     }
 }
 
 /// Runs `pushgate listen`.
 pub async fn listen(args: Listen) -> Outcome {
+    let mut terms = Terms::given(&args.trust, &Own::default())?;
     let url = match &args.url {
+        Some(url) if args.trust.is_set() && url.starts_with("ws:") => {
+            return Err(Failure::usage(format!("--url {url}: no TLS is spoken there; write wss://HOST:PORT/PATH")));
+        }
         Some(url) => url.clone(),
-        None => url_of(&args.file.read()?).map_err(|failure| {
-            Failure::new(failure.code(), format!("{}; say where clients connect with --url", failure.message()))
-        })?,
+        None => {
+            let loaded = args.file.read()?;
+            let url = url_of(&loaded).map_err(|failure| {
+                Failure::new(failure.code(), format!("{}; say where clients connect with --url", failure.message()))
+            })?;
+            let host = url.parse::<Uri>().ok().and_then(|url| url.host().map(str::to_owned)).unwrap_or_default();
+            terms = terms.and_files(&loaded.config.http.tls, host.trim_matches(['[', ']']));
+            url
+        }
     };
     let Identity { user, token, token_file } = args.identity;
     let tokens = match (user, token, token_file) {
@@ -149,7 +165,7 @@ pub async fn listen(args: Listen) -> Outcome {
         _ if args.file.is_dev() => Tokens::Signed(Box::new(Signer::find(&args.key, &args.file)?), dev::USER.to_owned()),
         _ => return Err(Failure::usage("whose messages? give --user, --token or --token-file")),
     };
-    let connection = Connection { url, device: args.device, client_acks: args.ack_mode == AckMode::Client };
+    let connection = Connection { url, terms, device: args.device, client_acks: args.ack_mode == AckMode::Client };
     let mut client = Client::new(connection, Format { json: args.json }, args.count);
     let deadline = args.time.and_then(|time| Instant::now().checked_add(time));
     let time_is_up = async {

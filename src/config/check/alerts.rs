@@ -1,6 +1,6 @@
 //! The section `[alerts]`: each threshold is of a kind that its measure has, and the lower bound lies below the upper.
 
-use super::{DAY, Found, HOUR, Span};
+use super::{DAY, Found, HOUR, MONTH, Span};
 use crate::{config::Config, types::Level};
 
 /// What is allowed and will hardly be meant.
@@ -19,6 +19,7 @@ pub(super) fn check(config: &Config, found: &mut Found) {
         ("alerts.clear_after", alerts.clear_after, DAY),
         ("alerts.confirm_p99", alerts.confirm_p99, HOUR),
         ("alerts.reply_p99", alerts.reply_p99, HOUR),
+        ("alerts.certificate_expiry", alerts.certificate_expiry, MONTH),
     ] {
         found.require((zero..=most).contains(&span), key, || {
             format!("`{span}` is not allowed; allowed: {zero} to {most}")

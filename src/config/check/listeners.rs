@@ -1,7 +1,7 @@
 //! Where the daemon may listen.
 
-use super::{Config, Found, NOT_YET, Problem};
-use crate::types::{ListenAddress, TlsFiles};
+use super::{Config, Found, Problem, tls::knows_callers};
+use crate::types::ListenAddress;
 
 /// Addresses that cannot be listened on, and those that would be open to too many.
 pub(super) fn check(config: &Config, found: &mut Found) {
@@ -56,7 +56,7 @@ fn grpc_listener(config: &Config, key: &str, text: &str, address: &ListenAddress
         return;
     }
     if address.is_local() {
-        if grpc.tokens.is_empty() && !grpc.insecure {
+        if !knows_callers(config) && !grpc.insecure {
             found.add(
                 key,
                 format!(
@@ -73,12 +73,19 @@ fn grpc_listener(config: &Config, key: &str, text: &str, address: &ListenAddress
                  on 127.0.0.1, [::1] or a Unix socket, or set it to false"
             ),
         );
-    } else if grpc.tls == TlsFiles::default() {
+    } else if !grpc.tls.is_set() {
         found.add(
             key,
             format!(
-                "`{text}` can be reached from other machines, where tokens need TLS, and [grpc.tls] {NOT_YET}; listen \
-                 on 127.0.0.1, [::1] or a Unix socket, behind a proxy that speaks TLS"
+                "`{text}` can be reached from other machines, where tokens need TLS; set grpc.tls.certificate_file and \
+                 grpc.tls.key_file, or listen on 127.0.0.1, [::1] or a Unix socket"
+            ),
+        );
+    } else if !knows_callers(config) {
+        found.add(
+            key,
+            format!(
+                "`{text}` would let nobody in; add [[grpc.tokens]], or grpc.tls.client_ca_file and [[grpc.clients]]"
             ),
         );
     }
@@ -100,6 +107,12 @@ pub(in crate::config) fn dev_problems(config: &Config) -> Vec<Problem> {
                 )
             });
         }
+    }
+    for (section, tls) in [("http", &config.http.tls), ("grpc", &config.grpc.tls)] {
+        found.require(!tls.is_set(), &format!("{section}.tls.certificate_file"), || {
+            "is for a gateway in earnest: what --dev shows speaks plain text; leave it empty, or leave out --dev"
+                .to_owned()
+        });
     }
     found.require(config.http.path != "/", "http.path", || {
         "`/` is where --dev has its page; write another path, such as \"/ws\"".to_owned()

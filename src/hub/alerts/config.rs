@@ -1,5 +1,7 @@
 //! The section `[alerts]`: from when on a node says that something has gone too far.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::watch::{Fires, Rule};
@@ -33,6 +35,10 @@ pub struct Config {
     pub confirm_p99: Span,
     /// The time from a client's request to a service's reply, of all but one in a hundred.
     pub reply_p99: Span,
+    /// For how long the certificate that expires first is still valid; fires below it.
+    pub certificate_expiry: Span,
+    /// Listeners whose changed files of certificates and keys cannot be used: from so many on, at once.
+    pub certificate_reload: Count,
 }
 
 impl Default for Config {
@@ -50,6 +56,8 @@ impl Default for Config {
             event_lag: Level::Share(50),
             confirm_p99: Span::secs(10),
             reply_p99: Span::secs(10),
+            certificate_expiry: Span::secs(7 * 86_400),
+            certificate_reload: Count(1),
         }
     }
 }
@@ -81,11 +89,25 @@ impl Config {
             AlertName::EventLag => self.event_lag.of(whole.events),
             AlertName::ConfirmP99 => seconds(self.confirm_p99),
             AlertName::ReplyP99 => seconds(self.reply_p99),
+            AlertName::CertificateExpiry => seconds(self.certificate_expiry),
+            // Nothing that swings: it is so, or it is not.
+            AlertName::CertificateReload if self.certificate_reload.0 == 0 => None,
+            AlertName::CertificateReload => {
+                let clears_at = f64::from(self.certificate_reload.0);
+                let (threshold, at_once) = (clears_at - 1.0, Duration::ZERO);
+                return Some(Rule {
+                    fires: Fires::Above,
+                    threshold,
+                    clears_at,
+                    fire_after: at_once,
+                    clear_after: at_once,
+                });
+            }
         }?;
         // The configuration allows shares from 1 % to 100 % only.
         let share = self.clear_below.of(100).map_or(1.0, |hundredths| (hundredths / 100.0).min(1.0));
         let (fires, clears_at) = match name {
-            AlertName::DiskFree => (Fires::Below, threshold / share),
+            AlertName::DiskFree | AlertName::CertificateExpiry => (Fires::Below, threshold / share),
             _ => (Fires::Above, threshold * share),
         };
         Some(Rule { fires, threshold, clears_at, fire_after: self.fire_after.0, clear_after: self.clear_after.0 })

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, time::Duration};
 use super::{super::Hub, AlertsConfig, watch::Measured};
 use crate::{
     limits,
-    metrics::{Metrics, Since, Slice, Spans},
+    metrics::{LISTENERS, Metrics, Since, Slice, Spans},
     types::AlertName,
 };
 
@@ -66,6 +66,13 @@ impl Measure {
             AlertName::ErrorRate => return self.error_rate,
             AlertName::ConfirmP99 => return self.confirmed.p99(),
             AlertName::ReplyP99 => return self.replied.p99(),
+            AlertName::CertificateExpiry => {
+                let expiries = LISTENERS.iter().filter_map(|name| hub.metrics().certificate_expires_at(name));
+                let now = hub.clock().unix_millis().0 as f64 / 1000.0;
+                let first = expiries.min().map(|first| first as f64 - now);
+                return first.map_or(Measured::Unknown, Measured::Value);
+            }
+            AlertName::CertificateReload => u64::try_from(hub.metrics().certificates_refused()).unwrap_or_default(),
             AlertName::DiskFree => match hub.store().disk().free_bytes {
                 Some(bytes) => bytes,
                 None => return Measured::Unknown,

@@ -121,6 +121,8 @@ fn what(name: AlertName, value: f64) -> String {
         AlertName::EventLag => format!("the slowest consumer is {amount} events behind"),
         AlertName::ConfirmP99 => format!("confirmations take {amount} (p99)"),
         AlertName::ReplyP99 => format!("replies take {amount} (p99)"),
+        AlertName::CertificateExpiry => format!("the first certificate expires in {amount}"),
+        AlertName::CertificateReload => format!("the new certificates of {amount} listeners cannot be used"),
     }
 }
 
@@ -128,7 +130,9 @@ fn amount(name: AlertName, value: f64) -> String {
     const KIB: f64 = 1024.0;
     match name {
         AlertName::ErrorRate => format!("{value:.1}"),
-        AlertName::Connections | AlertName::PendingCount | AlertName::EventLag => format!("{value:.0}"),
+        AlertName::Connections | AlertName::PendingCount | AlertName::EventLag | AlertName::CertificateReload => {
+            format!("{value:.0}")
+        }
         AlertName::PendingBytes | AlertName::Disk | AlertName::DiskFree => match value {
             bytes if bytes < KIB => format!("{bytes:.0} B"),
             bytes if bytes < KIB * KIB => format!("{:.1} KiB", bytes / KIB),
@@ -136,6 +140,7 @@ fn amount(name: AlertName, value: f64) -> String {
             bytes => format!("{:.1} GiB", bytes / KIB / KIB / KIB),
         },
         AlertName::ConfirmP99 | AlertName::ReplyP99 => format!("{value:.3} s"),
+        AlertName::CertificateExpiry => format!("{:.1} days", value / 86_400.0),
     }
 }
 

@@ -1,6 +1,8 @@
 //! A full disk under a hub at work: callers hear it, sessions stay, and afterwards everyone goes on from where he was,
 //! whether or not what the failed commit carried is there.
 
+use std::sync::atomic::Ordering;
+
 use super::{
     super::*,
     agrees_with_the_store,

@@ -1,6 +1,9 @@
 //! What is listed for a snapshot, beside what the events say at the same time.
 
-use std::{sync::atomic::AtomicUsize, thread};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 
 use super::{
     super::*,

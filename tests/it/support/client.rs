@@ -3,9 +3,12 @@
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    WebSocketStream,
     tungstenite::{
         Error, Message,
         client::IntoClientRequest,
@@ -15,11 +18,15 @@ use tokio_tungstenite::{
 
 use super::soon;
 
+/// What a client may speak over.
+pub trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<L: AsyncRead + AsyncWrite + Send + Unpin> Line for L {}
+
 /// A connection to the gateway.
 pub struct Client {
     /// `auth_success`, where it was waited for.
     pub hello: Value,
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    socket: WebSocketStream<Box<dyn Line>>,
     barriers: u32,
 }
 
@@ -40,7 +47,16 @@ impl Client {
 
     /// Connects; what the gateway says first is yet to be read.
     pub async fn open(request: Request) -> Result<(Self, Response), Error> {
-        let (socket, response) = soon("the handshake", tokio_tungstenite::connect_async(request)).await?;
+        let address = request.uri().authority().unwrap().as_str().to_owned();
+        let stream = soon("a connection", TcpStream::connect(address)).await?;
+        stream.set_nodelay(true)?;
+        Self::open_over(stream, request).await
+    }
+
+    /// The same over a line that is there.
+    pub async fn open_over(line: impl Line + 'static, request: Request) -> Result<(Self, Response), Error> {
+        let line: Box<dyn Line> = Box::new(line);
+        let (socket, response) = soon("the handshake", tokio_tungstenite::client_async(request, line)).await?;
         Ok((Self { hello: Value::Null, socket, barriers: 0 }, response))
     }
 

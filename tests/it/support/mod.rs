@@ -8,6 +8,7 @@ pub mod http;
 pub mod inflate;
 pub mod raw;
 pub mod rpc;
+pub mod tls;
 pub mod token;
 
 use std::{fmt::Debug, future::Future, time::Duration};

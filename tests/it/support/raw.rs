@@ -55,6 +55,11 @@ impl Raw {
         Self { stream: soon("a connection", socket.connect(address)).await.unwrap(), received: Vec::new() }
     }
 
+    /// Goes on with a connection that is there.
+    pub fn of(stream: TcpStream) -> Self {
+        Self { stream, received: Vec::new() }
+    }
+
     /// Connects with a receive buffer as small as the kernel allows.
     pub async fn connect_narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();

@@ -58,6 +58,11 @@ impl Rpc {
 
     async fn over(uri: String, token: Option<&str>) -> Self {
         let channel = soon("a connection", Endpoint::from_shared(uri).unwrap().connect()).await.unwrap();
+        Self::through(channel, token)
+    }
+
+    /// Over a channel that is there.
+    pub fn through(channel: Channel, token: Option<&str>) -> Self {
         let bearer = Bearer(token.map(str::to_owned));
         Self { client: GatewayClient::with_interceptor(channel.clone(), bearer), channel }
     }

@@ -1,0 +1,219 @@
+//! TLS for listeners (rustls over aws-lc-rs): certificates and keys from files, read anew when they change, and the
+//! handshake of a connection.
+//!
+//! What is in use is one [`ServerConfig`] behind a lock. A reload puts another in its place where everything about the
+//! files is right; connections that are there go on with the one they began with. The keys of session tickets outlive a
+//! reload. Where callers prove who they are by a certificate there are no tickets: each connection proves it anew.
+//!
+//! * `files.rs`: from files to a configuration, and whether they have changed.
+//! * `x509.rs`: what a certificate says of itself.
+
+mod files;
+pub mod x509;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use parking_lot::{Mutex, RwLock};
+use rustls::{ServerConfig, server::ProducesTickets};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+pub use self::files::{Stamp, TlsError};
+use self::{files::Loaded, x509::Name};
+use crate::{
+    limits,
+    types::{TlsFiles, UnixMillis},
+};
+
+/// A connection after its handshake.
+pub type Secured = Box<TlsStream<TcpStream>>;
+
+/// What is spoken over TLS (RFC 7301); a client that offers something and not this is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// `http/1.1`.
+    Http1,
+    /// `h2`.
+    Http2,
+}
+
+impl Speaks {
+    fn id(self) -> Vec<u8> {
+        match self {
+            Speaks::Http1 => b"http/1.1".to_vec(),
+            Speaks::Http2 => b"h2".to_vec(),
+        }
+    }
+}
+
+/// What listeners of one kind share.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// `http`, `grpc` or `ops`.
+    pub listener: &'static str,
+    /// The files.
+    pub files: TlsFiles,
+    /// What is spoken.
+    pub speaks: Speaks,
+    /// Whether a peer without a certificate is let in where `files` names authorities.
+    pub anonymous: bool,
+}
+
+/// TLS as listeners of one kind speak it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Tls(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    terms: Terms,
+    current: RwLock<Arc<Loaded>>,
+    tickets: Option<Arc<dyn ProducesTickets>>,
+    /// Handshakes that may be under way.
+    room: Semaphore,
+    failures: Mutex<Failures>,
+}
+
+/// What was not yet said of failed handshakes.
+#[derive(Debug, Default)]
+struct Failures {
+    said_at: Option<Instant>,
+    unsaid: u64,
+}
+
+/// What a reload came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reloaded {
+    /// Another certificate, or others who are trusted.
+    Changed,
+    /// The same as before.
+    Same,
+}
+
+/// Why a connection has no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The peer went without a word, as probes of TCP do: not worth counting.
+    #[error("it was closed before anything came")]
+    Silent,
+    /// Too many are under way.
+    #[error("{} handshakes are under way", limits::TLS_HANDSHAKES_MAX)]
+    TooMany,
+    /// It took too long.
+    #[error("the handshake was not done in time")]
+    TimedOut,
+    /// It was none, or the two sides could not agree.
+    #[error("{0}")]
+    Failed(#[from] io::Error),
+}
+
+impl Tls {
+    /// Reads the files. A certificate that is not valid now is taken: there is none that could stay in its place.
+    ///
+    /// # Errors
+    /// Files that cannot be read or do not fit together.
+    pub fn open(terms: Terms) -> Result<Self, TlsError> {
+        let tickets = if terms.files.client_ca_file.as_os_str().is_empty() {
+            Some(rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Config(error.to_string()))?)
+        } else {
+            None
+        };
+        let loaded = Loaded::read(&terms, tickets.clone())?;
+        let room = Semaphore::new(limits::TLS_HANDSHAKES_MAX);
+        let current = RwLock::new(Arc::new(loaded));
+        Ok(Self(Arc::new(Inner { terms, current, tickets, room, failures: Mutex::default() })))
+    }
+
+    /// Reads the files again and puts what they hold in place of what there was, which stays where anything is wrong.
+    ///
+    /// # Errors
+    /// As [`Tls::open`], and a certificate that is not valid at `now`.
+    pub fn reload(&self, now: UnixMillis) -> Result<Reloaded, TlsError> {
+        let inner = &*self.0;
+        let loaded = Loaded::read(&inner.terms, inner.tickets.clone())?;
+        loaded.check_validity(&inner.terms.files, now)?;
+        let mut current = inner.current.write();
+        if current.is_same(&loaded) {
+            return Ok(Reloaded::Same);
+        }
+        *current = Arc::new(loaded);
+        Ok(Reloaded::Changed)
+    }
+
+    /// Whether the certificate in use is valid at `now`.
+    ///
+    /// # Errors
+    /// It is not, and why.
+    pub fn check_validity(&self, now: UnixMillis) -> Result<(), TlsError> {
+        self.0.current.read().check_validity(&self.0.terms.files, now)
+    }
+
+    /// How the files look, to be compared.
+    pub fn stamp(&self) -> Stamp {
+        Stamp::of(&self.0.terms.files)
+    }
+
+    /// `http`, `grpc` or `ops`.
+    pub fn listener(&self) -> &'static str {
+        self.0.terms.listener
+    }
+
+    /// When the certificate in use expires, in seconds since the Unix epoch.
+    pub fn expires_at(&self) -> i64 {
+        self.0.current.read().certificate.not_after
+    }
+
+    /// What a new connection is served by.
+    fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.current.read().config)
+    }
+
+    /// Shakes hands, until then at most. The log hears of failures now and then, whatever their number.
+    ///
+    /// # Errors
+    /// There is no TLS to be had; the connection is over.
+    pub async fn accept(&self, stream: TcpStream, peer: SocketAddr, until: Instant) -> Result<Secured, HandshakeError> {
+        let failed = match timeout_at(until, self.shake_hands(stream)).await {
+            Ok(Ok(secured)) => return Ok(secured),
+            Ok(Err(error)) => error,
+            Err(_) => HandshakeError::TimedOut,
+        };
+        if !matches!(failed, HandshakeError::Silent) {
+            self.note(peer, &failed);
+        }
+        Err(failed)
+    }
+
+    async fn shake_hands(&self, stream: TcpStream) -> Result<Secured, HandshakeError> {
+        if stream.peek(&mut [0]).await? == 0 {
+            return Err(HandshakeError::Silent);
+        }
+        let _room = self.0.room.try_acquire().map_err(|_| HandshakeError::TooMany)?;
+        Ok(Box::new(TlsAcceptor::from(self.config()).accept(stream).await?))
+    }
+
+    fn note(&self, peer: SocketAddr, error: &HandshakeError) {
+        let listener = self.listener();
+        tracing::debug!(listener, %peer, %error, "a TLS handshake failed");
+        let now = Instant::now();
+        let mut failures = self.0.failures.lock();
+        failures.unsaid += 1;
+        if failures.said_at.is_some_and(|said| now.duration_since(said) < limits::TLS_FAILURES_LOG_INTERVAL) {
+            return;
+        }
+        let count = std::mem::take(&mut failures.unsaid);
+        failures.said_at = Some(now);
+        drop(failures);
+        tracing::info!(listener, count, %peer, %error, "TLS handshakes failed; this is the latest of them");
+    }
+}
+
+/// The names that a peer's certificate holds, which was verified in the handshake. None: he brought no certificate.
+pub fn peer_names(secured: &Secured) -> Vec<Name> {
+    let certificates = secured.get_ref().1.peer_certificates().unwrap_or_default();
+    let certificate = certificates.first().and_then(|der| x509::Certificate::parse(der));
+    certificate.map(|certificate| certificate.names).unwrap_or_default()
+}
