@@ -430,7 +430,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
     });
     raise_descriptor_limit(config);
     origins::warn(config);
-    let mut hang_up = signal(SignalKind::hangup())?;
+    let hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
         server = Server::bind(config, Clock::system()) => server?,
         () = stop.cancelled() => {
@@ -438,15 +438,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             return Ok(Ended::InOrder);
         }
     };
-    let (authenticator, metrics) = (Arc::clone(server.hub.authenticator()), server.hub.metrics().clone());
-    let reload = server.reload();
-    tokio::spawn(async move {
-        while hang_up.recv().await.is_some() {
-            reload.notify_one();
-            let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
-            let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
-        }
-    });
+    tls::reload_on(hang_up, &server);
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

@@ -27,7 +27,7 @@ impl Service {
         let config = format!(
             "{extra}\nhttp.listen = [\"127.0.0.1:0\"]\nops.listen = [\"127.0.0.1:0\"]\ngrpc.listen = \
              [\"unix:{path}/admin.sock\"]\nstore.path = \"{path}/data\"\n[[auth.keys]]\nalgorithm = \
-             \"HS256\"\nsecret = \"a secret that only tests know\"\n"
+             \"HS256\"\nsecret = \"a secret that only tests know, and they alone\"\n"
         );
         let file = folder.path().join("pushgate.toml");
         std::fs::write(&file, config).unwrap();

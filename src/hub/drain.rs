@@ -1,11 +1,15 @@
-//! The end of the node: nobody is let in any more, and whoever is there is told to come back later.
+//! Ends: of single sessions, because a service wants it; and of the node, when nobody is let in any more, and whoever is there is told to
+//! come back later.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use super::{Hub, timers};
+use super::{Hub, handle::Handle, send::CloseFilter, timers};
 use crate::{
     protocol::{close::CloseCode, server},
-    types::ClosedBy,
+    types::{ClosedBy, UserId},
 };
 
 /// The least time that a drained client is told to stay away.
@@ -53,5 +57,21 @@ impl Hub {
             }
             left.await;
         }
+    }
+
+    /// Begins to close sessions of a user. Returns how many.
+    pub fn close_sessions(&self, user: &UserId, filter: &CloseFilter, code: CloseCode, reason: &str) -> u32 {
+        let sessions = self.matching_sessions(user, filter);
+        let closed = sessions.iter().filter(|handle| handle.close(code, reason, ClosedBy::Caller));
+        u32::try_from(closed.count()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn matching_sessions(&self, user: &UserId, filter: &CloseFilter) -> Vec<Arc<Handle>> {
+        let mut sessions = self.user_sessions(user);
+        sessions.retain(|handle| {
+            filter.session.is_none_or(|id| id == handle.id)
+                && filter.device.as_ref().is_none_or(|device| *device == handle.device)
+        });
+        sessions
     }
 }

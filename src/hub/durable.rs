@@ -7,41 +7,29 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use futures_util::{StreamExt as _, stream};
 
 use super::{
     Hub,
     attach::AttachError,
     handle::{Core, Handle},
+    members::Joined,
     outbox::Entry,
     rules::{Action, Client},
     send::{Outcome, SendError, Sent},
     shared_log::{Audience, SharedLog},
     subscriptions::{Changes, Entered},
-    user::{DeviceState, Member, User, UserState},
+    user::{DeviceState, Member, User},
 };
 use crate::{
     auth::Identity,
-    limits::{self, Limit},
-    store::{MemberRow, Op, StoreError},
+    limits::Limit,
+    store::StoreError,
     types::{Device, Notification, Offset, SessionId, SubscriptionCause, Topic, UserId},
 };
 
-/// What became of a membership.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Joined {
-    /// It is new.
-    New,
-    /// It was there already.
-    Already,
-    /// The device is in as many as it may be in.
-    Full,
-    /// The device is not known any more.
-    NoDevice,
-}
-
-/// Answers when something is on disk.
-type Written = oneshot::Receiver<Result<(), StoreError>>;
+/// Memberships that one call changes at the same time, so that they share commits.
+const JOINS_AT_ONCE: usize = 64;
 
 impl Hub {
     /// Whether what is published to a topic is kept.
@@ -98,11 +86,10 @@ impl Hub {
         device: &Device,
         identity: &Identity,
     ) -> Result<Vec<Arc<SharedLog>>, AttachError> {
-        for topic in identity.topics().iter().filter(|topic| self.is_durable(topic)) {
-            match self.join(user, device, topic, SubscriptionCause::Token).await.map_err(AttachError::Store)? {
-                Joined::Full => self.metrics().hit(Limit::TopicsPerSession),
-                Joined::New | Joined::Already | Joined::NoDevice => {}
-            }
+        let named: Vec<Topic> = identity.topics().iter().filter(|topic| self.is_durable(topic)).cloned().collect();
+        if !named.is_empty() {
+            // What few sessions need, in a box of its own.
+            Box::pin(self.join_named(user, device, named)).await.map_err(AttachError::Store)?;
         }
         let client = Client { user: identity.user(), claims: identity.claims() };
         let topics: Vec<Topic> = {
@@ -117,6 +104,23 @@ impl Hub {
         Ok(logs)
     }
 
+    /// Has a device in the durable topics that its token names, and its other sessions as well.
+    async fn join_named(&self, user: &Arc<User>, device: &Device, named: Vec<Topic>) -> Result<(), StoreError> {
+        // Together: each waits for a commit.
+        let joined: Vec<_> = stream::iter(named)
+            .map(async move |topic| {
+                let joined = self.join(user, device, &topic, SubscriptionCause::Token).await?;
+                match joined {
+                    Joined::Already => Ok(()),
+                    new => self.follow_as_joined(user, device, &topic, new).await,
+                }
+            })
+            .buffer_unordered(JOINS_AT_ONCE)
+            .collect()
+            .await;
+        joined.into_iter().collect()
+    }
+
     /// Whether a membership counts for a session with such a token.
     fn is_heard(&self, member: &Member, client: Client<'_>) -> bool {
         let allowed = member.row.cause != SubscriptionCause::Client
@@ -124,8 +128,8 @@ impl Hub {
         member.durable && allowed && self.is_durable(&member.topic)
     }
 
-    /// Puts a session that begins into the durable topics of its device, under its user's lock and its own. False: the log of
-    /// one is not among `logs`, and has to be read first.
+    /// Puts a session that begins into the durable topics of its device, under its user's lock and its own; into which. Their
+    /// logs are `logs`.
     pub(super) fn follow_all(
         &self,
         handle: &Arc<Handle>,
@@ -171,92 +175,6 @@ impl Hub {
         entered
     }
 
-    /// Makes a device a member of a durable topic, and that durable.
-    pub(super) async fn join(
-        &self,
-        user: &Arc<User>,
-        name: &Device,
-        topic: &Topic,
-        cause: SubscriptionCause,
-    ) -> Result<Joined, StoreError> {
-        let log = self.topic_log(topic).await?;
-        let written = {
-            let mut guard = user.state();
-            let state = &mut *guard;
-            self.ensure_fresh(&state.log)?;
-            let Some(known) = state.devices.iter_mut().find(|known| known.name == *name && known.durable) else {
-                return Ok(Joined::NoDevice);
-            };
-            let full = known.members().len() >= self.limits().topics_per_session.limit();
-            let row = match known.member(topic) {
-                Some(member) if member.durable => return Ok(Joined::Already),
-                // Another call's creation of it is under way: this one waits for a write of its own.
-                Some(member) => member.row,
-                None if full => return Ok(Joined::Full),
-                None => {
-                    let shared = log.state();
-                    self.ensure_fresh(&shared.log)?;
-                    // It begins at the present.
-                    MemberRow { cursor: shared.log.last, began: shared.log.last, cause }
-                }
-            };
-            if known.member(topic).is_none() {
-                known.members_mut().push(Member { topic: topic.clone(), row, durable: false });
-            }
-            let (done, written) = oneshot::channel();
-            self.put_member(&user.id, known, topic, row, &state.log, Some(done));
-            written
-        };
-        #[cfg(test)]
-        if crate::planted::is(crate::planted::Bug::JoinedBeforeDurable) {
-            user.state().device(name).and_then(|known| known.member(topic)).unwrap().durable = true;
-            return Ok(Joined::New);
-        }
-        let result = written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|error| self.store_error(error));
-        let mut state = user.state();
-        let Some(known) = state.device(name) else { return Ok(Joined::NoDevice) };
-        match result {
-            Ok(()) => match known.member(topic) {
-                Some(member) => {
-                    member.durable = true;
-                    Ok(Joined::New)
-                }
-                // It was ended at once.
-                None => Ok(Joined::NoDevice),
-            },
-            Err(error) => {
-                known.retain_members(|member| member.topic != *topic || member.durable);
-                Err(error)
-            }
-        }
-    }
-
-    fn put_member(
-        &self,
-        user: &UserId,
-        known: &DeviceState,
-        topic: &Topic,
-        row: MemberRow,
-        log: &super::log::LogState,
-        done: Option<crate::store::Done>,
-    ) {
-        let (user, device, topic, hold) = (user.clone(), known.name.clone(), topic.clone(), Arc::clone(&log.hold));
-        self.write(log, Op::PutMember { user, device, topic, row, hold, done });
-    }
-
-    /// Writes a member's row, lazily: losing it only repeats.
-    pub(super) fn put_member_cursor(
-        &self,
-        user: &User,
-        known: &DeviceState,
-        topic: &Topic,
-        log: &super::log::LogState,
-    ) {
-        if let Some(member) = known.members().iter().find(|member| member.topic == *topic && member.durable) {
-            self.put_member(&user.id, known, topic, member.row, log, None);
-        }
-    }
-
     /// Puts the sessions of a member that are not in its topic into it; `asker` with its answer.
     fn follow_with(
         &self,
@@ -274,80 +192,74 @@ impl Hub {
         for session in state.sessions.iter().filter(|session| session.device == *name) {
             let answer = asker.take_if(|(asker, _)| asker.id == session.id).map(|(_, answer)| answer);
             let mut core = session.core();
+            let claims = core.claims();
+            // Each by its own token: another of the device's may not be allowed it.
+            if !self.is_heard(&member, Client { user: &user.id, claims: &claims }) {
+                continue;
+            }
             let now = self.follow(session, &mut core, log, &member, answer);
             drop(core);
             entered.push((Arc::clone(session), now));
         }
-        entered
-    }
-
-    /// A client's device is to be in a durable topic. What became of its session there; `None`: its device is gone.
-    pub(super) async fn join_for(
-        &self,
-        handle: &Arc<Handle>,
-        topic: &Topic,
-        answer: Entry,
-    ) -> Result<Option<Entered>, StoreError> {
-        match self.join(&handle.user, &handle.device, topic, SubscriptionCause::Client).await? {
-            Joined::NoDevice => return Ok(None),
-            Joined::Full => return Ok(Some(Entered::SessionFull)),
-            Joined::New | Joined::Already => {}
-        }
-        let log = self.topic_log(topic).await?;
-        let entered = self.follow_with(&handle.user, &handle.device, &log, topic, Some((handle, answer)));
+        drop(state);
         for (session, _) in &entered {
             let _ = self.plan_pull(session);
             session.flush();
             // It has something to pull, or nothing to do.
             session.wake();
         }
-        Ok(entered.iter().find(|(session, _)| session.id == handle.id).map(|(_, entered)| *entered))
+        entered
     }
 
-    /// Ends a membership, under its user's lock, and with it that its sessions are in the topic. `None`: there was none.
-    fn part(
+    /// A client's device is to be in a durable topic. What became of its session there; `None`: the session is closing, or was
+    /// taken out of it meanwhile.
+    pub(super) async fn join_for(
+        &self,
+        handle: &Arc<Handle>,
+        topic: &Topic,
+        answer: Entry,
+    ) -> Result<Option<Entered>, StoreError> {
+        let joined = self.join(&handle.user, &handle.device, topic, SubscriptionCause::Client).await?;
+        match joined {
+            Joined::Gone => return Ok(None),
+            Joined::Full => return Ok(Some(Entered::SessionFull)),
+            Joined::New | Joined::Already => {}
+        }
+        let log = self.topic_log(topic).await?;
+        let entered = self.follow_with(&handle.user, &handle.device, &log, topic, Some((handle, answer)));
+        let its = entered.iter().find(|(session, _)| session.id == handle.id).map(|(_, entered)| *entered);
+        if joined == Joined::New && matches!(its, Some(Entered::SessionFull | Entered::TopicFull)) {
+            // Who is refused is no member.
+            self.part_from(&handle.user, &handle.device, topic, SubscriptionCause::Client).await?;
+        }
+        Ok(its)
+    }
+
+    /// A new token has the device of an open session in a durable topic.
+    pub(super) async fn join_by_token(&self, handle: &Arc<Handle>, topic: &Topic) -> Result<(), StoreError> {
+        let joined = self.join(&handle.user, &handle.device, topic, SubscriptionCause::Token).await?;
+        self.follow_as_joined(&handle.user, &handle.device, topic, joined).await
+    }
+
+    /// Puts the sessions of a device that others had join a topic into it.
+    async fn follow_as_joined(
         &self,
         user: &User,
-        state: &mut UserState,
-        name: &Device,
-        topic: &Topic,
-        cause: SubscriptionCause,
-    ) -> Option<Written> {
-        let known = state.device(name)?;
-        known.member(topic)?;
-        known.retain_members(|member| member.topic != *topic);
-        let (done, written) = oneshot::channel();
-        let op = Op::RemoveMember {
-            user: user.id.clone(),
-            device: name.clone(),
-            topic: topic.clone(),
-            hold: Arc::clone(&state.log.hold),
-            done: Some(done),
-        };
-        self.write(&state.log, op);
-        for session in state.sessions.iter().filter(|session| session.device == *name) {
-            self.leave(session, &mut session.core(), topic, cause);
-        }
-        Some(written)
-    }
-
-    /// The same, and waits until it is on disk. False: there was none.
-    pub(super) async fn part_from(
-        &self,
-        user: &Arc<User>,
         device: &Device,
         topic: &Topic,
-        cause: SubscriptionCause,
-    ) -> Result<bool, StoreError> {
-        let written = {
-            let mut guard = user.state();
-            let state = &mut *guard;
-            self.ensure_fresh(&state.log)?;
-            self.part(user, state, device, topic, cause)
-        };
-        let Some(written) = written else { return Ok(false) };
-        written.await.unwrap_or(Err(StoreError::Closed)).inspect_err(|error| self.store_error(error))?;
-        Ok(true)
+        joined: Joined,
+    ) -> Result<(), StoreError> {
+        match joined {
+            Joined::Full => self.metrics().hit(Limit::TopicsPerSession),
+            Joined::Gone => {}
+            Joined::New | Joined::Already => {
+                let log = self.topic_log(topic).await?;
+                for (_, entered) in self.follow_with(user, device, &log, topic, None) {
+                    self.count_refused(entered);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A session is in a durable topic no more, or ends: its place there goes.
@@ -375,50 +287,52 @@ impl Hub {
         devices.extend(sessions.iter().map(|session| (session.user.id.clone(), session.device.clone())));
         devices.sort_unstable();
         devices.dedup();
-        let mut changes = Changes::default();
-        for (at, (id, device)) in devices.iter().enumerate() {
-            let user = self.user(id).await?;
-            if wanted {
-                self.join_as_caller(&user, device, topic, &mut changes).await?;
-            } else {
-                let sessions =
-                    user.state().sessions.iter().filter(|one| one.device == *device && one.core().is_in(topic)).count();
-                if self.part_from(&user, device, topic, SubscriptionCause::Caller).await? {
-                    changes.devices += 1;
-                    changes.changed += u32::try_from(sessions).unwrap_or(u32::MAX);
+        let all: Vec<_> = stream::iter(devices)
+            .map(async |(id, device)| {
+                let user = self.user(&id).await?;
+                if wanted {
+                    return self.join_as_caller(&user, &device, topic).await;
                 }
-            }
-            if at % limits::FANOUT_SLICE_SESSIONS == 0 {
-                tokio::task::yield_now().await;
-            }
+                let of_device = |session: &&Arc<Handle>| session.device == device && session.core().is_in(topic);
+                let sessions = user.state().sessions.iter().filter(of_device).count();
+                let mut changes = Changes::default();
+                if self.part_from(&user, &device, topic, SubscriptionCause::Caller).await? {
+                    changes.devices = 1;
+                    changes.changed = u32::try_from(sessions).unwrap_or(u32::MAX);
+                }
+                Ok::<_, StoreError>(changes)
+            })
+            // Together: each waits for a commit.
+            .buffer_unordered(JOINS_AT_ONCE)
+            .collect()
+            .await;
+        let mut changes = Changes::default();
+        for one in all {
+            let Changes { sessions, changed, refused, devices } = one?;
+            changes.sessions += sessions;
+            changes.changed += changed;
+            changes.refused += refused;
+            changes.devices += devices;
         }
         Ok(changes)
     }
 
-    async fn join_as_caller(
-        &self,
-        user: &Arc<User>,
-        device: &Device,
-        topic: &Topic,
-        changes: &mut Changes,
-    ) -> Result<(), StoreError> {
+    async fn join_as_caller(&self, user: &Arc<User>, device: &Device, topic: &Topic) -> Result<Changes, StoreError> {
+        let mut changes = Changes::default();
         match self.join(user, device, topic, SubscriptionCause::Caller).await? {
-            Joined::NoDevice => return Ok(()),
+            Joined::Gone => return Ok(changes),
             Joined::Full => {
                 self.metrics().hit(Limit::TopicsPerSession);
-                changes.refused += 1;
-                return Ok(());
+                changes.refused = 1;
+                return Ok(changes);
             }
-            Joined::New | Joined::Already => changes.devices += 1,
+            Joined::New | Joined::Already => changes.devices = 1,
         }
         let log = self.topic_log(topic).await?;
-        for (session, entered) in self.follow_with(user, device, &log, topic, None) {
+        for (_, entered) in self.follow_with(user, device, &log, topic, None) {
             self.count_refused(entered);
             changes.add(entered);
-            let _ = self.plan_pull(&session);
-            session.flush();
-            session.wake();
         }
-        Ok(())
+        Ok(changes)
     }
 }

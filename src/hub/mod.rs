@@ -24,6 +24,7 @@ mod handle;
 mod lane;
 mod log;
 mod mailbox;
+mod members;
 mod outbox;
 mod outgoing;
 mod presence;

@@ -194,7 +194,7 @@ impl UserState {
         for (name, topic, row) in std::mem::take(&mut mailbox.members) {
             // One without its device is left over from a device that was forgotten.
             if let Some(device) = self.device(&name) {
-                device.members_mut().push(Member { topic, row, durable: true });
+                device.members_mut().push(Member { topic, row, durable: true, attempt: 0 });
             }
         }
         for known in known {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Hub, attach::token_end, handle::Handle};
+use super::{Hub, attach::token_end, handle::Handle, talk::Errand};
 use crate::{
     auth::{AuthCode, AuthError, Identity},
     limits,
@@ -64,6 +64,9 @@ impl Hub {
                 // The new end may be nearer than the next look.
                 self.schedule_look(handle);
                 handle.reply(hello);
+                for topic in identity.topics().iter().filter(|topic| self.is_durable(topic)) {
+                    self.queue_errand(handle, Errand::JoinByToken(topic.clone()));
+                }
                 self.close_if_revoked(handle, &identity);
                 return;
             }

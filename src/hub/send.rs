@@ -9,7 +9,6 @@ use super::{
     Hub,
     admit::{OwnId, Unflushed, entry, hand_out},
     ends::Why,
-    handle::Handle,
     log::{End, Known},
     outgoing::Outgoing,
     user::{User, UserState},
@@ -17,9 +16,9 @@ use super::{
 use crate::{
     clock::Instant,
     metrics::Fate,
-    protocol::{close::CloseCode, server::Draft},
+    protocol::server::Draft,
     store::{IndexEntry, LogObserver, Op, Permit, StoreError},
-    types::{ClosedBy, Device, DropReason, Notification, Offset, SessionId, UnixMillis, UserId},
+    types::{Device, DropReason, Notification, Offset, SessionId, UnixMillis, UserId},
 };
 
 /// How long what should have ended by its TTL, and has not, is left alone.
@@ -433,21 +432,5 @@ impl Hub {
         };
         self.metrics().fate(fate, 1);
         Sent { offset: None, outcome, sessions, duplicate: false }
-    }
-
-    /// Begins to close sessions of a user. Returns how many.
-    pub fn close_sessions(&self, user: &UserId, filter: &CloseFilter, code: CloseCode, reason: &str) -> u32 {
-        let sessions = self.matching_sessions(user, filter);
-        let closed = sessions.iter().filter(|handle| handle.close(code, reason, ClosedBy::Caller));
-        u32::try_from(closed.count()).unwrap_or(u32::MAX)
-    }
-
-    pub(super) fn matching_sessions(&self, user: &UserId, filter: &CloseFilter) -> Vec<Arc<Handle>> {
-        let mut sessions = self.user_sessions(user);
-        sessions.retain(|handle| {
-            filter.session.is_none_or(|id| id == handle.id)
-                && filter.device.as_ref().is_none_or(|device| *device == handle.device)
-        });
-        sessions
     }
 }

@@ -105,7 +105,7 @@ impl LogObserver for SharedLog {
 
 /// The logs of durable topics that somebody works with, and for a while longer.
 #[derive(Debug, Default)]
-pub struct TopicLogs(Mutex<Registry>);
+pub struct TopicLogs(Mutex<Registry>, AtomicU64);
 
 #[derive(Debug, Default)]
 struct Registry {
@@ -142,6 +142,11 @@ impl TopicLogs {
         };
         log.used.store(now.0, Ordering::Relaxed);
         log
+    }
+
+    /// A number for a membership that is about to be made.
+    pub fn next_attempt(&self) -> u64 {
+        self.1.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// All of them.

@@ -101,7 +101,10 @@ impl Hub {
 
     /// A client does not want to be in a topic any more. That it may leave whatever brought it there.
     pub(super) fn client_unsubscribes(&self, handle: &Arc<Handle>, of: &Membership, reply_to: Option<&str>) {
-        if self.is_durable(&of.topic) {
+        // A rule that says so no more leaves memberships behind.
+        let is_member =
+            || handle.user.state().device(&handle.device).is_some_and(|known| known.member(&of.topic).is_some());
+        if self.is_durable(&of.topic) || is_member() {
             return self.queue_errand(handle, Errand::Leave(of.clone(), reply_to.map(str::to_owned)));
         }
         let left = self.leave(handle, &mut handle.core(), &of.topic, SubscriptionCause::Client);
@@ -197,9 +200,6 @@ impl Hub {
             .map(|room| (room.name.clone(), TopicRow { durable: self.is_durable(&room.name), ..TopicRow::of(room) }))
             .collect();
         for (topic, counters) in kept {
-            if counters.count == 0 && !rows.contains_key(&topic) {
-                continue;
-            }
             let durable = self.is_durable(&topic);
             let row = rows.entry(topic.clone()).or_insert_with(|| TopicRow::empty(topic));
             (row.durable, row.records, row.bytes) = (durable, counters.count, counters.bytes);

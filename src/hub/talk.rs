@@ -48,13 +48,15 @@ pub(super) enum Errand {
     Join(Membership, Option<String>),
     /// To be in it no more.
     Leave(Membership, Option<String>),
+    /// To be in a durable topic that a new token names.
+    JoinByToken(Topic),
 }
 
 impl Errand {
     fn bytes(&self) -> usize {
         match self {
             Errand::Send(_, message, _) | Errand::Publish(_, message, _) => message.payload.bytes().len(),
-            Errand::Join(..) | Errand::Leave(..) => 0,
+            Errand::Join(..) | Errand::Leave(..) | Errand::JoinByToken(_) => 0,
         }
     }
 
@@ -64,6 +66,7 @@ impl Errand {
             | Errand::Publish(.., reply_to)
             | Errand::Join(_, reply_to)
             | Errand::Leave(_, reply_to) => reply_to.as_deref(),
+            Errand::JoinByToken(_) => None,
         }
     }
 }
@@ -303,9 +306,16 @@ impl Hub {
                 let answer = topics::membership(true, &of, reply_to.as_deref(), self.clock().unix_millis());
                 match self.join_for(handle, &of.topic, Entry::message(answer)).await {
                     Ok(Some(entered)) => self.tell_entered(handle, entered, reply_to.as_deref()),
-                    Ok(None) => {}
+                    Ok(None) => {
+                        let text = "its device was taken out of this topic meanwhile; try again";
+                        let (code, failure) = (ErrorCode::Unavailable, Failure::Unavailable);
+                        self.refuse(handle, code, text, reply_to.as_deref(), failure);
+                    }
                     Err(error) => return Err((error.into(), reply_to)),
                 }
+            }
+            Errand::JoinByToken(topic) => {
+                self.join_by_token(handle, &topic).await.map_err(|error| (error.into(), None))?;
             }
             Errand::Leave(of, reply_to) => {
                 let left = self.part_from(&handle.user, &handle.device, &of.topic, SubscriptionCause::Client).await;

@@ -57,6 +57,8 @@ pub struct Member {
     pub row: MemberRow,
     /// Whether that is on disk.
     pub durable: bool,
+    /// Which attempt to make it one this is; 0: it was read from the store.
+    pub attempt: u64,
 }
 
 impl DeviceState {
@@ -201,9 +203,11 @@ impl User {
         !self.state.lock().sessions.is_empty()
     }
 
-    /// What he weighs in memory: an index entry two, and he himself sixteen; some fifty bytes each.
+    /// What he weighs in memory: an index entry or a membership two, and he himself sixteen; some fifty bytes each.
     pub fn weight(&self) -> usize {
-        16 + 2 * self.state.lock().log.index.len()
+        let state = self.state.lock();
+        let members: usize = state.devices.iter().map(|device| device.members().len()).sum();
+        16 + 2 * (state.log.index.len() + members)
     }
 }
 

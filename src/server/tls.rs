@@ -172,3 +172,16 @@ fn tell(metrics: &Metrics, listener: &'static str, expires_at: i64, came: Result
         }
     }
 }
+
+/// Has keys and certificates read again at each of these signals.
+pub(super) fn reload_on(mut hang_up: tokio::signal::unix::Signal, server: &super::Server) {
+    let (authenticator, metrics) = (Arc::clone(server.hub.authenticator()), server.hub.metrics().clone());
+    let reload = server.reload();
+    tokio::spawn(async move {
+        while hang_up.recv().await.is_some() {
+            reload.notify_one();
+            let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
+            let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
+        }
+    });
+}

@@ -22,7 +22,7 @@ use super::{
     },
     *,
 };
-use crate::types::{ByteSize, Device, Notification, NotificationId, Payload, TypeName};
+use crate::types::{ByteSize, Device, LogId, Notification, NotificationId, Payload, TypeName, UnixMillis, UserId};
 
 const NOW: Duration = Duration::from_secs(1_769_852_100);
 const EVERYTHING: PageLimit = PageLimit { records: 1000, bytes: 1 << 30 };

@@ -142,19 +142,25 @@ pub fn devices_after(
     Ok(devices)
 }
 
-/// The topics that something is known of, by name, from behind `after` on; at most `max`.
+/// The topics that something is kept of, by name, from behind `after` on; at most `max`.
 pub fn topics_after(
     engine: &dyn Engine,
     prefix: &str,
     after: Option<&Topic>,
     max: usize,
 ) -> Result<Vec<(Topic, Counters)>, EngineError> {
-    let rows = rows_of(engine, &keys::topic_counters(prefix, after), max)?;
-    let topic = |(key, value): &Row| match (Key::decode(key), rows::decode_counters(value)) {
-        (Some(Key::Counters(LogId::Topic(topic))), Ok(counters)) => Some((topic, counters)),
-        _ => None,
-    };
-    Ok(rows.iter().filter_map(topic).collect())
+    let (from, to) = keys::topic_counters(prefix, after);
+    let mut found = Vec::new();
+    engine.range(&from, &to, &mut |key, value| {
+        if let (Some(Key::Counters(LogId::Topic(topic))), Ok(counters)) =
+            (Key::decode(key), rows::decode_counters(value))
+            && counters.count > 0
+        {
+            found.push((topic, counters));
+        }
+        if found.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(found)
 }
 
 /// A piece of a log's index.

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     limits,
     store::{Counters, Op, StoreError, Totals},
-    types::LogId,
+    types::{LogId, Offset},
 };
 
 /// How often the size of the store is taken where it is near its bound.
@@ -216,7 +216,12 @@ impl Writer {
             };
             totals.count = (totals.count + u64::from(counters.count)).saturating_sub(u64::from(old.count));
             totals.bytes = totals.bytes.saturating_add(counters.bytes).saturating_sub(old.bytes);
-            let row = (*counters != Counters::default()).then(|| rows::encode_counters(counters));
+            // Of a topic that nothing is kept of there is nothing to be known: its next offset is above all that were given.
+            let is_empty = match log {
+                LogId::Topic(_) => (counters.count, counters.lost) == (0, Offset::ZERO),
+                LogId::User(_) | LogId::Broadcast => *counters == Counters::default(),
+            };
+            let row = (!is_empty).then(|| rows::encode_counters(counters));
             batch.writes.push((key, row));
         }
         if totals != before {

@@ -378,7 +378,7 @@ async fn a_device_is_in_at_most_as_many_topics_as_a_session_may_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_members_and_a_slow_one_get_all_of_it_in_order() {
+async fn a_hundred_members_of_two_topics_get_all_of_each_in_order() {
     let gateway = Gateway::with(&[(LOGS.0, r#"[{ pattern = "*", subscribe = ["*"], durable = true }]"#)]).await;
     let mut rpc = gateway.rpc().await;
     let mut clients = Vec::new();
@@ -399,4 +399,98 @@ async fn a_thousand_members_and_a_slow_one_get_all_of_it_in_order() {
         got.sort_by_key(|n| n.as_u64());
         assert_eq!(got, (0..150).map(Value::from).collect::<Vec<_>>());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_session_of_a_member_hears_by_its_own_token() {
+    let gateway = logs().await;
+    let mut rpc = gateway.rpc().await;
+    let red = Token::of("alice").with("team", json!("red"));
+    let mut allowed = gateway.client_by(&red, "device=phone").await;
+    let mut other = gateway.client_with("alice", "device=phone").await;
+    allowed.subscribe("team.red").await;
+    assert_eq!(other.refused(&json!({ "type": "subscribe", "topic": "team.red" })).await.0, "forbidden");
+    rpc.tell("team.red", notification(1)).await;
+    assert_eq!(allowed.data(1).await, [1]);
+    allowed.settle().await;
+    other.nothing_more().await;
+    // What its token says, or a service, holds without a right of its own.
+    let named = Token::of("alice").with("topics", json!(["team.red"]));
+    let mut named = gateway.client_by(&named, "device=phone").await;
+    assert_eq!(named.hello["topics"], json!(["team.red"]));
+    rpc.tell("team.red", notification(2)).await;
+    for client in [&mut allowed, &mut other, &mut named] {
+        assert_eq!(client.data(1).await, [2]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_token_on_an_open_session_adds_its_durable_topics() {
+    let gateway = logs().await;
+    let mut rpc = gateway.rpc().await;
+    let mut alice = gateway.client_with("alice", "device=phone").await;
+    let token = Token::of("alice").with("topics", json!(["log.1", "room.1"])).sign();
+    let answer = alice.ask(&json!({ "type": "auth", "token": token })).await;
+    assert_eq!((&answer["type"], &answer["topics"]), (&json!("auth_success"), &json!(["room.1"])));
+    until("its topics", vec![("phone".to_owned(), vec![("log.1".to_owned(), 0)])], async || {
+        gateway.rpc().await.in_topics("alice").await
+    })
+    .await;
+    rpc.tell("log.1", notification(1)).await;
+    assert_eq!(alice.data(1).await, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_is_no_member_and_what_is_empty_is_not_listed() {
+    let gateway = Gateway::with(&[LOGS, ("limits.topics_per_session", "2")]).await;
+    let mut rpc = gateway.rpc().await;
+    let mut alice = gateway.client_with("alice", "device=phone").await;
+    alice.subscribe("room.1").await;
+    alice.subscribe("room.2").await;
+    assert_eq!(alice.refused(&json!({ "type": "subscribe", "topic": "log.1" })).await.0, "limit_reached");
+    assert_eq!(rpc.in_topics("alice").await, [("phone".to_owned(), vec![])]);
+    for n in 0..4 {
+        rpc.tell(&format!("log.{n}"), Notification { ttl: ttl(60, 0), ..notification(n) }).await;
+    }
+    rpc.tell("log.z", notification("kept")).await;
+    gateway.later(Duration::from_secs(121));
+    let listed = async |size| {
+        let request = ListTopicsRequest { prefix: "log.".into(), page_size: size, ..Default::default() };
+        let page = gateway.rpc().await.topics(request).await.unwrap();
+        page.topics.into_iter().map(|topic| topic.topic).collect::<Vec<_>>()
+    };
+    until("what is kept", vec!["log.z".to_owned()], async || listed(100).await).await;
+    assert_eq!(listed(2).await, ["log.z"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_waits_for_is_carried_out_all_the_same() {
+    let gateway = logs().await;
+    gateway.client_with("alice", "device=phone").await.close().await;
+    gateway.sessions("alice", 0).await;
+    // Dropped at whatever point it has come to.
+    for n in 0..50 {
+        let mut rpc = gateway.rpc().await;
+        let (topic, user_ids) = (format!("log.{n}"), vec!["alice".to_owned()]);
+        let call = rpc.subscribe(SubscribeRequest { topic, user_ids, session_ids: Vec::new() });
+        let _ = tokio::time::timeout(Duration::from_micros(200 * n), call).await;
+    }
+    let joined = || async { gateway.rpc().await.in_topics("alice").await.remove(0).1 };
+    let mut settled = joined().await;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = joined().await;
+        if now == settled {
+            break;
+        }
+        settled = now;
+    }
+    let mut rpc = gateway.rpc().await;
+    for (topic, _) in &settled {
+        rpc.tell(topic, notification(topic.as_str())).await;
+    }
+    let mut alice = gateway.client_with("alice", "device=phone").await;
+    assert_eq!(alice.hello["pending"], settled.len(), "what is listed is what it hears");
+    alice.data(settled.len()).await;
+    alice.nothing_more().await;
 }

@@ -17,13 +17,15 @@
 //! RFC 3339 with milliseconds, or a number of milliseconds where that has no such form. What follows from other rows
 //! (pieces, expiry buckets, ends of ids, how much is pending) is not written down.
 
-use std::time::UNIX_EPOCH;
+mod moment;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
+
+pub use self::moment::Moment;
 
 use crate::{
     store::{Counters, DeviceRow, MemberRow, Remembered},
@@ -200,38 +202,6 @@ pub struct RevocationLine {
 /// A `data` that is `null` is there.
 fn even_null<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(input).map(Some)
-}
-
-/// A moment.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment(pub UnixMillis);
-
-/// The first moment that RFC 3339 has no form for: the year 10000.
-const YEAR_10000: u64 = 253_402_300_800_000;
-
-impl Serialize for Moment {
-    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        if self.0.0 < YEAR_10000 { out.collect_str(&self.0.rfc3339()) } else { out.serialize_u64(self.0.0) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Moment {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Text(String),
-            Millis(u64),
-        }
-        match Written::deserialize(input)? {
-            Written::Millis(millis) => Ok(Moment(UnixMillis(millis))),
-            Written::Text(text) => {
-                let moment = humantime::parse_rfc3339(&text).map_err(D::Error::custom)?;
-                let since = moment.duration_since(UNIX_EPOCH).map_err(D::Error::custom)?;
-                Ok(Moment(UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))))
-            }
-        }
-    }
 }
 
 /// Why a line does not stand for a row.
@@ -519,7 +489,7 @@ mod tests {
 
     #[test]
     fn moments_come_back_whenever_they_are() {
-        for millis in [0, 1_769_852_100_123, YEAR_10000 - 1, YEAR_10000, u64::MAX] {
+        for millis in [0, 1_769_852_100_123, moment::YEAR_10000 - 1, moment::YEAR_10000, u64::MAX] {
             let text = serde_json::to_string(&Moment(UnixMillis(millis))).unwrap();
             assert_eq!(serde_json::from_str::<Moment>(&text).unwrap().0, UnixMillis(millis), "{text}");
         }
