@@ -979,10 +979,10 @@ fn neither_show_nor_debug_gives_a_secret_away() {
     for line in ["secret = \"***\"", "secret_base64 = \"***\"", "token = \"***\"", "token_sha256 = \"***\""] {
         assert_eq!(shown.matches(line).count(), 1, "{line} in\n{shown}");
     }
-    let input = Input::raw("[[auth.keys]]\nalgorithm = \"HS256\"\nsecret = \"below\"")
+    let input = Input::raw("[[auth.keys]]\nalgorithm = \"HS256\"\nsecret = \"hunter1\"")
         .env("PUSHGATE_AUTH__KEYS", "[{algorithm = \"HS256\", secret = \"hunter2\"}]")
         .env("PUSHGATE_GRPC__TOKENS", "[{name = \"a\", token = \"hunter3\", scopes = [\"send\"]}]");
-    gives_no_secret_away(&input, &["below", "hunter2", "hunter3"]);
+    gives_no_secret_away(&input, &["hunter1", "hunter2", "hunter3"]);
 }
 
 /// What `config show` prints, once nothing that can be printed of the configuration or its sources has one of the secrets.
