@@ -1,5 +1,7 @@
 //! The daemon's entry.
 
+#![forbid(unsafe_code)]
+
 /// mimalloc: measured against the system's, see ARCHITECTURE.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

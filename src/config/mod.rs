@@ -52,8 +52,8 @@ pub struct Config {
     pub log: telemetry::Log,
 }
 
-/// A value given on the command line.
-#[derive(Clone, Debug)]
+/// A value given on the command line. It prints without the value.
+#[derive(Clone)]
 pub struct Flag {
     /// The flag, with its dashes.
     pub name: &'static str,
@@ -63,8 +63,14 @@ pub struct Flag {
     pub value: Value,
 }
 
-/// Where a configuration is read from.
-#[derive(Clone, Debug, Default)]
+impl fmt::Debug for Flag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flag").field("name", &self.name).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// Where a configuration is read from. It prints without the environment, which may hold keys and tokens.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The file that must be there.
     pub file: Option<PathBuf>,
@@ -76,6 +82,15 @@ pub struct Sources {
     pub environment: Vec<(OsString, OsString)>,
     /// The command line.
     pub flags: Vec<Flag>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { file, default_file, mode, environment: _, flags } = self;
+        let mut shown = f.debug_struct("Sources");
+        shown.field("file", file).field("default_file", default_file).field("mode", mode).field("flags", flags);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl Sources {
@@ -236,11 +251,17 @@ impl Loaded {
     }
 }
 
-/// Knows which layer gave a value.
-#[derive(Clone, Debug)]
+/// Knows which layer gave a value. It prints without the values: the layers have secrets as they were written.
+#[derive(Clone)]
 struct Origins {
     figment: Figment,
     file: Option<PathBuf>,
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origins").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 impl Origins {

@@ -967,7 +967,7 @@ fn show_gives_values_and_origins_as_toml_that_loads_again() {
 }
 
 #[test]
-fn show_never_gives_a_secret_away() {
+fn neither_show_nor_debug_gives_a_secret_away() {
     let input = Input::raw(
         "[[auth.keys]]\nalgorithm = \"HS256\"\nsecret = \"hunter2\"\n[[auth.keys]]\nalgorithm = \"HS256\"\n\
          secret_base64 = \"aHVudGVyMg==\"\n[[grpc.tokens]]\nname = \"a\"\ntoken = \"hunter2\"\nscopes = [\"send\"]\n\
@@ -975,15 +975,31 @@ fn show_never_gives_a_secret_away() {
          token_sha256 = \"f52fbd32b2b3b86ff88ef6c490628285f482af15ddcb29541f94bcf526a3f6c7\"\nscopes = [\"read\"]",
     )
     .env("PUSHGATE_STORE__PATH", "x");
-    let loaded = input.load();
-    let shown = loaded.to_toml();
-    for secret in ["hunter2", "aHVudGVyMg", "f52fbd32"] {
-        assert!(!shown.contains(secret), "{shown}");
-    }
+    let shown = gives_no_secret_away(&input, &["hunter2", "aHVudGVyMg", "f52fbd32"]);
     for line in ["secret = \"***\"", "secret_base64 = \"***\"", "token = \"***\"", "token_sha256 = \"***\""] {
         assert_eq!(shown.matches(line).count(), 1, "{line} in\n{shown}");
     }
-    for secret in ["hunter2", "aHVudGVyMg"] {
-        assert!(!format!("{:?}", loaded.config).contains(secret));
+    let input = Input::raw("[[auth.keys]]\nalgorithm = \"HS256\"\nsecret = \"hunter1\"")
+        .env("PUSHGATE_AUTH__KEYS", "[{algorithm = \"HS256\", secret = \"hunter2\"}]")
+        .env("PUSHGATE_GRPC__TOKENS", "[{name = \"a\", token = \"hunter3\", scopes = [\"send\"]}]");
+    gives_no_secret_away(&input, &["hunter1", "hunter2", "hunter3"]);
+}
+
+/// What `config show` prints, once nothing that can be printed of the configuration or its sources has one of the secrets.
+#[track_caller]
+fn gives_no_secret_away(input: &Input, secrets: &[&str]) -> String {
+    let loaded = input.load();
+    let shown = loaded.to_toml();
+    for (what, text) in [
+        ("config show", shown.clone()),
+        ("the configuration", format!("{:?} {:#?}", loaded.config, loaded.config)),
+        ("it with its origins", format!("{loaded:?} {loaded:#?}")),
+        ("its sources", format!("{:?} {:#?}", input.sources, input.sources)),
+        ("it as JSON", serde_json::to_string(&loaded.config).unwrap()),
+    ] {
+        for secret in secrets {
+            assert!(!text.contains(secret), "{what} has {secret}: {text}");
+        }
     }
+    shown
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -77,8 +77,7 @@ pub struct TokenConfig {
     /// The token itself.
     pub token: Secret,
     /// Its SHA-256, 64 hexadecimal digits.
-    #[serde(serialize_with = "masked")]
-    pub token_sha256: String,
+    pub token_sha256: Secret,
     /// The file that holds the token; white space around it is not part of it.
     pub token_file: PathBuf,
     /// What the caller may do.
@@ -100,10 +99,6 @@ impl ClientConfig {
     pub fn scope_set(&self) -> ScopeSet {
         self.scopes.iter().copied().collect()
     }
-}
-
-fn masked<S: Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    Secret::new(text).serialize(serializer)
 }
 
 /// Why a token cannot be used. One line: the key and what is wrong with it, without the token.
@@ -142,7 +137,7 @@ impl TokenConfig {
         match given.as_slice() {
             [] => Err(TokenError::Sources("none".to_owned())),
             ["token"] => usable("token", self.token.expose()),
-            ["token_sha256"] => parse_sha256(&self.token_sha256).map(drop),
+            ["token_sha256"] => parse_sha256(self.token_sha256.expose()).map(drop),
             [_] => Ok(()),
             several => Err(TokenError::Sources(several.join(", "))),
         }
@@ -155,7 +150,7 @@ impl TokenConfig {
     pub fn sha256(&self) -> Result<[u8; 32], TokenError> {
         self.check()?;
         if !self.token_sha256.is_empty() {
-            return parse_sha256(&self.token_sha256);
+            return parse_sha256(self.token_sha256.expose());
         }
         if !self.token.is_empty() {
             return Ok(Sha256::digest(self.token.expose()).into());
@@ -205,7 +200,7 @@ mod tests {
         let file = folder.path().join("token");
         fs::write(&file, "abc\n").unwrap();
         let text = TokenConfig { token: Secret::new("abc"), ..TokenConfig::default() };
-        let hash = TokenConfig { token_sha256: ABC.to_uppercase(), ..TokenConfig::default() };
+        let hash = TokenConfig { token_sha256: Secret::new(ABC.to_uppercase()), ..TokenConfig::default() };
         let file = TokenConfig { token_file: file, ..TokenConfig::default() };
         assert_eq!(text.sha256(), hash.sha256());
         assert_eq!(text.sha256(), file.sha256());
@@ -218,11 +213,11 @@ mod tests {
         let none = TokenConfig::default();
         assert_eq!(say(none), "needs exactly one of token, token_sha256, token_file; it has none");
         let both =
-            TokenConfig { token: Secret::new("hunter2"), token_sha256: ABC.to_owned(), ..TokenConfig::default() };
+            TokenConfig { token: Secret::new("hunter2"), token_sha256: Secret::new(ABC), ..TokenConfig::default() };
         assert!(say(both.clone()).ends_with("it has token, token_sha256"));
         let shown = toml::to_string(&both).unwrap();
         assert!(!shown.contains("hunter2") && !shown.contains(ABC), "{shown}");
-        let short = TokenConfig { token_sha256: "hunter2".to_owned(), ..TokenConfig::default() };
+        let short = TokenConfig { token_sha256: Secret::new("hunter2"), ..TokenConfig::default() };
         assert!(say(short).ends_with("this has 7 characters"));
         let spaced = TokenConfig { token: Secret::new("hunter2 x"), ..TokenConfig::default() };
         assert_eq!(say(spaced), "token must hold a token of visible ASCII characters without spaces");

@@ -29,7 +29,7 @@ use crate::{
     config::Loaded,
     dev, limits,
     protocol::close::{CloseCode, Next},
-    types::ListenAddress,
+    types::{ListenAddress, Secret},
     ws,
 };
 
@@ -87,7 +87,7 @@ struct Identity {
     user: Option<String>,
     /// The token itself; other users of this machine can see it in the list of processes
     #[arg(long)]
-    token: Option<String>,
+    token: Option<Secret>,
     /// The file that holds the token; it is read again for each connection
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -102,7 +102,7 @@ enum AckMode {
 /// Where tokens come from.
 enum Tokens {
     Signed(Box<Signer>, String),
-    Given(String),
+    Given(Secret),
     File(PathBuf),
 }
 
@@ -110,7 +110,7 @@ impl Tokens {
     fn next(&self) -> Outcome<String> {
         match self {
             Self::Signed(signer, user) => signer.sign(user, TOKEN_TTL, Map::new()),
-            Self::Given(token) => Ok(token.clone()),
+            Self::Given(token) => Ok(token.expose().to_owned()),
             Self::File(file) => Ok(read_secret(file, limits::TOKEN_BYTES_MAX as u64 + 1)?.trim().to_owned()),
         }
     }

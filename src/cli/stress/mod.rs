@@ -26,7 +26,7 @@ use crate::{
         report::Report,
         sender::{Calls, Via},
     },
-    types::ByteSize,
+    types::{ByteSize, Secret},
 };
 
 /// The command's examples.
@@ -128,7 +128,7 @@ pub struct Stress {
     user_tokens: Option<PathBuf>,
     /// Sign with this HMAC secret; other users of this machine can see it in the list of processes
     #[arg(long, value_name = "SECRET", conflicts_with_all = ["user_tokens", "secret_file", "private_key_file"])]
-    secret: Option<String>,
+    secret: Option<Secret>,
     /// Leave what the gateway has stored for the users that were made up; else they are forgotten (scope admin)
     #[arg(long)]
     keep: bool,
@@ -323,7 +323,7 @@ fn places(args: &Stress) -> Outcome<(Vec<Place>, Vec<String>)> {
         return Ok(((0..count).map(place).collect(), Vec::new()));
     }
     let signer = match &args.secret {
-        Some(secret) => Signer::of_secret(secret),
+        Some(secret) => Signer::of_secret(secret.expose()),
         None => Signer::find(&args.key, &args.target.file)?,
     };
     let tag = u32::from_le_bytes(token::random::<4>()?);

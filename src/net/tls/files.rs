@@ -186,3 +186,40 @@ impl Stamp {
         Self([&files.certificate_file, &files.key_file, &files.client_ca_file].map(look).to_vec())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Speaks, Tls},
+        *,
+    };
+
+    #[test]
+    fn a_private_key_does_not_print() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let files = TlsFiles {
+            certificate_file: file("crt", certificate.pem()),
+            key_file: file("key", key.serialize_pem()),
+            ..TlsFiles::default()
+        };
+        let tls = Tls::open(Terms { listener: "http", files, speaks: Speaks::Http1, anonymous: false }).unwrap();
+        let shown = format!("{tls:?}").to_lowercase();
+        assert!(shown.contains("certificate"), "{shown}");
+        // PKCS #8 (RFC 5958) of an EC key: the octets behind the tag and length of the first string of 32 are the secret.
+        let der = key.serialize_der();
+        let at = der.windows(2).position(|tag| tag == [4, 32]).unwrap() + 2;
+        for part in der[at..at + 32].chunks(8) {
+            let numbers: Vec<String> = part.iter().map(u8::to_string).collect();
+            let digits: String = part.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(!shown.contains(&numbers.join(", ")) && !shown.contains(&digits), "{shown}");
+        }
+    }
+}

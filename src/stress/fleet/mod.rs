@@ -17,7 +17,7 @@ mod slot;
 mod tally;
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
@@ -50,13 +50,19 @@ pub struct Target {
     pub client_acks: bool,
 }
 
-/// One session's place.
-#[derive(Clone, Debug)]
+/// One session's place. It prints without its token.
+#[derive(Clone)]
 pub struct Place {
     /// Its token.
     pub token: Arc<str>,
     /// Its device; `None`: the user's unnamed one.
     pub device: Option<String>,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("device", &self.device).finish_non_exhaustive()
+    }
 }
 
 /// What sessions do on their own.
