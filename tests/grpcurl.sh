@@ -199,6 +199,8 @@ every_rpc() {
     call $OK ListDevices '{"user_id":"'"$user"'"}'
     is '(.devices // []) == []'
     call $OK ForgetUser '{"user_id":"'"$user"'"}'
+    call $OK RevokeTokens '{"user_id":"'"$user"'","expires_at":"'"$(date -u -d '+1 hour' +%FT%TZ)"'"}'
+    is '(.closed // 0) == 0'
     call $OK ListPending '{"user_id":"'"$user"'"}'
     is '(.notifications // []) == []'
 
@@ -289,7 +291,7 @@ at "$GRPC" -H 'authorization: Bearer only-sends'
 grpc $OK list
 call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
 for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListTopics ListUsers PurgePending \
-    SetLogFilter StreamEvents; do
+    RevokeTokens SetLogFilter StreamEvents; do
     call $PERMISSION_DENIED "$method" '{}'
     has SCOPE_MISSING
 done

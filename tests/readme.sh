@@ -18,6 +18,7 @@ command -v python3 >/dev/null || install_packages python3
 python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
 command -v npm >/dev/null || install_packages nodejs npm
 command -v systemd-analyze >/dev/null || install_packages systemd
+command -v openssl >/dev/null || install_packages openssl
 find_grpcurl
 require curl jq python3 node npm systemd-analyze systemd-sysusers systemd-tmpfiles
 find_binary
@@ -147,11 +148,69 @@ leave_client() {
 # Every line of the JSON, and of what a program said, has the same keys in the same order, and the same types.
 shapes() { jq -cR 'fromjson? | select(.type != "pong") | [to_entries[] | [.key, (.value | type)]]'; }
 
+# A gateway with certificates, and what a caller of it has; its names are those of another machine.
+secured() {
+    [[ -z ${SECURED:-} ]] || return 0
+    local files=$WORK/secured
+    mkdir "$files"
+    quiet openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=authority \
+        -keyout "$files/ca.key" -out "$HERE/services-ca.crt"
+    local name of
+    for name in push.example.com orders.internal; do
+        of=$files/$name
+        quiet openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj "/CN=$name" -keyout "$of.key" -out "$of.csr"
+        quiet openssl x509 -req -in "$of.csr" -days 2 -CA "$HERE/services-ca.crt" -CAkey "$files/ca.key" -CAcreateserial \
+            -extfile <(printf 'subjectAltName=DNS:%s' "$name") -out "$of.crt"
+    done
+    cp "$files/orders.internal.crt" "$HERE/orders.crt"
+    cp "$files/orders.internal.key" "$HERE/orders.key"
+    local tls="certificate_file = \"$files/push.example.com.crt\"
+key_file = \"$files/push.example.com.key\""
+    cat >"$files/pushgate.toml" <<END
+[http]
+listen = ["127.0.0.1:0"]
+[http.tls]
+$tls
+[grpc]
+listen = ["127.0.0.1:0"]
+[grpc.tls]
+$tls
+client_ca_file = "$HERE/services-ca.crt"
+[[grpc.clients]]
+name = "orders.internal"
+scopes = ["send"]
+[[grpc.tokens]]
+name = "admin"
+token_file = "$HERE/admin.token"
+scopes = ["admin"]
+[ops]
+listen = []
+[[auth.keys]]
+algorithm = "HS256"
+secret = "a secret that only tests know, and they alone"
+[store]
+path = "$files/data"
+END
+    user_token alice >"$HERE/alice.token"
+    start secured serve --config "$files/pushgate.toml"
+    SECURED=$GRPC SECURED_HTTP=$HTTP
+}
+
 # `run_line LINE`: one command of a `sh` block, as it stands there.
 run_line() {
     local line
     line=$(here <<<"$1")
     case $1 in
+        'pushgate '*push.example.com*)
+            secured
+            local more=
+            [[ $1 == *--server-name* ]] || more+=' --server-name push.example.com'
+            [[ $1 == *--ca* ]] || more+=' --ca services-ca.crt'
+            [[ $1 != *listen* ]] || more+=' --for 2s'
+            line=$(sed -E "s#https://[a-z0-9.]+:[0-9]+#https://$SECURED#; s#wss://push.example.com/#wss://$SECURED_HTTP/#" <<<"$1")
+            line=$(sed -E 's/ +#.*//' <<<"$line")$more
+            (enter "$line") >"$WORK/said" 2>&1 || fail "$1: $(cat "$WORK/said")"
+            ;;
         'cargo run --release -- serve --dev'*)
             serve 'pushgate serve --dev'
             grep -qF "http://127.0.0.1:$P0/" "$WORK/daemon.out" || fail "no page is named: $(cat "$WORK/daemon.out")"
@@ -253,6 +312,16 @@ json_block() {
 }
 
 toml_block() {
+    # Certificates that are named are there.
+    if grep -q /etc/pushgate/ "$1"; then
+        [[ -e $ROOT/etc/pushgate/tls.key ]] || {
+            mkdir -p "$ROOT/etc/pushgate"
+            quiet openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=push.example.com \
+                -addext subjectAltName=DNS:push.example.com -keyout "$ROOT/etc/pushgate/tls.key" -out "$ROOT/etc/pushgate/tls.crt"
+            cp "$ROOT/etc/pushgate/tls.crt" "$ROOT/etc/pushgate/services-ca.crt"
+        }
+        sed -i "s|/etc/pushgate/|$ROOT/etc/pushgate/|" "$1"
+    fi
     "$BIN" config check --config "$1" >"$WORK/said" 2>&1 || fail "$(cat "$WORK/said")"
     # The keys are compared with those of the first, which has tokens: an empty list of tables is shown as a key.
     [[ -e $WORK/block.toml ]] || cp "$1" "$WORK/block.toml"
@@ -295,7 +364,7 @@ keys=$("$BIN" config show --config "$WORK/block.toml" | sed -nE 's/^\[+([a-z_.]+
 section=
 while IFS= read -r key; do
     if [[ $key == \[* ]]; then section=${key:1:-1}; continue; fi
-    [[ $section != *tls && $section != grpc.tokens && $section != auth.keys && $section != auth.jwks && $section != topics ]] || continue
+    [[ $section.$key != grpc.clients && $section != *tls && $section != grpc.tokens && $section != auth.keys && $section != auth.jwks && $section != topics ]] || continue
     grep -qE "^\|.*\`$section\\.$key\`" README.md || fail "the table lacks $section.$key"
 done <<<"$keys"
 for counter in $(sed -nE 's/^    [A-Za-z]+ = "([a-z_]+)",$/\1/p' src/metrics.rs); do

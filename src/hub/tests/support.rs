@@ -23,7 +23,6 @@ use crate::{
 };
 
 pub const HOUR: Duration = Duration::from_secs(3600);
-
 /// The bounds that a test plays with.
 #[derive(Clone, Copy)]
 pub struct Bounds {
