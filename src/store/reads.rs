@@ -107,13 +107,13 @@ impl Store {
     }
 
     /// Own ids of callers that may be forgotten at `now`, oldest first, at most `max`. One is shown until
-    /// [`Op::ForgetId`] is committed.
+    /// [`super::Op::ForgetId`] is committed.
     pub async fn due_ids(&self, now: UnixMillis, max: usize) -> Result<Vec<DueId>, StoreError> {
         self.read(self.generation(), move |engine| queries::due_ids(engine, now, max)).await
     }
 
     /// Logs of which something may have expired at `now`, oldest first, at most `max`. A bucket is shown until
-    /// [`Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
+    /// [`super::Op::ForgetDue`] is committed, whether or not its records are still there, and only once all of it has expired.
     pub async fn due(&self, now: UnixMillis, max: usize) -> Result<Vec<Due>, StoreError> {
         self.read(self.generation(), move |engine| queries::due(engine, now, max)).await
     }
