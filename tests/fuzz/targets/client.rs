@@ -86,7 +86,7 @@ pub fn run(input: &[u8]) -> u64 {
                     // Beyond the last there is none, and nothing to ack.
                     assert_eq!(Some(offset.get()), seen["offset"].as_u64().map(|offset| offset.min(Offset::MAX.get())));
                 }
-                Request::Auth(auth) => assert_eq!(Some(&*auth.token), seen["token"].as_str()),
+                Request::Auth(auth) => assert_eq!(Some(auth.token.expose()), seen["token"].as_str()),
                 _ => assert!(client::is_answered(type_name)),
             }
         }
@@ -108,7 +108,11 @@ pub fn run(input: &[u8]) -> u64 {
 fn binary(bytes: &[u8]) -> u64 {
     let Some(decoded) = client::decode_binary(bytes) else { return kind("none") };
     let length = u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize;
-    let envelope = std::str::from_utf8(&bytes[4..4 + length]).unwrap();
+    // One that is no text is a bad message.
+    let Ok(envelope) = std::str::from_utf8(&bytes[4..4 + length]) else {
+        assert!(decoded.is_err());
+        return kind(shape(&decoded));
+    };
     if let Ok(message) = &decoded {
         let alone = client::decode(envelope).expect("an envelope is a message but for its data");
         assert_eq!(message.id, alone.id);

@@ -8,6 +8,7 @@ mod compression;
 mod config;
 mod frames;
 mod handshake;
+mod proxy;
 mod store;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -22,9 +23,8 @@ pub struct Target {
     pub run: fn(&[u8]) -> u64,
 }
 
-/// All of them. The decoder of the PROXY protocol (version 2) belongs here once there is one: a file `proxy.rs`, and that
-/// no cut of a header decodes to anything, while what follows a whole one is left alone.
-pub const ALL: [Target; 9] = [
+/// All of them.
+pub const ALL: [Target; 10] = [
     Target { name: "frames", words: frames::WORDS, run: frames::run },
     Target { name: "inflate", words: compression::WORDS, run: compression::inflate },
     Target { name: "deflate", words: client::WORDS, run: compression::deflate },
@@ -33,6 +33,7 @@ pub const ALL: [Target; 9] = [
     Target { name: "handshake", words: handshake::WORDS, run: handshake::run },
     Target { name: "keys", words: store::WORDS, run: store::keys },
     Target { name: "records", words: store::WORDS, run: store::records },
+    Target { name: "proxy", words: proxy::WORDS, run: proxy::run },
     Target { name: "config", words: config::WORDS, run: config::run },
 ];
 
