@@ -282,7 +282,8 @@ def read():
 
 # The self-test.
 
-REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
+# The registry that deny.toml allows.
+REGISTRY = "registry+" + tomllib.loads((ROOT / "deny.toml").read_text())["sources"]["allow-registry"][0]
 
 
 def locked(inputs, name):
