@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::{keys::Key, record, rows};
 
 /// How many kinds of row there are.
-pub const ROWS: u8 = 8;
+pub const ROWS: u8 = 10;
 
 /// A row that could be read.
 #[derive(Debug)]
@@ -34,7 +34,9 @@ pub fn row(which: u8, bytes: &[u8]) -> Result<Read, &'static str> {
         4 => rows::decode_totals(bytes).map(|it| (format!("{it:?}"), rows::encode_totals(&it))),
         5 => rows::decode_mark(bytes).map(|it| (format!("{it:?}"), rows::encode_mark(it))),
         6 => rows::decode_epoch(bytes).map(|it| (format!("{it:?}"), rows::encode_epoch(it))),
-        _ => return notification(bytes),
+        7 => return notification(bytes),
+        8 => rows::decode_member(bytes).map(|it| (format!("{it:?}"), rows::encode_member(&it))),
+        _ => rows::decode_revocation(bytes).map(|it| (format!("{it:?}"), rows::encode_revocation(&it))),
     };
     read.map(|(meaning, written)| Read { meaning, written }).map_err(|malformed| malformed.0)
 }
