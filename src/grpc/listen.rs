@@ -80,18 +80,19 @@ pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item
 
 async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
     let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
+    let beat = life.beat("the gRPC listener");
     loop {
         if room.available_permits() == 0 {
             terms.metrics.hit(Limit::GrpcConnections);
         }
         // The semaphore is never closed.
-        let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
+        let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await else { return };
         let (io, peer) = match &bound {
             Bound::Tcp(listener, _) => {
-                let (stream, peer) = net::accept_tcp(listener).await;
+                let (stream, peer) = beat.during(net::accept_tcp(listener)).await;
                 (Io::Tcp(stream), Some(peer))
             }
-            Bound::Unix(listener, _) => (Io::Unix(net::accept_unix(listener).await), None),
+            Bound::Unix(listener, _) => (Io::Unix(beat.during(net::accept_unix(listener)).await), None),
         };
         let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {

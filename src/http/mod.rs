@@ -88,10 +88,11 @@ pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -
     let calls = Calls::new(api.clone(), access, notification_bytes);
     let ops = Arc::new(Ops { exposition: Exposition::new(api.clone()), calls, api });
     let room = Arc::new(Semaphore::new(limits::OPS_CONNECTIONS_MAX));
+    let beat = life.beat("the ops listener");
     let accept = async {
         // The semaphore is never closed.
-        while let Ok(counted) = Arc::clone(&room).acquire_owned().await {
-            let (stream, peer) = net::accept_tcp(&listener).await;
+        while let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await {
+            let (stream, peer) = beat.during(net::accept_tcp(&listener)).await;
             let (ops, tls, connection_life) = (Arc::clone(&ops), tls.clone(), life.clone());
             life.spawn(async move {
                 secure_and_serve(stream, peer, tls, ops, connection_life).await;

@@ -18,6 +18,7 @@ use crate::{
     limits,
     metrics::Metrics,
     net::tls::{Reloaded, Speaks, Stamp, Terms, Tls, TlsError},
+    systemd,
     types::TlsFiles,
 };
 
@@ -179,9 +180,11 @@ pub(super) fn reload_on(mut hang_up: tokio::signal::unix::Signal, server: &super
     let reload = server.reload();
     tokio::spawn(async move {
         while hang_up.recv().await.is_some() {
+            systemd::reloading();
             reload.notify_one();
             let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
             let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
+            systemd::reloaded();
         }
     });
 }

@@ -57,6 +57,10 @@ const REFUSALS_MAX: u64 = 1024;
 /// What is left at least for a request's head, however late its first byte came.
 const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
+/// How long those who came in last have to ask and be answered, and how often it is looked whether somebody is left.
+const LAST_ANSWERS_MAX: Duration = Duration::from_millis(250);
+const LAST_ANSWERS_LOOK: Duration = Duration::from_millis(10);
+
 /// What every connection needs.
 pub struct Context {
     /// The hub.
@@ -69,6 +73,8 @@ pub struct Context {
     pub auth_timeout: Duration,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
+    /// Cancelled a moment later, when those that are no sessions yet are given up: who came in last still gets his answer.
+    giving_up: CancellationToken,
     /// Whether messages may be compressed.
     pub compression: Compression,
     /// What stands at `/`.
@@ -102,6 +108,7 @@ impl Context {
             path,
             auth_timeout,
             accepting,
+            giving_up: CancellationToken::new(),
             compression,
             page: None,
             tls: None,
@@ -112,6 +119,17 @@ impl Context {
             not_opened,
             open,
         }
+    }
+}
+
+impl Context {
+    /// Gives up the connections that are no sessions yet, once there are no more of them, and soon in any case.
+    async fn give_up(&self) {
+        let until = Instant::now() + LAST_ANSWERS_MAX;
+        while self.open.get() > 0 && Instant::now() < until {
+            tokio::time::sleep(LAST_ANSWERS_LOOK).await;
+        }
+        self.giving_up.cancel();
     }
 }
 
@@ -126,15 +144,17 @@ impl Drop for OpenSocket {
 
 /// Serves until no more connections are to be accepted.
 pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), Infallible> {
+    let beat = context.life.beat("the public listener");
     loop {
         let (stream, remote) = tokio::select! {
             () = context.accepting.cancelled() => {
                 // Closed from here on; as an essential task this one lives until the stop.
-                drop(listener);
+                drop((listener, beat));
+                context.give_up().await;
                 context.life.stopping().cancelled().await;
                 return Ok(());
             }
-            accepted = accept(&listener, &context) => accepted,
+            accepted = beat.during(accept(&listener, &context)) => accepted,
         };
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
         let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
@@ -180,7 +200,7 @@ async fn begin(
     let first_byte = Box::pin(tokio::time::timeout(timeout, stream.readable()));
     let asked = Instant::now();
     let came = tokio::select! {
-        () = context.accepting.cancelled() => return None,
+        () = context.giving_up.cancelled() => return None,
         came = first_byte => came,
     };
     if came.is_err() {
@@ -253,7 +273,7 @@ async fn shake_hands(
     } else {
         let preparing = Box::pin(prepare(stream, remote, until, &context));
         tokio::select! {
-            () = context.accepting.cancelled() => return None,
+            () = context.giving_up.cancelled() => return None,
             prepared = preparing => prepared?,
         }
     };
@@ -288,7 +308,7 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
     tokio::select! {
-        () = context.accepting.cancelled() => {}
+        () = context.giving_up.cancelled() => {}
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
             let metrics = context.hub.metrics();
