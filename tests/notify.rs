@@ -439,6 +439,38 @@ fn a_restart_refuses_no_connection() {
     assert!(cut_off.load(Ordering::Relaxed) <= 1, "{cut_off:?}");
 }
 
+/// A daemon with such sockets exits with 78 and says so.
+fn refused(manager: &Manager, config: &str, sockets: Sockets, says: &str) {
+    let mut service = manager.start_with(config, &[], sockets);
+    service.ends_with(78);
+    let said = manager.said();
+    assert!(said.contains(says) && said.lines().count() == 1, "{said}");
+    assert!(!manager.path("data").exists(), "no data was touched");
+}
+
+#[test]
+fn passed_sockets_that_nobody_would_answer_or_everybody_could_call_are_refused() {
+    let manager = Manager::new();
+    let bound = Bound::new(&manager);
+    let config = bound.config(&manager);
+    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = stranger.local_addr().unwrap();
+    let says = format!(
+        "the socket `http` at {at}, which the configuration does not know: add \"{at}\" to http.listen, or take it out of"
+    );
+    refused(&manager, &config, vec![("http", stranger.try_clone().unwrap().into())], &says);
+    refused(&manager, &config, vec![("other.socket", stranger.into())], "http.listen, grpc.listen or ops.listen");
+    // The listener for probes is no listener for clients.
+    let ops = bound.ops.try_clone().unwrap();
+    refused(&manager, &config, vec![("http", ops.into())], "which the configuration does not know");
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    refused(&manager, &config, vec![("http", datagrams.into())], "is neither a TCP nor a Unix stream socket");
+    let connected = TcpStream::connect(bound.http.local_addr().unwrap()).unwrap();
+    refused(&manager, &config, vec![("http", connected.into())], "does not listen");
+    std::fs::set_permissions(manager.path("admin.sock"), std::fs::Permissions::from_mode(0o666)).unwrap();
+    refused(&manager, &config, bound.passed(), "has the mode 0666, so that everybody on this machine could call");
+}
+
 #[test]
 fn keys_come_from_credentials_and_a_missing_one_is_said() {
     let manager = Manager::new();

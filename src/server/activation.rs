@@ -87,11 +87,11 @@ impl Passed {
     /// Nobody is to be left.
     fn finish(self) -> Result<(), StartError> {
         let Some(Socket { name, place }) = self.0.into_iter().next() else { return Ok(()) };
-        let (address, section) = (place.address(), if NAMES.contains(&name.as_str()) { &name } else { "no" });
+        let address = place.address();
+        let section = if NAMES.contains(&name.as_str()) { name.as_str() } else { "http.listen, grpc.listen or ops" };
         Err(StartError::Config(format!(
             "the service manager passes in the socket `{name}` at {address}, which the configuration does not know: add \
-             \"{address}\" to {section}.listen, or take it out of the .socket unit",
-            section = if section == "no" { "http.listen, grpc.listen or ops" } else { section },
+             \"{address}\" to {section}.listen, or take it out of the .socket unit"
         )))
     }
 }
@@ -170,7 +170,7 @@ pub(super) struct Open {
     pub(super) ops_access: Vec<Option<Access>>,
 }
 
-/// Takes what was passed, and binds the rest.
+/// Takes what was passed, and binds the rest. What is passed and not known is said before anything is bound.
 pub(super) fn open(
     config: &Config,
     mut passed: Passed,
@@ -178,35 +178,36 @@ pub(super) fn open(
     tokens: &[Token],
     tls: &tls::Listeners,
 ) -> Result<Open, StartError> {
-    let mut listen = |section: &'static str, address: &String| -> Result<Bound, StartError> {
-        let Some(socket) = passed.take(section, address) else { return Ok(net::bind(address)?) };
-        let bound = socket.place.adopt()?;
-        tracing::info!(section, address = %bound, name = socket.name, "the service manager's socket is used");
-        Ok(bound)
-    };
-    let mut open = Open { bound: Vec::new(), access: Vec::new(), ops_access: Vec::new() };
-    for address in &config.http.listen {
-        open.bound.push(("http", listen("http", address)?));
-    }
-    for address in &config.grpc.listen {
-        let listener = calls.within(|| listen("grpc", address))?;
-        open.access.push(match (&listener, config.grpc.insecure) {
-            (Bound::Unix(..), _) => Access::open("unix-socket"),
-            (Bound::Tcp(..), true) => Access::open("insecure"),
-            (Bound::Tcp(..), false) => Access::Tokens(tokens.to_vec()),
-        });
-        open.bound.push(("grpc", listener));
-    }
-    for address in &config.ops.listen {
-        let listener = calls.within(|| listen("ops", address))?;
-        open.ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
-            (false, _) if tls.ops.is_none() => None,
-            (false, _) => Some(Access::Tokens(tokens.to_vec())),
-            (true, true) => Some(Access::open("insecure")),
-            (true, false) => Some(Access::Tokens(tokens.to_vec())),
-        });
-        open.bound.push(("ops", listener));
+    let mut wanted = Vec::new();
+    for (section, listen) in [("http", &config.http.listen), ("grpc", &config.grpc.listen), ("ops", &config.ops.listen)]
+    {
+        wanted.extend(listen.iter().map(|address| (section, address, passed.take(section, address))));
     }
     passed.finish()?;
+    let mut open = Open { bound: Vec::new(), access: Vec::new(), ops_access: Vec::new() };
+    for (section, address, socket) in wanted {
+        let listen = || -> Result<Bound, StartError> {
+            let Some(Socket { name, place }) = socket else { return Ok(net::bind(address)?) };
+            let bound = place.adopt()?;
+            tracing::info!(section, address = %bound, name, "the service manager's socket is used");
+            Ok(bound)
+        };
+        let listener = if section == "http" { listen()? } else { calls.within(listen)? };
+        match section {
+            "http" => {}
+            "grpc" => open.access.push(match (&listener, config.grpc.insecure) {
+                (Bound::Unix(..), _) => Access::open("unix-socket"),
+                (Bound::Tcp(..), true) => Access::open("insecure"),
+                (Bound::Tcp(..), false) => Access::Tokens(tokens.to_vec()),
+            }),
+            _ => open.ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
+                (false, _) if tls.ops.is_none() => None,
+                (false, _) => Some(Access::Tokens(tokens.to_vec())),
+                (true, true) => Some(Access::open("insecure")),
+                (true, false) => Some(Access::Tokens(tokens.to_vec())),
+            }),
+        }
+        open.bound.push((section, listener));
+    }
     Ok(open)
 }
