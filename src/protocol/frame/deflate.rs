@@ -207,7 +207,9 @@ impl Inflater {
         // A message without content may come without a block.
         let mut ended = deflated.is_empty();
         for mut input in [deflated, &TAIL[..]] {
-            while !input.is_empty() {
+            // The room ended before what was read had all been written: there may be more of it, the last block's end too.
+            let mut full = false;
+            while full || !input.is_empty() {
                 self.make_room(length, limit)?;
                 let end = self.out.len().min(limit.saturating_add(1));
                 let (read, written) = (self.stream.total_in(), self.stream.total_out());
@@ -220,11 +222,12 @@ impl Inflater {
                 let made = (self.stream.total_out() - written) as usize;
                 input = &input[used..];
                 length += made;
+                full = status != Status::StreamEnd && length == end && made > 0;
                 if status == Status::StreamEnd {
                     // Its last block; another may follow in the message (section 7.2.3.4).
                     self.stream.reset(false);
                     ended = input.is_empty();
-                } else if used == 0 && made == 0 {
+                } else if used == 0 && made == 0 && !input.is_empty() {
                     return Err(ReadError::Inflate);
                 }
             }
@@ -316,6 +319,28 @@ mod tests {
         assert_eq!(reading(&deflated, LIMIT).unwrap(), json(2000));
         for length in 1..deflated.len() {
             assert_eq!(reading(&deflated[..length], LIMIT), Err(ReadError::Inflate), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_last_block_may_end_where_the_room_does() {
+        // Section 7.2.3.4: a message that ends with a last block, all read before it is all written.
+        for bytes in [1, 257, 258, 4095, 4096, 4097, 5000, 8192, 8193, 20_000] {
+            let plain: Vec<u8> = (0..bytes).map(|n| if n < bytes / 2 { n as u8 } else { 0 }).collect();
+            let mut stream = Compress::new(Compression::best(), false);
+            let mut last = vec![0; bytes + 100];
+            let status = stream.compress(&plain, &mut last, FlushCompress::Finish).unwrap();
+            assert_eq!(status, Status::StreamEnd);
+            last.truncate(stream.total_out() as usize);
+            for room in [0, 1, 2, bytes / 2, bytes - 1, bytes, bytes + 1] {
+                for limit in [bytes, bytes + 1, LIMIT] {
+                    let mut inflater = Inflater { stream: Decompress::new(false), out: vec![0; room] };
+                    let length = inflater.inflate(&last, limit);
+                    assert_eq!(length, Ok(bytes), "room for {room} at first, {limit} at most");
+                    assert!(inflater.out[..bytes] == plain);
+                    assert_eq!(inflater.inflate(&last, bytes - 1), Err(ReadError::MessageTooBig { limit: bytes - 1 }));
+                }
+            }
         }
     }
 
