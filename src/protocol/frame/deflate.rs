@@ -325,20 +325,20 @@ mod tests {
     #[test]
     fn a_last_block_may_end_where_the_room_does() {
         // Section 7.2.3.4: a message that ends with a last block, all read before it is all written.
-        for bytes in [1, 257, 258, 4095, 4096, 4097, 5000, 8192, 8193, 20_000] {
-            let plain: Vec<u8> = (0..bytes).map(|n| if n < bytes / 2 { n as u8 } else { 0 }).collect();
+        // The code for the end of a block has seven bits or more: only some messages have all of it in their last match's byte.
+        for bytes in (1..4).chain(280..320).chain(4090..4100) {
+            let plain: Vec<u8> = (0..bytes).map(|n| if n < bytes / 9 { (n * 7) as u8 } else { 0 }).collect();
             let mut stream = Compress::new(Compression::best(), false);
             let mut last = vec![0; bytes + 100];
             let status = stream.compress(&plain, &mut last, FlushCompress::Finish).unwrap();
             assert_eq!(status, Status::StreamEnd);
             last.truncate(stream.total_out() as usize);
-            for room in [0, 1, 2, bytes / 2, bytes - 1, bytes, bytes + 1] {
-                for limit in [bytes, bytes + 1, LIMIT] {
+            for room in [0, 1].into_iter().chain(bytes.saturating_sub(260)..=bytes + 1) {
+                for limit in [bytes, LIMIT] {
                     let mut inflater = Inflater { stream: Decompress::new(false), out: vec![0; room] };
                     let length = inflater.inflate(&last, limit);
                     assert_eq!(length, Ok(bytes), "room for {room} at first, {limit} at most");
                     assert!(inflater.out[..bytes] == plain);
-                    assert_eq!(inflater.inflate(&last, bytes - 1), Err(ReadError::MessageTooBig { limit: bytes - 1 }));
                 }
             }
         }
