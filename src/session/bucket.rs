@@ -111,6 +111,11 @@ impl Ahead {
         self.bytes = self.bytes.saturating_sub(passed).saturating_add(rates.micros(bytes as u64));
     }
 
+    /// What came was compressed, and came to so many bytes.
+    pub fn inflated(&mut self, bytes: usize, rates: &Rates) {
+        self.bytes = self.bytes.saturating_add(rates.micros(bytes as u64));
+    }
+
     /// A message came, or what counts as one.
     pub fn message(&mut self, rates: &Rates) {
         self.messages = self.messages.saturating_add(rates.message_micros);

@@ -158,6 +158,11 @@ impl Session {
         self.quiet_since = now;
     }
 
+    /// What came was compressed, and came to so many bytes: they are work as much as those that are sent plain.
+    pub fn inflated(&mut self, bytes: usize, settings: &Settings) {
+        self.ahead.inflated(bytes, &settings.rates);
+    }
+
     /// What is to be done about how much it sends, after each message of it.
     pub fn over_rate(&mut self, settings: &Settings) -> Option<Over> {
         self.ahead.over(&mut self.rate_warned, &settings.rates)
