@@ -134,8 +134,11 @@ pub async fn watch(listeners: Listeners, asked: Arc<Notify>, metrics: Metrics, c
             _ = ticks.tick() => false,
             () = asked.notified() => true,
         };
-        if now && all.is_empty() {
-            tracing::info!("asked to reload: no listener has a certificate");
+        if all.is_empty() {
+            if now {
+                tracing::info!("asked to reload: no listener has a certificate");
+            }
+            continue;
         }
         let look = {
             let clock = clock.clone();
