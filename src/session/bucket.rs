@@ -63,8 +63,8 @@ pub struct Rates {
     message_micros: u32,
     /// `limits.bytes_per_second`; 0: none.
     bytes_per_second: u64,
-    /// How many bytes may come at once: a second's, and two of the largest messages.
-    bytes_at_once: u64,
+    /// How many bytes may come at once, in µs of their rate: a second's, and two of the largest messages.
+    bytes_at_once_micros: u32,
 }
 
 /// A second, of messages.
@@ -76,7 +76,9 @@ impl Rates {
         let Limits { messages_per_second, bytes_per_second, message_bytes, .. } = limits;
         let bytes_at_once = bytes_per_second.0.max(message_bytes.0.saturating_mul(2));
         let message_micros = SECOND_MICROS.checked_div(messages_per_second.0).unwrap_or(0);
-        Self { message_micros, bytes_per_second: bytes_per_second.0, bytes_at_once }
+        let mut rates = Self { message_micros, bytes_per_second: bytes_per_second.0, bytes_at_once_micros: 0 };
+        rates.bytes_at_once_micros = rates.micros(bytes_at_once).max(1);
+        rates
     }
 
     /// Bytes in µs of their rate, rounded up; nothing where there is none.
@@ -124,7 +126,7 @@ impl Ahead {
     /// Whether it is ahead by more than it may be at once; and by twice that, in spite of the warning. That it was warned is
     /// noted beside it, where a session has room for a bit.
     pub fn over(&self, warned: &mut bool, rates: &Rates) -> Option<Over> {
-        let bytes_at_once = rates.micros(rates.bytes_at_once).max(1);
+        let bytes_at_once = rates.bytes_at_once_micros;
         let (limit, ahead, at_once) = if self.messages > SECOND_MICROS {
             (Limit::MessagesPerSecond, self.messages, SECOND_MICROS)
         } else if self.bytes > bytes_at_once {

@@ -1,5 +1,5 @@
-//! Every call asks for its scope: each RPC of the service and each path of its twin over HTTP, with each scope there is. The
-//! tables are held against the service's own description, so that a call that is new has to be in them.
+//! Every RPC asks for its scope: each of the service, with each scope there is. The table is held against the service's own
+//! description, so that one that is new has to be in it. Of the paths over HTTP, `http.rs` has the same.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,13 @@ use futures_util::stream;
 use prost::Message as _;
 use pushgate::api::proto::DESCRIPTORS;
 use tonic::{
-    Code, Request, Status,
+    Code, Request,
     client::Grpc,
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
 
-use crate::support::{Gateway, Http, Rpc, rpc::SCOPES, soon};
+use crate::support::{Gateway, Rpc, rpc::SCOPES, soon};
 
 /// What each RPC takes.
 const RPCS: [(&str, &str); 21] = [
@@ -40,16 +40,6 @@ const RPCS: [(&str, &str); 21] = [
     ("RevokeTokens", "admin"),
 ];
 
-/// What each path over HTTP takes.
-const PATHS: [(&str, &str, &str); 6] = [
-    ("GET", "/ws/online", "read"),
-    ("GET", "/ws/stats", "read"),
-    ("GET", "/ws/sessions", "read"),
-    ("POST", "/ws/send", "send"),
-    ("POST", "/ws/broadcast", "send"),
-    ("POST", "/ws/cleanup", "admin"),
-];
-
 /// Calls with an empty message, which is one of every request; the answer's code.
 async fn call(channel: &Channel, name: &str, token: Option<&str>) -> Code {
     let mut client = Grpc::new(channel.clone());
@@ -59,10 +49,9 @@ async fn call(channel: &Channel, name: &str, token: Option<&str>) -> Code {
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     }
     let path = format!("/pushgate.v1.Gateway/{name}").parse().unwrap();
-    let code = |status: &Status| status.code();
     match soon("an answer", client.streaming(request, path, ProstCodec::<(), ()>::default())).await {
         Ok(_) => Code::Ok,
-        Err(status) => code(&status),
+        Err(status) => status.code(),
     }
 }
 
@@ -85,30 +74,6 @@ async fn every_rpc_asks_for_its_scope() {
         for token in [None, Some("another-token")] {
             assert_eq!(call(&channel, name, token).await, Code::Unauthenticated, "{name} with {token:?}");
         }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_path_asks_for_its_scope() {
-    let gateway = Gateway::start().await;
-    let nothing = gateway.ops().get("/nothing").await.refused(404, 5, "PATH_UNKNOWN");
-    let words = nothing.split([' ', ',']).filter(|word| word.starts_with("/ws/"));
-    assert_eq!(words.collect::<BTreeSet<_>>(), PATHS.iter().map(|(_, path, _)| *path).collect(), "{nothing}");
-    for (method, path, needed) in PATHS {
-        let ask = async |http: Http| match method {
-            "GET" => http.get(path).await,
-            _ => http.post(path, "{}").await,
-        };
-        for scope in SCOPES {
-            let answer = ask(Http::new(gateway.ops).bearer(&format!("{scope}-token"))).await;
-            if scope == needed || scope == "admin" {
-                assert!(!matches!(answer.status.as_u16(), 401 | 403), "{path} with {scope}: {answer:?}");
-            } else {
-                answer.refused(403, 7, "SCOPE_MISSING");
-            }
-        }
-        ask(Http::new(gateway.ops)).await.refused(401, 16, "UNAUTHENTICATED");
-        ask(Http::new(gateway.ops).bearer("another-token")).await.refused(401, 16, "UNAUTHENTICATED");
     }
 }
 
