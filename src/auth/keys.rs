@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     cache::Cache,
     config::{Algorithm, KeyConfig, KeySource},
+    material::Form,
 };
 use crate::limits;
 
@@ -134,6 +135,9 @@ impl Key {
         let (bytes, least) = (secret.len(), algorithm.secret_bytes_min());
         if secret.is_empty() {
             return Err("holds an empty secret".to_owned());
+        }
+        if let Some(form) = Form::of(secret) {
+            return Err(form.instead_of_a_secret());
         }
         let weak = bytes < least;
         if weak && !weak_too {
@@ -251,6 +255,10 @@ fn load_key(index: usize, config: &KeyConfig, weak_too: bool) -> Result<Key, Key
         }
         KeySource::SecretFile(file) => {
             let bytes = read(file, KEY_FILE_BYTES_MAX, "a key").map_err(|problem| fail(field, Some(file), problem))?;
+            // Before its last byte is taken for the end of a line: that may be one of a key's.
+            if let Some(form) = Form::of(&bytes) {
+                return Err(fail(field, Some(file), form.instead_of_a_secret()));
+            }
             let line = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
             secret(line, Some(file))
         }
@@ -282,7 +290,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 /// Reads a PEM and makes sure that it holds a key of the sort, and of the curve or size, that `algorithm` takes: a
 /// wrong one would otherwise show only as tokens that never verify.
 fn public_key(algorithm: Algorithm, pem: &[u8]) -> Result<DecodingKey, String> {
-    if pem.windows(12).any(|window| window == b"PRIVATE KEY-") {
+    if Form::of(pem) == Some(Form::PrivatePem) {
         return Err("holds a private key; the gateway only needs, and only takes, the public one".to_owned());
     }
     let wrong = |what: &str| format!("does not hold {what} in PEM, which {} needs", algorithm.as_str());
