@@ -24,10 +24,11 @@ impl Api {
     ) -> Result<proto::CloseUserSessionsResponse, ApiError> {
         let (user, session, device) = (request.user_id.clone(), request.session_id.clone(), request.device.clone());
         let revokes = request.revoke_tokens;
-        let outcome = self.close(caller, request).await;
         let subject = Subject(&[("user", Some(&user)), ("session", named(&session)), ("device", device.as_deref())]);
         let action = if revokes { "close and revoke" } else { "close" };
-        audit::note(action, caller, &subject, &outcome, |answer| format!("{} closed", answer.closed));
+        let line = audit::begin(action, caller, &subject);
+        let outcome = self.close(caller, request).await;
+        line.note(&outcome, |answer| format!("{} closed", answer.closed));
         outcome
     }
 
@@ -65,9 +66,10 @@ impl Api {
         request: proto::RevokeTokensRequest,
     ) -> Result<proto::RevokeTokensResponse, ApiError> {
         let (jti, user) = (request.jti.clone(), request.user_id.clone());
-        let outcome = self.revoke(caller, request).await;
         let subject = Subject(&[("jti", named(&jti)), ("user", named(&user))]);
-        audit::note("revoke", caller, &subject, &outcome, |answer| format!("{} closed", answer.closed));
+        let line = audit::begin("revoke", caller, &subject);
+        let outcome = self.revoke(caller, request).await;
+        line.note(&outcome, |answer| format!("{} closed", answer.closed));
         outcome
     }
 
