@@ -151,6 +151,11 @@ impl Key {
         Ok(Self { weak_bytes: weak.then_some(bytes), ..key })
     }
 
+    /// Whether that is the same key, for the same use.
+    pub(super) fn is(&self, other: &Key) -> bool {
+        self.print == other.print
+    }
+
     /// What to warn of: a secret that is shorter than it should be, by its name and its bytes.
     pub(super) fn weakness(&self) -> Option<(&str, usize)> {
         self.weak_bytes.map(|bytes| (self.kid.as_deref().unwrap_or_default(), bytes))

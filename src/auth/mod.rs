@@ -364,6 +364,8 @@ fn device(claims: &Map<String, Value>) -> Result<Option<Device>, AuthError> {
 fn mark(claims: &Map<String, Value>, expires_at: Option<u64>) -> Result<TokenMark, AuthError> {
     let id = match claims.get("jti") {
         None | Some(Value::Null) => None,
+        // One that all tokens of an issuer may share names none of them.
+        Some(Value::String(jti)) if jti.is_empty() => None,
         Some(Value::String(jti)) => Some(TokenId::of(jti)),
         Some(Value::Number(jti)) => Some(TokenId::of(&jti.to_string())),
         Some(_) => return Err(invalid("the token's claim `jti` must be a string")),
