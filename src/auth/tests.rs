@@ -438,7 +438,7 @@ fn a_key_that_cannot_be_used_is_named_in_one_line() {
         let written = write(name, &bytes);
         let mut wrong = vec![
             KeyConfig { secret_file: written, ..KeyConfig::new(Algorithm::HS256) },
-            KeyConfig { secret_base64: Secret::new(&STANDARD.encode(&bytes)), ..KeyConfig::new(Algorithm::HS256) },
+            KeyConfig { secret_base64: Secret::new(STANDARD.encode(&bytes)), ..KeyConfig::new(Algorithm::HS256) },
         ];
         wrong.extend(str::from_utf8(&bytes).map(|text| hmac_key("", text)));
         for key in wrong {

@@ -81,7 +81,8 @@ mod tests {
             let address = text.parse().map_or_else(|_| Name::Dns(text.to_owned()), Name::Ip);
             [Name::Dns(text.to_owned()), Name::Email(text.to_owned()), Name::Uri(text.to_owned()), address]
         };
-        let cases: [(&str, fn(&Name) -> bool); 8] = [
+        type Sort = fn(&Name) -> bool;
+        let cases: [(&str, Sort); 8] = [
             ("orders.internal", |name| matches!(name, Name::Dns(_))),
             ("localhost", |name| matches!(name, Name::Dns(_))),
             ("orders@internal", |name| matches!(name, Name::Email(_))),
