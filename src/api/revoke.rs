@@ -22,12 +22,13 @@ impl Api {
         caller: &Caller,
         request: proto::CloseUserSessionsRequest,
     ) -> Result<proto::CloseUserSessionsResponse, ApiError> {
-        let outcome = self.close(caller, &request).await;
         let proto::CloseUserSessionsRequest { user_id, session_id, device, .. } = &request;
         let subject =
             Subject(&[("user", Some(user_id)), ("session", named(session_id)), ("device", device.as_deref())]);
         let action = if request.revoke_tokens { "close and revoke" } else { "close" };
-        audit::note(action, caller, &subject, &outcome, |answer| format!("{} closed", answer.closed));
+        let line = audit::begin(action, caller, &subject);
+        let outcome = self.close(caller, &request).await;
+        line.note(&outcome, |answer| format!("{} closed", answer.closed));
         outcome
     }
 
@@ -64,9 +65,10 @@ impl Api {
         caller: &Caller,
         request: proto::RevokeTokensRequest,
     ) -> Result<proto::RevokeTokensResponse, ApiError> {
-        let outcome = self.revoke(caller, &request).await;
         let subject = Subject(&[("jti", named(&request.jti)), ("user", named(&request.user_id))]);
-        audit::note("revoke", caller, &subject, &outcome, |answer| format!("{} closed", answer.closed));
+        let line = audit::begin("revoke", caller, &subject);
+        let outcome = self.revoke(caller, &request).await;
+        line.note(&outcome, |answer| format!("{} closed", answer.closed));
         outcome
     }
 

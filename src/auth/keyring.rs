@@ -154,15 +154,27 @@ impl Keyring {
         Ok(all)
     }
 
-    /// What all sources brought, in force from now on; whether it is other than before. Tokens that other keys vouched for
-    /// are verified anew.
-    fn put_together(&self, parts: &Parts) -> bool {
+    /// What all sources brought, in force from now on; what was before, where that is other. Tokens that other keys vouched
+    /// for are verified anew.
+    fn put_together(&self, parts: &Parts) -> Option<Arc<KeySet>> {
         let keys: Vec<_> = parts.files.iter().chain(&parts.fetched).cloned().collect();
         if self.current.read().is(&keys) {
-            return false;
+            return None;
         }
-        *self.current.write() = Arc::new(KeySet::new(keys));
-        true
+        Some(std::mem::replace(&mut *self.current.write(), Arc::new(KeySet::new(keys))))
+    }
+
+    /// Warns of the secrets that are shorter than they should be, but for those that were there before.
+    fn warn_of_weak(&self, before: &[Arc<Key>]) {
+        for key in self.current().keys().iter().filter(|key| !before.iter().any(|one| one.is(key))) {
+            if let Some((kid, bytes)) = key.weakness() {
+                tracing::warn!(
+                    kid,
+                    bytes,
+                    "this HMAC secret is too short for its algorithm; auth.weak_keys lets it pass"
+                );
+            }
+        }
     }
 
     /// Reads the files again, which blocks. What is wrong with one leaves all of them as they were.
@@ -173,7 +185,8 @@ impl Keyring {
             Ok(files) => {
                 parts.files = files;
                 parts.trouble = None;
-                if self.put_together(&parts) {
+                if let Some(before) = self.put_together(&parts) {
+                    self.warn_of_weak(before.keys());
                     tracing::info!(keys = self.current().len(), "keys were read again");
                 }
             }
@@ -197,13 +210,7 @@ impl Keyring {
 
     /// Follows all sources until the stop.
     pub(super) fn follow(self: &Arc<Self>, life: &Lifecycle, metrics: &Metrics) {
-        for (key, bytes) in self.current().keys().iter().filter_map(|key| key.weakness()) {
-            tracing::warn!(
-                kid = key,
-                bytes,
-                "this HMAC secret is too short for its algorithm; auth.weak_keys lets it pass"
-            );
-        }
+        self.warn_of_weak(&[]);
         let stop = life.stopping().clone();
         if self.remote.is_some() {
             let (keyring, metrics, stop) = (Arc::clone(self), metrics.clone(), stop.clone());
@@ -285,7 +292,7 @@ impl Keyring {
                 let keys = set.keys.len();
                 let mut parts = self.parts.lock();
                 parts.fetched = set.keys.into_iter().map(Arc::new).collect();
-                let changed = self.put_together(&parts);
+                let changed = self.put_together(&parts).is_some();
                 drop(parts);
                 if changed || before.trouble.is_some() {
                     say_passed_over(&remote.place, &set.passed_over);

@@ -299,7 +299,7 @@ fn a_refusal_names_the_variable_or_the_flag() {
         (
             "HTTP__LISTNE",
             "x",
-            "unknown key `http.listne`; allowed here: listen, origins, path, proxy_protocol, \
+            "unknown key `http.listne`; allowed here: forwarded_header, listen, origins, path, proxy_protocol, \
          tls, trusted_proxies",
         ),
         ("HTTP__LISTEN", "127.0.0.1:0", "http.listen: found a text, expected a list in brackets"),
@@ -338,7 +338,7 @@ fn a_variable_that_is_not_text_is_refused() {
 fn unknown_keys_are_refused_with_what_is_allowed() {
     refused(
         "[http]\nlistne = []",
-        "pushgate.toml: unknown key `http.listne`; allowed here: listen, origins, path, proxy_protocol, \
+        "pushgate.toml: unknown key `http.listne`; allowed here: forwarded_header, listen, origins, path, proxy_protocol, \
          tls, trusted_proxies",
     );
     refused(

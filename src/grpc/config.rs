@@ -88,7 +88,8 @@ pub struct TokenConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientConfig {
-    /// One of its certificate's alternative names: DNS name, URI, e-mail or IP address, without a pattern.
+    /// One of its certificate's alternative names, without a pattern: an IP address, a URI (it has a scheme), an e-mail address
+    /// (it has an `@`), or a DNS name. No name of another sort matches.
     pub name: String,
     /// What the caller may do.
     pub scopes: Vec<Scope>,

@@ -27,7 +27,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use config::{Compression, Config};
+pub use config::{Compression, Config, ForwardedHeader};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;

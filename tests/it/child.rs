@@ -39,7 +39,7 @@ async fn refused(more: &str, lines: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_run_is_refused_with_78_by_check_and_serve_alike() {
-    let allowed = "listen, origins, path, proxy_protocol, tls, trusted_proxies";
+    let allowed = "forwarded_header, listen, origins, path, proxy_protocol, tls, trusted_proxies";
     refused("http.pth = \"/ws\"", &[&format!("unknown key `http.pth`; allowed here: {allowed}")]).await;
     refused(
         "heartbeat.interval = 30",
