@@ -269,8 +269,8 @@ async fn others_have_their_turn_while_a_read_comes_to_many_megabytes() {
         }
         answers += 1;
     }
-    // Eighteen megabytes in turns of a quarter each: 70 of them.
-    assert!(answers >= 30, "another session was answered {answers} times meanwhile");
+    // Eighteen megabytes in 60 turns; without them it is answered once.
+    assert!(answers >= 5, "another session was answered {answers} times meanwhile");
 }
 
 /// A message as a client sends it.
