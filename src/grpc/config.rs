@@ -28,7 +28,7 @@ pub struct Config {
     pub insecure: bool,
     /// The tokens of callers over TCP.
     pub tokens: Vec<TokenConfig>,
-    /// Connections to one listener at once; further ones wait to be accepted.
+    /// Connections to one listener at once; further ones wait.
     pub max_connections: Count,
     /// Calls under way on one connection; further ones wait.
     pub max_streams: u32,

@@ -61,7 +61,7 @@ pub struct Terms {
     pub clients: Arc<Clients>,
     /// Where failures are counted.
     pub metrics: Metrics,
-    /// Connections at once; further ones wait to be accepted.
+    /// Connections at once; further ones wait.
     pub most: Count,
 }
 
@@ -81,17 +81,22 @@ pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item
 async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
     let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
     loop {
-        if room.available_permits() == 0 {
-            terms.metrics.hit(Limit::GrpcConnections);
-        }
-        // The semaphore is never closed.
-        let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
         let (io, peer) = match &bound {
             Bound::Tcp(listener, _) => {
                 let (stream, peer) = net::accept_tcp(listener).await;
                 (Io::Tcp(stream), Some(peer))
             }
             Bound::Unix(listener, _) => (Io::Unix(net::accept_unix(listener).await), None),
+        };
+        let counted = match Arc::clone(&room).try_acquire_owned() {
+            Ok(counted) => counted,
+            // One is here and waits for a place; those behind it wait to be accepted.
+            Err(_) => {
+                terms.metrics.hit(Limit::GrpcConnections);
+                // The semaphore is never closed.
+                let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
+                counted
+            }
         };
         let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {

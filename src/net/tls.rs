@@ -5,7 +5,7 @@
 //! files is right; connections that are there go on with the one they began with. The keys of session tickets outlive a
 //! reload. Where callers prove who they are by a certificate there are no tickets: each connection proves it anew.
 //!
-//! * `files.rs`: from files to a configuration, and whether they have changed.
+//! * `files.rs`: from files to a configuration.
 //! * `x509.rs`: what a certificate says of itself.
 
 mod files;
@@ -22,8 +22,9 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-pub use self::files::{Stamp, TlsError};
+pub use self::files::TlsError;
 use self::{files::Loaded, x509::Name};
+use super::Stamp;
 use crate::{
     limits,
     types::{TlsFiles, UnixMillis},
@@ -70,6 +71,8 @@ pub struct Tls(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     terms: Terms,
+    /// How the files looked before they were read first.
+    opened: Stamp,
     current: RwLock<Arc<Loaded>>,
     tickets: Option<Arc<dyn ProducesTickets>>,
     /// Handshakes that may be under way.
@@ -121,10 +124,11 @@ impl Tls {
         } else {
             None
         };
+        let opened = look(&terms.files);
         let loaded = Loaded::read(&terms, tickets.clone())?;
         let room = Semaphore::new(limits::TLS_HANDSHAKES_MAX);
         let current = RwLock::new(Arc::new(loaded));
-        Ok(Self(Arc::new(Inner { terms, current, tickets, room, failures: Mutex::default() })))
+        Ok(Self(Arc::new(Inner { terms, opened, current, tickets, room, failures: Mutex::default() })))
     }
 
     /// Reads the files again and puts what they hold in place of what there was, which stays where anything is wrong.
@@ -153,7 +157,12 @@ impl Tls {
 
     /// How the files look, to be compared.
     pub fn stamp(&self) -> Stamp {
-        Stamp::of(&self.0.terms.files)
+        look(&self.0.terms.files)
+    }
+
+    /// How they looked before [`Tls::open`] read them: what differs from that may have changed since.
+    pub fn opened_stamp(&self) -> &Stamp {
+        &self.0.opened
     }
 
     /// `http`, `grpc` or `ops`.
@@ -209,6 +218,10 @@ impl Tls {
         drop(failures);
         tracing::info!(listener, count, %peer, %error, "TLS handshakes failed; this is the latest of them");
     }
+}
+
+fn look(files: &TlsFiles) -> Stamp {
+    Stamp::of([&*files.certificate_file, &*files.key_file, &*files.client_ca_file])
 }
 
 /// The names that a peer's certificate holds, which was verified in the handshake. None: he brought no certificate.

@@ -17,7 +17,10 @@ use crate::{
     config::Config,
     limits,
     metrics::Metrics,
-    net::tls::{Reloaded, Speaks, Stamp, Terms, Tls, TlsError},
+    net::{
+        Stamp,
+        tls::{Reloaded, Speaks, Terms, Tls, TlsError},
+    },
     types::TlsFiles,
 };
 
@@ -94,7 +97,8 @@ type News = (&'static str, i64, Result<Reloaded, TlsError>);
 
 impl Watched {
     fn new(tls: Tls) -> Self {
-        let stamp = tls.stamp();
+        // Not how they look now: they may have changed since they were read.
+        let stamp = tls.opened_stamp().clone();
         Self { tls, seen: stamp.clone(), read: stamp, refused: None }
     }
 
@@ -130,8 +134,11 @@ pub async fn watch(listeners: Listeners, asked: Arc<Notify>, metrics: Metrics, c
             _ = ticks.tick() => false,
             () = asked.notified() => true,
         };
-        if now && all.is_empty() {
-            tracing::info!("asked to reload: no listener has a certificate");
+        if all.is_empty() {
+            if now {
+                tracing::info!("asked to reload: no listener has a certificate");
+            }
+            continue;
         }
         let look = {
             let clock = clock.clone();
@@ -184,4 +191,37 @@ pub(super) fn reload_on(mut hang_up: tokio::signal::unix::Signal, server: &super
             let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_that_changed_between_the_start_and_the_first_look_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        // In their place at once, as who renews certificates does it.
+        let put = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            let certificate = certificate.self_signed(&key).unwrap();
+            let [crt, key] = [("crt", certificate.pem()), ("key", key.serialize_pem())].map(|(name, text)| {
+                let (new, path) = (folder.path().join("new"), folder.path().join(name));
+                fs::write(&new, text).unwrap();
+                fs::rename(new, &path).unwrap();
+                path
+            });
+            TlsFiles { certificate_file: crt, key_file: key, ..TlsFiles::default() }
+        };
+        let (files, clock) = (put(), Clock::system());
+        let tls = Tls::open(Terms { listener: "http", files, speaks: Speaks::Http1, anonymous: false }).unwrap();
+        put();
+        let mut watched = Watched::new(tls);
+        assert!(watched.look(false, &clock).is_none(), "it may not be whole yet");
+        let (_, _, came) = watched.look(false, &clock).unwrap();
+        assert_eq!(came.unwrap(), Reloaded::Changed);
+        assert!(watched.look(false, &clock).is_none());
+    }
 }
