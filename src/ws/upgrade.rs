@@ -187,10 +187,10 @@ pub(super) fn checked<B>(request: &Request<B>, compression: Compression) -> Resu
 pub struct Connected(Metrics, #[allow(dead_code, reason = "held")] Option<Box<Place>>);
 
 impl Connected {
-    /// `None` where `limits.connections` is reached.
+    /// `None` where `limits.connections` is reached, or what the descriptors are enough for.
     fn enter(context: &Context, place: Option<Box<Place>>) -> Option<Self> {
         let metrics = context.hub.metrics();
-        if !metrics.connections.enter_below(context.hub.limits().connections.limit() as u64) {
+        if !metrics.connections.enter_below(context.room.0) {
             return None;
         }
         metrics.connections_total.inc();
