@@ -5,6 +5,7 @@
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
 pub mod calls;
+mod memory;
 mod origins;
 pub mod pulse;
 mod tls;
@@ -440,6 +441,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
         }
     };
     tls::reload_on(hang_up, &server);
+    memory::warn(config);
     if let Some(descriptors) = descriptors {
         server.ws.keep_within(descriptors);
     }

@@ -312,3 +312,22 @@ async fn clients_leave_descriptors_to_callers_probes_and_the_store() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_at_the_start_what_would_keep_clients_out_or_let_every_page_in() {
+    for (more, warned) in [
+        ("", [false, false]),
+        ("limits.memory = \"1MiB\"\n", [true, false]),
+        ("http.listen = [\"0.0.0.0:0\"]\n", [false, true]),
+        ("http.listen = [\"0.0.0.0:0\"]\nhttp.origins = [\"https://app.example.com\"]\n", [false, false]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = config(folder.path(), "");
+        let base = std::fs::read_to_string(&file).unwrap();
+        let kept = base.lines().filter(|line| !(line.contains("http.listen") && more.contains("http.listen")));
+        std::fs::write(&file, kept.flat_map(|line| [line, "\n"]).collect::<String>() + more).unwrap();
+        let daemon = Daemon::start(&file).await;
+        let said = ["limits.memory is about", "http.origins is empty"].map(|text| daemon.log.contains(text));
+        assert_eq!(said, warned, "{more}: {}", daemon.log);
+    }
+}
