@@ -5,6 +5,7 @@
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
 pub mod calls;
+mod memory;
 mod origins;
 pub mod pulse;
 mod tls;
@@ -386,8 +387,8 @@ fn tokens(config: &grpc::Config) -> Result<Vec<Token>, StartError> {
 }
 
 /// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
-/// the configuration allows.
-fn raise_descriptor_limit(config: &Config) {
+/// the configuration allows. The limit, where there is one.
+fn raise_descriptor_limit(config: &Config) -> Option<u64> {
     let (limit, raised) = net::raise_descriptor_limit();
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit on descriptors could not be raised");
@@ -405,6 +406,7 @@ fn raise_descriptor_limit(config: &Config) {
             "the descriptor limit is too low for limits.connections; raise it (LimitNOFILE=) or lower that"
         );
     }
+    limit
 }
 
 /// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has keys and certificates read
@@ -428,7 +430,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             first.cancel();
         }
     });
-    raise_descriptor_limit(config);
+    let descriptors = raise_descriptor_limit(config);
     origins::warn(config);
     let hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
@@ -439,6 +441,10 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
         }
     };
     tls::reload_on(hang_up, &server);
+    memory::warn(config);
+    if let Some(descriptors) = descriptors {
+        server.ws.keep_within(descriptors);
+    }
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

@@ -24,7 +24,7 @@ use crate::{
     api::Caller,
     lifecycle::Lifecycle,
     limits::{self, Limit},
-    metrics::{Failure, Metrics},
+    metrics::Metrics,
     net::{
         self, Bound,
         tls::{self, HandshakeError, Secured, Tls},
@@ -139,11 +139,16 @@ impl Connection {
                 Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
             }
             Err(HandshakeError::Silent) => None,
-            Err(_) => {
-                terms.metrics.failure(Failure::TlsHandshake);
+            Err(error) => {
+                terms.metrics.handshake_failed(error.limit());
                 None
             }
         }
+    }
+
+    /// Whether anybody can open it: it came over TCP, and no certificate that is known was shown.
+    pub fn is_strangers(&self) -> bool {
+        !matches!(self.io, Io::Unix(_)) && self.certified.is_none()
     }
 
     /// Who its certificate says calls.

@@ -47,7 +47,13 @@ impl Listeners {
             }
             // Where there are tokens, a caller may have one of those.
             let anonymous = !config.grpc.tokens.is_empty() || config.grpc.insecure;
-            let tls = Tls::open(Terms { listener, files: files.clone(), speaks, anonymous });
+            let tls = Tls::open(Terms {
+                listener,
+                files: files.clone(),
+                speaks,
+                anonymous,
+                handshakes: config.limits.tls_handshakes,
+            });
             let tls = tls.map_err(|error| StartError::Config(format!("{listener}.tls: {error}")))?;
             if let Err(error) = tls.check_validity(clock.unix_millis()) {
                 tracing::error!(listener, %error, "the certificate is not valid; who verifies it does not connect");
@@ -216,7 +222,14 @@ mod tests {
             TlsFiles { certificate_file: crt, key_file: key, ..TlsFiles::default() }
         };
         let (files, clock) = (put(), Clock::system());
-        let tls = Tls::open(Terms { listener: "http", files, speaks: Speaks::Http1, anonymous: false }).unwrap();
+        let tls = Tls::open(Terms {
+            listener: "http",
+            files,
+            speaks: Speaks::Http1,
+            anonymous: false,
+            handshakes: crate::types::Count(0),
+        })
+        .unwrap();
         put();
         let mut watched = Watched::new(tls);
         assert!(watched.look(false, &clock).is_none(), "it may not be whole yet");

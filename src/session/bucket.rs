@@ -11,10 +11,6 @@ use crate::{
     limits::{Limit, Limits},
 };
 
-/// The points that there are at most.
-const POINTS_MAX: u32 = 20;
-/// The points that come back a second.
-const POINTS_PER_SECOND: u32 = 2;
 /// A point.
 const POINT: u64 = 1_000_000;
 
@@ -26,12 +22,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Spends a point, if there is one.
-    pub fn admit(&mut self, now: Instant) -> bool {
-        self.admit_of(POINTS_MAX, POINTS_PER_SECOND, now)
-    }
-
-    /// The same where there are so many at most, and so many come back a second.
+    /// Spends a point, if there is one: of so many at most, of which so many come back a second.
     pub fn admit_of(&mut self, most: u32, a_second: u32, now: Instant) -> bool {
         let admitted = self.wait_of(most, a_second, now).is_zero();
         if admitted {
@@ -154,7 +145,7 @@ mod tests {
         let (mut bucket, start) = (Bucket::default(), Instant::now());
         let admitted = |bucket: &mut Bucket, at: u64| {
             let now = start + Duration::from_millis(at);
-            std::iter::repeat_with(|| bucket.admit(now)).take_while(|admitted| *admitted).count()
+            std::iter::repeat_with(|| bucket.admit_of(20, 2, now)).take_while(|admitted| *admitted).count()
         };
         assert_eq!(admitted(&mut bucket, 0), 20);
         assert_eq!(admitted(&mut bucket, 499), 0);

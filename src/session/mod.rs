@@ -37,7 +37,7 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::{TokenMark, UnixMillis},
+    types::{Count, TokenMark, UnixMillis},
 };
 
 /// How long before a token's end its session is told; where the token has less than that to begin with, halfway to its end.
@@ -50,6 +50,13 @@ const NEVER: UnixMillis = UnixMillis(u64::MAX);
 const NO_RTT: u32 = u32::MAX;
 /// The users of a list that cost as much as asking for it.
 const USERS_PER_POINT: usize = 100;
+/// The lists that a session may ask for a second, beyond `limits.user_lists` at once.
+const LISTS_PER_SECOND: u32 = 2;
+
+/// A limit on how many may come at once, which is none at 0.
+fn at_once(most: Count) -> u32 {
+    if most.0 == 0 { u32::MAX } else { most.0 }
+}
 
 /// Refuses a message over a rate.
 fn limited(limit: Limit, text: &str, id: Option<&str>) -> Reaction<'static> {
@@ -336,7 +343,7 @@ impl Session {
             }
             Request::Subscribe(_) | Request::Unsubscribe(_)
                 if !self.rare().memberships.admit_of(
-                    limits::MEMBERSHIP_CHANGES_MAX,
+                    at_once(settings.membership_changes),
                     limits::MEMBERSHIP_CHANGES_PER_SECOND,
                     now,
                 ) =>
@@ -349,7 +356,9 @@ impl Session {
             }
             Request::Subscribe(of) => Reaction::Subscribe(of, id.map(str::to_owned)),
             Request::Unsubscribe(of) => Reaction::Unsubscribe(of, id.map(str::to_owned)),
-            Request::UserList(topic) if self.rare().lists.admit(now) => {
+            Request::UserList(topic)
+                if self.rare().lists.admit_of(at_once(settings.user_lists), LISTS_PER_SECOND, now) =>
+            {
                 Reaction::ListUsers(topic, id.map(str::to_owned))
             }
             Request::UserList(_) => {

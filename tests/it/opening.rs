@@ -334,6 +334,8 @@ async fn plain_http_gets_426_on_the_path_and_404_elsewhere() {
         let mut raw = Raw::connect(gateway.http).await;
         let head = raw.request(&format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")).await;
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        assert!(head.to_lowercase().contains("\r\nconnection: close\r\n"), "{path} keeps its socket: {head}");
+        raw.drained().await;
     }
     let mut raw = Raw::connect(gateway.http).await;
     let head = raw.request("POST /ws HTTP/1.1\r\nHost: gateway\r\nContent-Length: 0\r\n\r\n").await;

@@ -450,6 +450,29 @@ async fn who_does_not_shake_hands_is_counted_and_holds_nobody_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_handshake_makes_room_for_one_too_many() {
+    let authority = Authority::new();
+    let files = Files::new(&server(&authority), &authority);
+    let gateway = gateway(&files.keys("http"), &[("limits.tls_handshakes", "3")]).await;
+    let config = Arc::new(client_config(&authority.pem, None));
+    let mut half = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+        stream.write_all(b"\x16").await.unwrap();
+        half.push(stream);
+        // They come in this order.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let client = session(&gateway, &config, "alice", "").await;
+    // Well before its time was over.
+    let mut oldest = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(5), half[0].read_to_end(&mut oldest)).await.expect("it goes");
+    let hits = gateway.rpc().await.status().await.limits.unwrap().hits["tls_handshakes"];
+    assert_eq!((hits, gateway.errors("tls_handshake").await), (1, 1));
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_proxy_says_comes_before_tls() {
     let authority = Authority::new();
     let files = Files::new(&server(&authority), &authority);

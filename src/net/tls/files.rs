@@ -183,7 +183,14 @@ mod tests {
             key_file: file("key", key.serialize_pem()),
             ..TlsFiles::default()
         };
-        let tls = Tls::open(Terms { listener: "http", files, speaks: Speaks::Http1, anonymous: false }).unwrap();
+        let tls = Tls::open(Terms {
+            listener: "http",
+            files,
+            speaks: Speaks::Http1,
+            anonymous: false,
+            handshakes: crate::types::Count(0),
+        })
+        .unwrap();
         let shown = format!("{tls:?}").to_lowercase();
         assert!(shown.contains("certificate"), "{shown}");
         // PKCS #8 (RFC 5958) of an EC key: the octets behind the tag and length of the first string of 32 are the secret.
