@@ -1,9 +1,11 @@
 //! Listening: binding an address, accepting for as long as it takes, and whether a request means this machine.
 //!
 //! * `proxy.rs`: what a proxy says in front of a connection.
+//! * `stamp.rs`: whether files have changed.
 //! * `tls.rs`: TLS, from certificates in files to the handshake.
 
 pub mod proxy;
+mod stamp;
 pub mod tls;
 
 use std::{
@@ -20,6 +22,8 @@ use http::{
     uri::{Authority, Uri},
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+pub use self::stamp::Stamp;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;

@@ -10,6 +10,7 @@ pub mod calls;
 mod descriptors;
 mod health;
 mod manager;
+mod memory;
 mod origins;
 pub mod pulse;
 mod tls;
@@ -402,7 +403,7 @@ pub async fn run(config: &Config, passed: Passed, prepare: impl FnOnce(&mut Serv
             first.cancel();
         }
     });
-    descriptors::raise_limit(config);
+    let descriptors = descriptors::raise_limit(config);
     origins::warn(config);
     let hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
@@ -413,6 +414,10 @@ pub async fn run(config: &Config, passed: Passed, prepare: impl FnOnce(&mut Serv
         }
     };
     tls::reload_on(hang_up, &server);
+    memory::warn(config);
+    if let Some(descriptors) = descriptors {
+        server.ws.keep_within(descriptors);
+    }
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

@@ -24,7 +24,7 @@ use crate::{
     api::Caller,
     lifecycle::Lifecycle,
     limits::{self, Limit},
-    metrics::{Failure, Metrics},
+    metrics::Metrics,
     net::{
         self, Bound,
         tls::{self, HandshakeError, Secured, Tls},
@@ -61,7 +61,7 @@ pub struct Terms {
     pub clients: Arc<Clients>,
     /// Where failures are counted.
     pub metrics: Metrics,
-    /// Connections at once; further ones wait to be accepted.
+    /// Connections at once; further ones wait.
     pub most: Count,
 }
 
@@ -82,17 +82,22 @@ async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, li
     let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
     let beat = life.beat("the gRPC listener");
     loop {
-        if room.available_permits() == 0 {
-            terms.metrics.hit(Limit::GrpcConnections);
-        }
-        // The semaphore is never closed.
-        let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await else { return };
         let (io, peer) = match &bound {
             Bound::Tcp(listener, _) => {
                 let (stream, peer) = beat.during(net::accept_tcp(listener)).await;
                 (Io::Tcp(stream), Some(peer))
             }
             Bound::Unix(listener, _) => (Io::Unix(beat.during(net::accept_unix(listener)).await), None),
+        };
+        let counted = match Arc::clone(&room).try_acquire_owned() {
+            Ok(counted) => counted,
+            // One is here and waits for a place; those behind it wait to be accepted.
+            Err(_) => {
+                terms.metrics.hit(Limit::GrpcConnections);
+                // The semaphore is never closed.
+                let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await else { return };
+                counted
+            }
         };
         let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {
@@ -135,11 +140,16 @@ impl Connection {
                 Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
             }
             Err(HandshakeError::Silent) => None,
-            Err(_) => {
-                terms.metrics.failure(Failure::TlsHandshake);
+            Err(error) => {
+                terms.metrics.handshake_failed(error.limit());
                 None
             }
         }
+    }
+
+    /// Whether anybody can open it: it came over TCP, and no certificate that is known was shown.
+    pub fn is_strangers(&self) -> bool {
+        !matches!(self.io, Io::Unix(_)) && self.certified.is_none()
     }
 
     /// Who its certificate says calls.

@@ -3,8 +3,8 @@
 use crate::{config::Config, limits, net, types::ListenAddress};
 
 /// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
-/// the configuration allows.
-pub(super) fn raise_limit(config: &Config) {
+/// the configuration allows. The limit, where there is one.
+pub(super) fn raise_limit(config: &Config) -> Option<u64> {
     let (limit, raised) = net::raise_descriptor_limit();
     if let Err(error) = raised {
         tracing::warn!(%error, "the limit on descriptors could not be raised");
@@ -22,4 +22,5 @@ pub(super) fn raise_limit(config: &Config) {
             "the descriptor limit is too low for limits.connections; raise it (LimitNOFILE=) or lower that"
         );
     }
+    limit
 }

@@ -37,17 +37,26 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::{TokenMark, UnixMillis},
+    types::{Count, TokenMark, UnixMillis},
 };
 
-/// How long before a token's end its session is told.
-const TOKEN_WARNING: Duration = Duration::from_secs(60);
+/// How long before a token's end its session is told; where the token has less than that to begin with, halfway to its end.
+/// Where half is less than the second of them, it is not told: no answer would come in time, and a client that answers each
+/// warning by a token as short as the last would do nothing else.
+const TOKEN_WARNING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
 /// No token ends then.
 const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// No time from a ping to its pong was measured yet.
 const NO_RTT: u32 = u32::MAX;
 /// The users of a list that cost as much as asking for it.
 const USERS_PER_POINT: usize = 100;
+/// The lists that a session may ask for a second, beyond `limits.user_lists` at once.
+const LISTS_PER_SECOND: u32 = 2;
+
+/// A limit on how many may come at once, which is none at 0.
+fn at_once(most: Count) -> u32 {
+    if most.0 == 0 { u32::MAX } else { most.0 }
+}
 
 /// Refuses a message over a rate.
 fn limited(limit: Limit, text: &str, id: Option<&str>) -> Reaction<'static> {
@@ -85,7 +94,8 @@ pub struct Session {
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
     token_deadline: Option<Moment>,
-    token_warned: bool,
+    /// How long before the token's end it is warned of, in milliseconds; 0: it was, or will not be.
+    token_warning_millis: u16,
     ahead: Ahead,
     rate_warned: bool,
     rare: Option<Box<Rare>>,
@@ -113,7 +123,7 @@ impl Session {
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
-            token_warned: false,
+            token_warning_millis: 0,
             ahead: Ahead::default(),
             rate_warned: false,
             rare: None,
@@ -127,9 +137,12 @@ impl Session {
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
         self.token_deadline = deadline.map(Moment::of);
-        // One that has less than the warning time left is not warned of: where all tokens are so short, a client that
-        // answers each warning by a new token would do nothing else.
-        self.token_warned = deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+        let ahead = deadline.map_or(Duration::ZERO, |end| match end.saturating_duration_since(now) {
+            left if left < TOKEN_WARNING.0 => left / 2,
+            _ => TOKEN_WARNING.0,
+        });
+        let ahead = if ahead < TOKEN_WARNING.1 { 0 } else { ahead.as_millis() };
+        self.token_warning_millis = u16::try_from(ahead).unwrap_or(u16::MAX);
     }
 
     /// Notes which token it lives by.
@@ -156,6 +169,11 @@ impl Session {
     pub fn received(&mut self, bytes: usize, settings: &Settings, now: Instant) {
         self.ahead.received(bytes, now.saturating_duration_since(self.quiet_since), &settings.rates);
         self.quiet_since = now;
+    }
+
+    /// What came was compressed, and came to so many bytes: they are work as much as those that are sent plain.
+    pub fn inflated(&mut self, bytes: usize, settings: &Settings) {
+        self.ahead.inflated(bytes, &settings.rates);
     }
 
     /// What is to be done about how much it sends, after each message of it.
@@ -325,7 +343,7 @@ impl Session {
             }
             Request::Subscribe(_) | Request::Unsubscribe(_)
                 if !self.rare().memberships.admit_of(
-                    limits::MEMBERSHIP_CHANGES_MAX,
+                    at_once(settings.membership_changes),
                     limits::MEMBERSHIP_CHANGES_PER_SECOND,
                     now,
                 ) =>
@@ -338,7 +356,9 @@ impl Session {
             }
             Request::Subscribe(of) => Reaction::Subscribe(of, id.map(str::to_owned)),
             Request::Unsubscribe(of) => Reaction::Unsubscribe(of, id.map(str::to_owned)),
-            Request::UserList(topic) if self.rare().lists.admit(now) => {
+            Request::UserList(topic)
+                if self.rare().lists.admit_of(at_once(settings.user_lists), LISTS_PER_SECOND, now) =>
+            {
                 Reaction::ListUsers(topic, id.map(str::to_owned))
             }
             Request::UserList(_) => {
@@ -368,8 +388,8 @@ impl Session {
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }
-            if !self.token_warned && end <= now + TOKEN_WARNING {
-                self.token_warned = true;
+            if self.token_warning().is_some_and(|ahead| end <= now + ahead) {
+                self.token_warning_millis = 0;
                 return Tick::TokenExpiring(expires_at);
             }
         }
@@ -404,10 +424,15 @@ impl Session {
             next = next.min(deadline);
         }
         if let Some(end) = self.token_deadline.map(Moment::instant) {
-            let warning = end.checked_sub(TOKEN_WARNING).filter(|_| !self.token_warned);
+            let warning = self.token_warning().and_then(|ahead| end.checked_sub(ahead));
             next = next.min(warning.unwrap_or(end));
         }
         next
+    }
+
+    /// How long before its token's end it is told of that, where it is yet to be.
+    fn token_warning(&self) -> Option<Duration> {
+        Some(self.token_warning_millis).filter(|millis| *millis > 0).map(|millis| Duration::from_millis(millis.into()))
     }
 
     /// With a ping outstanding: silent for the interval, and for the timeout more since it could have answered.
@@ -590,14 +615,43 @@ mod tests {
         let now = Instant::now();
         let settings = settings();
         let mut session = session(AckMode::Transport, now);
-        session.set_token_expiry(Some(UnixMillis(100_000)), now, UnixMillis(0));
-        session.received(1, &settings, now + Duration::from_secs(39));
-        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(39)), Tick::Idle);
-        let warned = session.on_tick(&settings, now + Duration::from_secs(40));
-        assert_eq!(warned, Tick::TokenExpiring(UnixMillis(100_000)));
-        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(41)), Tick::Idle, "once");
-        let Tick::Close(verdict) = session.on_tick(&settings, now + Duration::from_secs(100)) else { panic!() };
+        session.set_token_expiry(Some(UnixMillis(200_000)), now, UnixMillis(0));
+        session.received(1, &settings, now + Duration::from_secs(139));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(139)), Tick::Idle);
+        let warned = session.on_tick(&settings, now + Duration::from_secs(140));
+        assert_eq!(warned, Tick::TokenExpiring(UnixMillis(200_000)));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(141)), Tick::Idle, "once");
+        let Tick::Close(verdict) = session.on_tick(&settings, now + Duration::from_secs(200)) else { panic!() };
         assert_eq!((verdict.code, verdict.reason), (CloseCode::UNAUTHORIZED, "token_expired"));
+    }
+
+    #[test]
+    fn a_short_token_is_warned_of_halfway_to_its_end_also_where_it_is_a_new_one() {
+        let now = Instant::now();
+        let settings = settings();
+        let millis = Duration::from_millis;
+        let mut session = session(AckMode::Transport, now);
+        session.set_token_expiry(Some(UnixMillis(1_000_000)), now, UnixMillis(0));
+        let mut begin = now;
+        for (left, warned_after) in [(90_000, 30_000), (30_000, 15_000), (2_000, 1_000)] {
+            session.received(1, &settings, begin);
+            session.set_token_expiry(Some(UnixMillis(left)), begin, UnixMillis(0));
+            assert!(session.next_deadline(&settings) <= begin + millis(warned_after), "{left}");
+            let mut at = |after| {
+                session.received(1, &settings, begin + millis(after));
+                session.on_tick(&settings, begin + millis(after))
+            };
+            assert_eq!(at(warned_after - 1), Tick::Idle, "{left}");
+            assert_eq!(at(warned_after), Tick::TokenExpiring(UnixMillis(left)), "{left}");
+            assert_eq!(at(left - 1), Tick::Idle, "once");
+            assert!(matches!(at(left), Tick::Close(_)), "{left}");
+            begin += millis(left);
+        }
+        // So little that nobody can answer: a client would do nothing else.
+        session.received(1, &settings, begin);
+        session.set_token_expiry(Some(UnixMillis(1_999)), begin, UnixMillis(0));
+        assert_eq!(session.on_tick(&settings, begin + millis(1_998)), Tick::Idle);
+        assert!(matches!(session.on_tick(&settings, begin + millis(1_999)), Tick::Close(_)));
     }
 
     #[test]

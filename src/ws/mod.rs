@@ -27,7 +27,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use config::{Compression, Config};
+pub use config::{Compression, Config, ForwardedHeader};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -51,7 +51,7 @@ use crate::{
     },
 };
 
-/// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
+/// Connections beyond `limits.connections` that are let in to be told so, at most; further ones are dropped unheard.
 const REFUSALS_MAX: u64 = 1024;
 
 /// What is left at least for a request's head, however late its first byte came.
@@ -90,8 +90,12 @@ pub struct Context {
     /// Lines on those who were not let in, and on sessions that could not be opened.
     not_let_in: Quiet,
     not_opened: Quiet,
+    /// And on sessions that ended, of those that anybody can have over and over.
+    ended: Quiet,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
+    /// Connections at once, and sockets that are let in beyond them to be told so; further ones are dropped unheard.
+    room: (u64, u64),
 }
 
 impl Context {
@@ -99,9 +103,11 @@ impl Context {
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
         let gates = Gates::new(hub.limits());
-        let (not_let_in, not_opened) =
-            (Quiet::new("not let in", &life), Quiet::new("a session could not be opened", &life));
+        let quiet = |what| Quiet::new(what, &life);
+        let (not_let_in, not_opened) = (quiet("not let in"), quiet("a session could not be opened"));
+        let ended = quiet("session ended");
         let compression = Compression::default();
+        let room = (hub.limits().connections.limit() as u64, REFUSALS_MAX);
         Self {
             hub,
             life,
@@ -117,8 +123,17 @@ impl Context {
             gates,
             not_let_in,
             not_opened,
+            ended,
             open,
+            room,
         }
+    }
+
+    /// Leaves something of the process's descriptors to whatever else needs them: the store, callers, probes.
+    pub fn keep_within(&mut self, descriptors: u64) {
+        let clients = descriptors.saturating_sub(limits::DESCRIPTORS_BESIDE_CLIENTS.min(descriptors / 2));
+        let refusals = REFUSALS_MAX.min(clients / 8);
+        self.room = (self.room.0.min(clients - refusals), refusals);
     }
 }
 
@@ -167,7 +182,7 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
         };
         let open = context.open.enter();
         let socket = OpenSocket(Arc::clone(&context));
-        if open.saturating_sub(REFUSALS_MAX) > context.hub.limits().connections.limit() as u64 {
+        if open > context.room.0.saturating_add(context.room.1) {
             context.hub.metrics().hit(Limit::Connections);
             continue;
         }
@@ -253,8 +268,8 @@ async fn prepare(
     match tls.accept(stream, remote, until).await {
         Ok(secured) => Some((Line::Secured(secured), remote)),
         Err(HandshakeError::Silent) => None,
-        Err(_) => {
-            context.hub.metrics().failure(Failure::TlsHandshake);
+        Err(error) => {
+            context.hub.metrics().handshake_failed(error.limit());
             None
         }
     }
