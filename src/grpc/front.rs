@@ -187,7 +187,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(4096);
         let nest = Nest::default();
         let serving = http2::Builder::new(nest.clone()).serve_connection(TokioIo::new(far), service);
-        tokio::spawn(nest.run(serving));
+        tokio::spawn(nest.run(serving, usize::MAX, || {}));
         let (mut sender, connection) =
             client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

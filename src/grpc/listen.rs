@@ -9,9 +9,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream, stream};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -43,7 +45,19 @@ pub struct Connection {
     unread: Range<usize>,
     /// Who its certificate says calls.
     certified: Option<Caller>,
+    heard: Heard,
     _counted: OwnedSemaphorePermit,
+}
+
+/// When the peer of a connection last said something; nothing: it has ended what it says.
+#[derive(Clone)]
+pub struct Heard(Arc<Mutex<Option<Instant>>>);
+
+impl Heard {
+    /// Whether the peer is there, as far as one knows, and has said nothing for so long.
+    pub fn nothing_for(&self, span: Duration) -> bool {
+        self.0.lock().is_some_and(|last| last.elapsed() >= span)
+    }
 }
 
 enum Io {
@@ -119,7 +133,8 @@ async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, li
 
 impl Connection {
     fn new(io: Io, counted: OwnedSemaphorePermit) -> Self {
-        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, _counted: counted }
+        let heard = Heard(Arc::new(Mutex::new(Some(Instant::now()))));
+        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, heard, _counted: counted }
     }
 
     /// Shakes hands where TLS is spoken. `None`: there is no connection any more.
@@ -145,6 +160,11 @@ impl Connection {
                 None
             }
         }
+    }
+
+    /// What tells when its peer was last heard.
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
     }
 
     /// Whether anybody can open it: it came over TCP, and no certificate that is known was shown.
@@ -187,11 +207,17 @@ impl AsyncRead for Connection {
             self.unread.start += count;
             return Poll::Ready(Ok(()));
         }
-        match &mut self.io {
+        let before = buf.filled().len();
+        let read = match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Secured(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if let Poll::Ready(read) = &read {
+            let said = read.is_ok() && buf.filled().len() > before;
+            *self.heard.0.lock() = said.then(Instant::now);
         }
+        read
     }
 }
 
@@ -239,8 +265,6 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;

@@ -118,7 +118,8 @@ pub async fn serve<H: Health>(
     Ok(())
 }
 
-/// Serves one connection; a stranger's to its first call only, if that takes too long. hyper does it without tonic's own layers around each call, which are for what is not used here.
+/// Serves one connection; a stranger's to its first call only, if that takes too long. hyper does it without tonic's own
+/// layers around each call, which are for what is not used here.
 async fn serve_connection(
     (connection, stranger): (Connection, bool),
     bounds: Bounds,
@@ -126,7 +127,7 @@ async fn serve_connection(
     metrics: Metrics,
     stop: CancellationToken,
 ) {
-    let used = front.used();
+    let (used, heard) = (front.used(), connection.heard());
     let nest = Nest::default();
     let serving = http2::Builder::new(nest.clone())
         .timer(TokioTimer::new())
@@ -149,7 +150,8 @@ async fn serve_connection(
             std::future::pending::<()>().await;
         }
     };
-    nest.run(async {
+    let full = || metrics.hit(Limit::GrpcStreams);
+    let served = async {
         let (mut serving, unused) = (pin!(serving), pin!(unused));
         tokio::select! {
             biased;
@@ -157,6 +159,9 @@ async fn serve_connection(
             served = serving.as_mut() => {
                 if served.is_err_and(|error| is_excess(&error)) {
                     metrics.hit(Limit::GrpcExcess);
+                } else if heard.nothing_for(bounds.keepalive.1) {
+                    // hyper does not say why it closed one whose peer is still there.
+                    metrics.hit(Limit::GrpcKeepalive);
                 }
                 return;
             }
@@ -171,8 +176,8 @@ async fn serve_connection(
         metrics.hit(Limit::GrpcFirstCall);
         serving.as_mut().graceful_shutdown();
         let _ = tokio::time::timeout(limits::CLOSE_LINGER, serving).await;
-    })
-    .await;
+    };
+    nest.run(served, bounds.calls.streams as usize, full).await;
 }
 
 /// Whether a connection was cut off for what costs much and asks for nothing. hyper keeps the reason to itself, all but its

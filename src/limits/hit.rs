@@ -75,6 +75,10 @@ names! {
     GrpcConnections = "grpc.max_connections",
     /// A call was refused for the size of its message.
     GrpcMessageBytes = "grpc.max_message_bytes",
+    /// A connection to the admin API had as many calls under way as it may.
+    GrpcStreams = "grpc.max_streams",
+    /// A connection to the admin API was closed, for its peer answered no ping.
+    GrpcKeepalive = "grpc.keepalive_timeout",
     /// A connection to the admin API over which nobody called in time was closed.
     GrpcFirstCall = "grpc.first_call",
     /// Connections to an ops listener had to wait.

@@ -37,7 +37,12 @@ const fn failure_of(limit: Limit) -> Option<Failure> {
         // The client is told so by `auth_failure`, which counts as that.
         Limit::NewDevicesPerHour | Limit::Devices => None,
         // Nobody is refused: they wait, or come again once they have something to ask.
-        Limit::AcceptsPerSecond | Limit::GrpcConnections | Limit::OpsConnections | Limit::GrpcFirstCall => None,
+        Limit::AcceptsPerSecond
+        | Limit::GrpcConnections
+        | Limit::GrpcStreams
+        | Limit::GrpcFirstCall
+        | Limit::GrpcKeepalive
+        | Limit::OpsConnections => None,
     }
 }
 

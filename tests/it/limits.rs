@@ -389,6 +389,39 @@ async fn who_connects_to_the_admin_api_and_never_calls_loses_his_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_connection_beyond_their_number_wait() {
+    let gateway = Gateway::with(&[("grpc.max_streams", "2")]).await;
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    let hits = async |rpc: &mut Rpc| rpc.status().await.limits.unwrap().hits["grpc.max_streams"];
+    let mut caller = gateway.rpc().await;
+    let first = caller.events(&[], "").await;
+    assert_eq!(hits(&mut rpc).await, 0, "one is not all");
+    let _second = caller.events(&[], "").await;
+    until("as many as there may be", 1, async || hits(&mut rpc.clone()).await).await;
+    let mut third = tokio::spawn(async move { caller.send("alice", 1).await });
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut third).await.is_err(), "it did not wait");
+    drop(first);
+    soon("the third", third).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_answers_no_ping_is_let_go() {
+    let gateway = Gateway::with(&[("grpc.keepalive_interval", "1s"), ("grpc.keepalive_timeout", "1s")]).await;
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    let mut caller = gateway.rpc().await;
+    let mut silent = Raw::connect(gateway.grpc).await;
+    silent.write(BEGINS).await;
+    silent.drained().await;
+    // One who answers stays, and one who goes by himself is none of these.
+    let mut gone = Raw::connect(gateway.grpc).await;
+    gone.write(BEGINS).await;
+    gone.some_bytes().await;
+    gone.reset();
+    caller.send("alice", 1).await;
+    assert_eq!(rpc.status().await.limits.unwrap().hits["grpc.keepalive_timeout"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_to_the_probes_beyond_their_number_wait() {
     let gateway = Gateway::start().await;
     let ask = b"GET /livez HTTP/1.1\r\nHost: ops\r\n\r\n";
