@@ -44,6 +44,8 @@ use crate::{
 /// Where half is less than the second of them, it is not told: no answer would come in time, and a client that answers each
 /// warning by a token as short as the last would do nothing else.
 const TOKEN_WARNING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
+/// A session keeps the time before its token's end in a byte.
+const QUARTER_MILLIS: u128 = 250;
 /// No token ends then.
 const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// No time from a ping to its pong was measured yet.
@@ -94,8 +96,8 @@ pub struct Session {
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
     token_deadline: Option<Moment>,
-    /// How long before the token's end it is warned of, in milliseconds; 0: it was, or will not be.
-    token_warning_millis: u16,
+    /// How long before the token's end it is warned of, in quarters of a second; 0: it was, or will not be.
+    token_warning_quarters: u8,
     ahead: Ahead,
     rate_warned: bool,
     rare: Option<Box<Rare>>,
@@ -123,7 +125,7 @@ impl Session {
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
-            token_warning_millis: 0,
+            token_warning_quarters: 0,
             ahead: Ahead::default(),
             rate_warned: false,
             rare: None,
@@ -141,8 +143,8 @@ impl Session {
             left if left < TOKEN_WARNING.0 => left / 2,
             _ => TOKEN_WARNING.0,
         });
-        let ahead = if ahead < TOKEN_WARNING.1 { 0 } else { ahead.as_millis() };
-        self.token_warning_millis = u16::try_from(ahead).unwrap_or(u16::MAX);
+        let ahead = if ahead < TOKEN_WARNING.1 { 0 } else { ahead.as_millis() / QUARTER_MILLIS };
+        self.token_warning_quarters = u8::try_from(ahead).unwrap_or(u8::MAX);
     }
 
     /// Notes which token it lives by.
@@ -389,7 +391,7 @@ impl Session {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }
             if self.token_warning().is_some_and(|ahead| end <= now + ahead) {
-                self.token_warning_millis = 0;
+                self.token_warning_quarters = 0;
                 return Tick::TokenExpiring(expires_at);
             }
         }
@@ -432,7 +434,8 @@ impl Session {
 
     /// How long before its token's end it is told of that, where it is yet to be.
     fn token_warning(&self) -> Option<Duration> {
-        Some(self.token_warning_millis).filter(|millis| *millis > 0).map(|millis| Duration::from_millis(millis.into()))
+        let quarters = Some(self.token_warning_quarters).filter(|quarters| *quarters > 0);
+        quarters.map(|quarters| Duration::from_millis(250) * quarters.into())
     }
 
     /// With a ping outstanding: silent for the interval, and for the timeout more since it could have answered.
