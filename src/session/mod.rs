@@ -27,7 +27,6 @@ pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;
 pub use settings::Settings;
 use warning::Warning;
-use warning::Warning;
 
 use crate::{
     clock::{Instant, Moment},
