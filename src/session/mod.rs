@@ -12,6 +12,7 @@ mod rare;
 mod reaction;
 mod requests;
 mod settings;
+mod warning;
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use rare::Rare;
 pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;
 pub use settings::Settings;
+use warning::Warning;
 
 use crate::{
     clock::{Instant, Moment},
@@ -40,10 +42,6 @@ use crate::{
     types::{Count, TokenMark, UnixMillis},
 };
 
-/// How long before a token's end its session is told; where the token has less than that to begin with, halfway to its end.
-/// Where half is less than the second of them, it is not told: no answer would come in time, and a client that answers each
-/// warning by a token as short as the last would do nothing else.
-const TOKEN_WARNING: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(1));
 /// No token ends then.
 const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// No time from a ping to its pong was measured yet.
@@ -94,8 +92,7 @@ pub struct Session {
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
     token_deadline: Option<Moment>,
-    /// How long before the token's end it is warned of, in milliseconds; 0: it was, or will not be.
-    token_warning_millis: u16,
+    token_warning: Warning,
     ahead: Ahead,
     rate_warned: bool,
     rare: Option<Box<Rare>>,
@@ -123,7 +120,7 @@ impl Session {
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
-            token_warning_millis: 0,
+            token_warning: Warning::default(),
             ahead: Ahead::default(),
             rate_warned: false,
             rare: None,
@@ -137,12 +134,7 @@ impl Session {
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
         self.token_deadline = deadline.map(Moment::of);
-        let ahead = deadline.map_or(Duration::ZERO, |end| match end.saturating_duration_since(now) {
-            left if left < TOKEN_WARNING.0 => left / 2,
-            _ => TOKEN_WARNING.0,
-        });
-        let ahead = if ahead < TOKEN_WARNING.1 { 0 } else { ahead.as_millis() };
-        self.token_warning_millis = u16::try_from(ahead).unwrap_or(u16::MAX);
+        self.token_warning = deadline.map(|end| Warning::of(end.saturating_duration_since(now))).unwrap_or_default();
     }
 
     /// Notes which token it lives by.
@@ -388,8 +380,8 @@ impl Session {
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }
-            if self.token_warning().is_some_and(|ahead| end <= now + ahead) {
-                self.token_warning_millis = 0;
+            if self.token_warning.ahead().is_some_and(|ahead| end <= now + ahead) {
+                self.token_warning = Warning::default();
                 return Tick::TokenExpiring(expires_at);
             }
         }
@@ -424,15 +416,10 @@ impl Session {
             next = next.min(deadline);
         }
         if let Some(end) = self.token_deadline.map(Moment::instant) {
-            let warning = self.token_warning().and_then(|ahead| end.checked_sub(ahead));
+            let warning = self.token_warning.ahead().and_then(|ahead| end.checked_sub(ahead));
             next = next.min(warning.unwrap_or(end));
         }
         next
-    }
-
-    /// How long before its token's end it is told of that, where it is yet to be.
-    fn token_warning(&self) -> Option<Duration> {
-        Some(self.token_warning_millis).filter(|millis| *millis > 0).map(|millis| Duration::from_millis(millis.into()))
     }
 
     /// With a ping outstanding: silent for the interval, and for the timeout more since it could have answered.
