@@ -59,6 +59,7 @@ impl Of {
 /// Runs on a runtime until it is told to stop.
 pub async fn run(of: Of, metrics: Metrics, stop: CancellationToken) -> Result<(), Infallible> {
     let runtime = Handle::current().metrics();
+    metrics.runtimes.set(of.name(), runtime.clone());
     let mut busy = busy_time(&runtime);
     let (mut lately, mut bad) = (Late::default(), Late::default());
     let mut last = Instant::now();

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     hub::{AttachError, Handle, Peer},
     limits::{self, Limit},
-    metrics::Failure,
+    metrics::{Failure, Handshake},
     protocol::{
         auth_code::AuthCode,
         close::CloseCode,
@@ -43,6 +43,21 @@ enum End {
     Violation(ReadError),
     TooMuch,
     Gone,
+}
+
+impl End {
+    /// What became of the handshake.
+    fn result(&self) -> Handshake {
+        match self {
+            End::Refused(refused) if refused.code == AuthCode::DeviceLimit => Handshake::Limited,
+            End::Refused(_) => Handshake::Unauthorized,
+            End::Close(CloseCode::RESTART, _) => Handshake::Draining,
+            End::Close(CloseCode::TRY_LATER, _) | End::TooMuch => Handshake::Limited,
+            End::Close(CloseCode::INTERNAL, _) => Handshake::Failed,
+            End::Close(..) | End::Gone => Handshake::Gone,
+            End::Violation(_) => Handshake::Malformed,
+        }
+    }
 }
 
 /// Lets the peer in, or tells him why not and closes. `early` is what came behind the handshake.
@@ -80,8 +95,12 @@ pub async fn open(
         Err(end) => Err(end),
     };
     match attached {
-        Ok(handle) => Some(Opened { handle, reader: opener.reader, said, early: opener.early }),
+        Ok(handle) => {
+            context.hub.metrics().handshake(Handshake::Opened);
+            Some(Opened { handle, reader: opener.reader, said, early: opener.early })
+        }
         Err(end) => {
+            context.hub.metrics().handshake(end.result());
             turn_away(socket, end, peer, context).await;
             None
         }

@@ -575,7 +575,7 @@ async fn a_call_that_waits_does_not_hold_the_stop_up() {
 }
 
 /// The samples of an exposition, by name and labels; it is well formed.
-fn samples(text: &str) -> BTreeMap<String, f64> {
+pub fn samples(text: &str) -> BTreeMap<String, f64> {
     let (mut families, mut found) = (BTreeMap::new(), BTreeMap::new());
     let mut last = String::new();
     let lines: Vec<&str> = text.lines().collect();
