@@ -27,7 +27,7 @@ impl Hub {
             notification.expires_at = None;
         }
         let draft = self.draft(&notification, false)?;
-        let outgoing = Outgoing::new(draft, &notification, None, false, true).as_class(Class::Broadcast);
+        let outgoing = Outgoing::new(draft, &notification, None, false, true).counted_as(Class::Broadcast);
         let room = self.0.sessions.room(&outgoing).await;
         let filter = (!filter.is_empty()).then_some(filter);
         let (job, handed) = self.0.sessions.job(outgoing, Arc::new(notification), filter, None, room);

@@ -58,7 +58,7 @@ impl Outgoing {
     }
 
     /// The same, counted as something else where it is not stored.
-    pub fn as_class(self, class: Class) -> Self {
+    pub fn counted_as(self, class: Class) -> Self {
         Self { class, ..self }
     }
 

@@ -166,7 +166,7 @@ impl Hub {
         if notification.is_now_or_never() {
             notification.expires_at = None;
         }
-        let outgoing = self.outgoing(&notification)?.as_class(Class::Publish);
+        let outgoing = self.outgoing(&notification)?.counted_as(Class::Publish);
         let mut sessions = 0;
         // Who is in it is looked at after the wait, which may be long.
         let permit = self.0.sessions.room(&outgoing).await;
@@ -239,7 +239,7 @@ impl Hub {
     }
 
     fn say_to_topic(&self, handle: &Handle, topic: &Topic, message: Notification) -> Result<(), NotSaid> {
-        let outgoing = self.outgoing(&message)?.as_class(Class::Publish);
+        let outgoing = self.outgoing(&message)?.counted_as(Class::Publish);
         let Some(room) = self.0.topics.get(topic) else { return Ok(()) };
         let permit = self.0.sessions.room_now(&outgoing).ok_or(NotSaid::Busy)?;
         // Nobody waits for how many it reaches.

@@ -105,10 +105,9 @@ fn traffic(out: &mut Out<'_>, metrics: &Metrics) -> fmt::Result {
         [("received", metrics.received_bytes.get()), ("sent", metrics.sent.bytes())].into_iter(),
     )?;
     let classes = |of: fn(&Traffic, Class) -> u64| {
-        let all = directions.into_iter().flat_map(move |(direction, traffic)| {
+        directions.into_iter().flat_map(move |(direction, traffic)| {
             Class::ALL.map(move |class| ([direction, class.as_str()], of(traffic, class)))
-        });
-        all
+        })
     };
     out.labelled_twice(
         "class_messages",
