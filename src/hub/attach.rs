@@ -291,7 +291,7 @@ impl Hub {
             self.put_cursor(user, known, &state.log);
         }
         self.drop_done(user, state);
-        self.metrics().session_closed(ended.closing.code);
+        self.metrics().session_closed(ended.closing.code, ended.closing.by);
         self.0.events.emit(EventBody::SessionClosed {
             session: handle.id,
             user: user.id.clone(),

@@ -1,7 +1,10 @@
 //! How connections began and ended: handshakes by result, refused tokens by code, sessions by close code.
 
 use super::{Counter, Failure, Metrics};
-use crate::protocol::{auth_code::AuthCode, close::CloseCode};
+use crate::{
+    protocol::{auth_code::AuthCode, close::CloseCode},
+    types::ClosedBy,
+};
 
 /// What became of a WebSocket handshake: one for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ const CODES: [(CloseCode, &str); 16] = [
     (CloseCode::SLOW_CONSUMER, "4409"),
     (CloseCode::ACK_TIMEOUT, "4410"),
 ];
+/// Those of them that a client may have counted; the others say what the gateway did, whatever a client writes.
+const OF_CLIENTS: [CloseCode; 4] = [CloseCode::NORMAL, CloseCode(1001), CloseCode::NO_STATUS, CloseCode::ABNORMAL];
 /// Those that follow them: a rate, a limit, and all others, which applications and clients choose.
 const RATE: usize = CODES.len();
 const LATER: usize = CODES.len() + 1;
@@ -119,9 +124,10 @@ impl Metrics {
         self.entrances.opened.get()
     }
 
-    /// A session ended with that code.
-    pub fn session_closed(&self, code: CloseCode) {
+    /// A session ended with that code, which these wrote.
+    pub fn session_closed(&self, code: CloseCode, by: ClosedBy) {
         let at = match code {
+            code if by == ClosedBy::Client && !OF_CLIENTS.contains(&code) => OTHER,
             CloseCode::RATE_LIMIT => RATE,
             CloseCode::TRY_LATER => LATER,
             code => CODES.iter().position(|(known, _)| *known == code).unwrap_or(OTHER),
@@ -146,10 +152,14 @@ mod tests {
     fn a_session_is_closed_with_a_code_that_is_known_or_another() {
         let metrics = Metrics::default();
         for code in [1000, 4000, 3999, 4429, 1013, 4409, 4409] {
-            metrics.session_closed(CloseCode(code));
+            metrics.session_closed(CloseCode(code), ClosedBy::Gateway);
+        }
+        // A client that writes what only the gateway says is no slow consumer for that.
+        for code in [1000, 1006, 4409, 1011] {
+            metrics.session_closed(CloseCode(code), ClosedBy::Client);
         }
         let closed: BTreeMap<_, _> = metrics.sessions_closed().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(closed, [("1000", 1), ("1013", 1), ("4409", 2), ("4429", 1), ("other", 2)].into());
+        assert_eq!(closed, [("1000", 2), ("1006", 1), ("1013", 1), ("4409", 2), ("4429", 1), ("other", 4)].into());
         for (code, name) in CODES {
             assert_eq!(code.0.to_string(), name);
         }

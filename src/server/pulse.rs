@@ -41,7 +41,8 @@ pub enum Of {
 }
 
 impl Of {
-    fn name(self) -> &'static str {
+    /// Its name in metrics and log lines.
+    pub fn name(self) -> &'static str {
         match self {
             Of::Sessions => "sessions",
             Of::Calls => "calls",
@@ -59,7 +60,6 @@ impl Of {
 /// Runs on a runtime until it is told to stop.
 pub async fn run(of: Of, metrics: Metrics, stop: CancellationToken) -> Result<(), Infallible> {
     let runtime = Handle::current().metrics();
-    metrics.runtimes.set(of.name(), runtime.clone());
     let mut busy = busy_time(&runtime);
     let (mut lately, mut bad) = (Late::default(), Late::default());
     let mut last = Instant::now();

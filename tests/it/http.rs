@@ -667,6 +667,8 @@ async fn metrics_are_openmetrics_of_what_happens() {
     let kinds: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_failures_total{kind=\"")).collect();
     assert_eq!(kinds.len(), Failure::ALL.len(), "one for each, and no more");
+    let limits = after.keys().filter(|name| name.starts_with("pushgate_limits_hit_total{limit=\"")).count();
+    assert_eq!(limits, pushgate::limits::Limit::ALL.len(), "one for each, and no more");
     let alerts: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_alert_firing{alert=\"")).collect();
     assert_eq!(alerts.len(), AlertName::ALL.len(), "one for each, off or not");

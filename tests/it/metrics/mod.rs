@@ -1,5 +1,7 @@
 //! `/metrics`, its table in `docs/metrics.md`, and the dashboard and rules in `ops/` that stand on it.
 
+mod values;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
