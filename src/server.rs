@@ -241,6 +241,10 @@ impl Server {
         let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
+        // Before anybody can ask for them.
+        for (of, runtime) in [(pulse::Of::Sessions, Handle::current()), (pulse::Of::Calls, calls.handle())] {
+            hub.metrics().runtimes.set(of.name(), runtime.metrics());
+        }
         let (reporter, health) = Health::new().await;
         let notification_bytes = hub.limits().notification_bytes.as_usize();
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
