@@ -185,20 +185,20 @@ pub const COLUMNS: [Column; 12] = [
     Column::text("SESSION", 36),
 ];
 
-/// A session's cells.
+/// A session's cells, those of numbers wide enough that columns keep their places from one listing to the next.
 pub fn cells(row: &Row, now: SystemTime) -> Vec<String> {
     let Row { session, .. } = row;
     vec![
         session.user_id.clone(),
         session.device.clone(),
-        format!("{:.1}", row.messages),
-        bytes(row.bytes.round()),
-        bytes(session.outbox_bytes as f64),
+        format!("{:>7.1}", row.messages),
+        format!("{:>7}", bytes(row.bytes.round())),
+        format!("{:>7}", bytes(session.outbox_bytes as f64)),
         session.outbox_messages.to_string(),
         session.unconfirmed.to_string(),
-        session.rtt.map_or_else(String::new, |rtt| span(duration(Some(&rtt)))),
-        state(session.state()).to_owned(),
-        age(session.connected_at, now),
+        format!("{:>6}", session.rtt.map_or_else(String::new, |rtt| span(duration(Some(&rtt))))),
+        format!("{:7}", state(session.state())),
+        format!("{:>6}", age(session.connected_at, now)),
         session.remote_address.clone(),
         session.session_id.clone(),
     ]
