@@ -2,14 +2,16 @@
 //!
 //! Order of a start: keys, tokens and certificates are read, every listener is bound, the store is opened, then all is served. So a
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
-//! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
+//! connections → sessions told and closed (`Hub::drain_to_stop`) → tasks joined → store flushed and closed, all under
+//! `shutdown.deadline`. `drain.rs` is what of it a drain does, too.
 
 pub mod calls;
+mod drain;
 mod origins;
 pub mod pulse;
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -17,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::calls::Calls;
+use self::{calls::Calls, drain::Doors};
 use crate::{
     api::{
         Api, Listener, LogControl,
@@ -39,12 +41,6 @@ use crate::{
     ws,
 };
 
-/// Sessions that a drain closes in a second, where the deadline leaves it the choice.
-const DRAIN_SESSIONS_PER_SECOND: f64 = 1000.0;
-/// The part of the time left that a drain may take; the rest is for the connections' ends and the store.
-const DRAIN_SHARE: f64 = 0.6;
-/// How long the ends of closed sessions are waited for before event streams end.
-const SESSION_ENDS_MAX: Duration = Duration::from_secs(3);
 /// What a second signal makes the process exit with: killed by SIGINT, as a shell would say.
 const EXIT_SECOND_SIGNAL: i32 = 130;
 
@@ -85,7 +81,6 @@ pub struct Server {
     calls: Calls,
     shutdown: Shutdown,
     ws: ws::Context,
-    accepting: CancellationToken,
     bound: Vec<(&'static str, Bound)>,
     access: Vec<Access>,
     ops_access: Vec<Option<Access>>,
@@ -161,6 +156,8 @@ impl Server {
             presence: config.presence.clone(),
             events: config.events.clone(),
             alerts: config.alerts.clone(),
+            drain: config.drain,
+            notice: config.shutdown.lb_delay.0,
             clients: config.clients.clone(),
             rules,
             public_claims: config.auth.public_claims.clone(),
@@ -183,10 +180,9 @@ impl Server {
         api.set_listeners(listeners.clone());
         let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
         api.set_call_limits(grpc_limits.calls);
-        let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
-        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout);
         ws.compression = config.ws.compression;
         (ws.tls, ws.addresses) = (tls.http.clone(), addresses);
         let shutdown = config.shutdown.clone();
@@ -198,7 +194,6 @@ impl Server {
             calls,
             shutdown,
             ws,
-            accepting,
             bound,
             access,
             ops_access,
@@ -243,7 +238,7 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, .. } = self;
+        let Self { api, hub, life, calls, shutdown, ws, bound, access, ops_access, listeners, .. } = self;
         let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
@@ -253,6 +248,7 @@ impl Server {
         }
         let notification_bytes = hub.limits().notification_bytes.as_usize();
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
+        let mut doors = Doors::default();
         for (name, bound) in bound {
             match (name, bound) {
                 ("grpc", bound) => {
@@ -269,13 +265,15 @@ impl Server {
                     let serving = http::serve(listener, services, calls_life.clone());
                     calls_life.spawn_essential("the ops listener", serving);
                 }
-                (_, Bound::Tcp(listener, _)) => {
-                    life.spawn_essential("the public listener", ws::serve(listener, Arc::clone(&ws)));
+                (_, Bound::Tcp(listener, address)) => {
+                    let door = doors.add(listener, address);
+                    life.spawn_essential("the public listener", ws::serve(door, Arc::clone(&ws)));
                 }
                 // The configuration allows Unix sockets for gRPC only.
                 (name, Bound::Unix(..)) => tracing::error!(name, "a Unix socket is not served here"),
             }
         }
+        api.set_opener(Box::new(move || doors.open()));
         let watching = tls::watch(tls, reload, hub.metrics().clone(), hub.clock().clone());
         let stop_watching = life.stopping().clone();
         life.spawn_essential("the watch over certificates", async move {
@@ -292,7 +290,8 @@ impl Server {
             tracing::info!(name = listener.name, address = %listener.address, tls = listener.tls, "listening");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
-        systemd::ready(&listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", "));
+        let listening = listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", ");
+        systemd::ready(&listening);
         if let Some(then) = on_ready {
             then();
         }
@@ -306,27 +305,17 @@ impl Server {
         tokio::select! {
             () = stop => tracing::info!("stopping"),
             () = failed => {}
-            () = follow_health(&hub, &reporter) => {}
+            () = drain::follow(&hub, &reporter, &listening) => {}
         }
 
         let started = tokio::time::Instant::now();
         let deadline = started + shutdown.deadline.0;
-        api.set_stopping(shutdown.deadline.0);
         systemd::stopping();
-        for name in grpc::HEALTH_NAMES {
-            reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
-        }
-        if life.failure().is_none() {
-            tokio::time::sleep(shutdown.lb_delay.0.min(shutdown.deadline.0 / 2)).await;
-        }
-        hub.begin_drain();
-        accepting.cancel();
-        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        let wanted = Duration::from_secs_f64(hub.session_count() as f64 / DRAIN_SESSIONS_PER_SECOND);
-        let _ = tokio::time::timeout_at(deadline, hub.drain(wanted.min(left.mul_f64(DRAIN_SHARE)))).await;
         // The sessions' ends are events, too: the streams stay until they are out.
-        let ends = deadline.saturating_duration_since(tokio::time::Instant::now()).mul_f64(DRAIN_SHARE);
-        let _ = tokio::time::timeout(ends.min(SESSION_ENDS_MAX), hub.emptied()).await;
+        tokio::select! {
+            () = hub.drain_to_stop(shutdown.deadline.0, life.failure().is_none()) => {}
+            () = drain::follow(&hub, &reporter, &listening) => {}
+        }
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let tasks = life.stop(left.mul_f64(0.9)).await;
         if tasks > 0 {
@@ -342,21 +331,6 @@ impl Server {
         tracing::info!(took_ms = took, in_order = ended == Ended::InOrder, "stopped");
         ended
     }
-}
-
-/// Says in the health service what the store says of itself. Does not end before the store.
-async fn follow_health(hub: &Hub, reporter: &tonic_health::server::HealthReporter) {
-    let mut changes = hub.store().health_changes();
-    while changes.changed().await.is_ok() {
-        let status = match hub.store().health() {
-            Ok(()) => tonic_health::ServingStatus::Serving,
-            Err(_) => tonic_health::ServingStatus::NotServing,
-        };
-        for name in grpc::HEALTH_NAMES {
-            reporter.set_service_status(name, status).await;
-        }
-    }
-    std::future::pending().await
 }
 
 async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {

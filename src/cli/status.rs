@@ -81,7 +81,7 @@ pub async fn status(args: Status) -> Outcome {
 /// The page for people.
 fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
     let mut lines = Vec::new();
-    let state = if page.draining { "STOPPING" } else { "serving" };
+    let state = if page.draining { "DRAINING" } else { "serving" };
     let since = page.started_at.map(|at| at.to_string()).unwrap_or_default();
     let up = span(duration(page.uptime.as_ref()));
     lines.push(format!("pushgate {} on {}: {state}, up {up}, since {since}", clean(&page.version), clean(&page.node)));

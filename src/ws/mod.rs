@@ -36,7 +36,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 
 use self::{addresses::Place, connection::Connection, gates::Gates, quiet::Quiet, turns::Turns, upgrade::Accepted};
 pub use self::{origins::Addresses, page::Page};
@@ -46,7 +45,9 @@ use crate::{
     limits::{self, Limit},
     metrics::Failure,
     net::{
-        self, proxy,
+        self,
+        door::Door,
+        proxy,
         tls::{HandshakeError, Secured, Tls},
     },
 };
@@ -67,8 +68,6 @@ pub struct Context {
     pub path: String,
     /// `auth.timeout`.
     pub auth_timeout: Duration,
-    /// Cancelled when no more connections are to be accepted.
-    pub accepting: CancellationToken,
     /// Whether messages may be compressed.
     pub compression: Compression,
     /// What stands at `/`.
@@ -90,7 +89,7 @@ pub struct Context {
 
 impl Context {
     /// A context with no connection yet.
-    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
+    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
         let gates = Gates::new(hub.limits());
         let (not_let_in, not_opened) =
@@ -101,7 +100,6 @@ impl Context {
             life,
             path,
             auth_timeout,
-            accepting,
             compression,
             page: None,
             tls: None,
@@ -124,18 +122,27 @@ impl Drop for OpenSocket {
     }
 }
 
-/// Serves until no more connections are to be accepted.
-pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), Infallible> {
+/// Serves until the stop, while somebody is let in.
+pub async fn serve(door: Arc<Door>, context: Arc<Context>) -> Result<(), Infallible> {
     loop {
-        let (stream, remote) = tokio::select! {
-            () = context.accepting.cancelled() => {
-                // Closed from here on; as an essential task this one lives until the stop.
-                drop(listener);
-                context.life.stopping().cancelled().await;
-                return Ok(());
-            }
-            accepted = accept(&listener, &context) => accepted,
+        let listener = tokio::select! {
+            () = context.life.stopping().cancelled() => return Ok(()),
+            listener = door.opened() => listener,
         };
+        let shut = context.hub.letting_in();
+        tokio::select! {
+            () = shut.cancelled() => {}
+            () = accept_all(&listener, &context) => {}
+        }
+        drop(listener);
+        // It may have been opened again already.
+        door.close_if(|| context.hub.letting_in().is_cancelled());
+    }
+}
+
+async fn accept_all(listener: &TcpListener, context: &Arc<Context>) {
+    loop {
+        let (stream, remote) = accept(listener, context).await;
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
         let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
         let place = match place {
@@ -146,14 +153,14 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
             }
         };
         let open = context.open.enter();
-        let socket = OpenSocket(Arc::clone(&context));
+        let socket = OpenSocket(Arc::clone(context));
         if open.saturating_sub(REFUSALS_MAX) > context.hub.limits().connections.limit() as u64 {
             context.hub.metrics().hit(Limit::Connections);
             continue;
         }
         // One task a connection, from its first byte to its last. What the handshake needs, and what a session's beginning
         // does, lie in boxes of their own, each given back before what may take longer.
-        let beginning = Box::pin(begin(stream, remote, Arc::clone(&context), (socket, place)));
+        let beginning = Box::pin(begin(stream, remote, Arc::clone(context), (socket, place)));
         context.life.spawn(async move {
             if let Some(mut connection) = beginning.await {
                 connection.run().await;
@@ -179,8 +186,9 @@ async fn begin(
     let timeout = context.hub.limits().handshake_timeout.0;
     let first_byte = Box::pin(tokio::time::timeout(timeout, stream.readable()));
     let asked = Instant::now();
+    let shut = context.hub.letting_in();
     let came = tokio::select! {
-        () = context.accepting.cancelled() => return None,
+        () = shut.cancelled() => return None,
         came = first_byte => came,
     };
     if came.is_err() {
@@ -251,9 +259,10 @@ async fn shake_hands(
     let (line, remote) = if context.tls.is_none() && !context.addresses.has_proxy_header(remote) {
         (Line::Plain(stream), remote)
     } else {
+        let shut = context.hub.letting_in();
         let preparing = Box::pin(prepare(stream, remote, until, &context));
         tokio::select! {
-            () = context.accepting.cancelled() => return None,
+            () = shut.cancelled() => return None,
             prepared = preparing => prepared?,
         }
     };
@@ -287,8 +296,9 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_header_size(head_bytes)
         .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
+    let shut = context.hub.letting_in();
     tokio::select! {
-        () = context.accepting.cancelled() => {}
+        () = shut.cancelled() => {}
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
             let metrics = context.hub.metrics();

@@ -40,6 +40,8 @@ pub struct Opened {
 enum End {
     Refused(Refused),
     Close(CloseCode, String),
+    /// Nobody is let in any more.
+    Restarting,
     Violation(ReadError),
     TooMuch,
     Gone,
@@ -65,8 +67,9 @@ pub async fn open(
         Err(Err(refused)) => look_again(refused, context).await,
         Err(Ok(unauthenticated)) => {
             let first = opener.first_of(unauthenticated, &mut said, context);
+            let shut = context.hub.letting_in();
             let first = tokio::select! {
-                () = context.accepting.cancelled() => Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
+                () = shut.cancelled() => Err(End::Restarting),
                 first = first => first,
             };
             match first {
@@ -94,8 +97,9 @@ async fn look_again(refused: Refused, context: &Context) -> Result<Granted, End>
         return Err(End::Refused(refused));
     }
     let authenticator = context.hub.authenticator();
+    let shut = context.hub.letting_in();
     let renewed = tokio::select! {
-        () = context.accepting.cancelled() => return Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
+        () = shut.cancelled() => return Err(End::Restarting),
         renewed = tokio::time::timeout(context.auth_timeout, authenticator.renewed()) => renewed,
     };
     if renewed == Ok(true) { refused.retry(authenticator).map_err(End::Refused) } else { Err(End::Refused(refused)) }
@@ -135,7 +139,7 @@ async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &C
             context.hub.metrics().hit(Limit::ConnectionsPerDevice);
             End::Close(CloseCode::TRY_LATER, error.to_string())
         }
-        AttachError::Draining => End::Close(CloseCode::RESTART, error.to_string()),
+        AttachError::Draining => End::Restarting,
         AttachError::Store(StoreError::Recovering(_)) => End::Close(CloseCode::TRY_LATER, "try again later".to_owned()),
         AttachError::Store(ref cause) => {
             if context.not_opened.admits() {
@@ -160,6 +164,10 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
                 tracing::info!(remote = %peer.remote, code = code.as_str(), why = %message, "not let in");
             }
             context.hub.auth_failed(&refused, peer);
+        }
+        End::Restarting => {
+            bytes.extend_from_slice(&context.hub.come_back_later());
+            bytes.extend_from_slice(ControlFrame::close(CloseCode::RESTART, "restarting").as_bytes());
         }
         End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
         End::TooMuch => {

@@ -16,7 +16,7 @@ use tonic_prost::ProstCodec;
 use crate::support::{Gateway, Http, Rpc, rpc::SCOPES, soon};
 
 /// What each RPC takes.
-const RPCS: [(&str, &str); 21] = [
+const RPCS: [(&str, &str); 23] = [
     ("SendToUser", "send"),
     ("SendBatch", "send"),
     ("Broadcast", "send"),
@@ -38,6 +38,9 @@ const RPCS: [(&str, &str); 21] = [
     ("Unsubscribe", "send"),
     ("ListTopics", "read"),
     ("RevokeTokens", "admin"),
+    // Last: from then on nobody is let in, and then again.
+    ("Drain", "admin"),
+    ("Undrain", "admin"),
 ];
 
 /// What each path over HTTP takes.

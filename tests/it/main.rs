@@ -22,6 +22,7 @@ mod clocks;
 mod compression;
 mod crowd;
 mod delivery;
+mod drain;
 mod ends;
 mod events;
 mod filters;
