@@ -10,7 +10,7 @@ use super::{
     failure::{Outcome, failed},
     init, listen, log,
     mailbox::{self, Devices, Forget, Pending, Purge},
-    output, revoke,
+    man, output, revoke,
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
@@ -200,6 +200,9 @@ pub enum Operator {
   pushgate completions zsh > \"${fpath[1]}/_pushgate\"
   pushgate completions fish > ~/.config/fish/completions/pushgate.fish")]
     Completions(Completions),
+    /// Write the manual pages, one for each command, to a folder that is there
+    #[command(hide = true)]
+    Man(man::Man),
 }
 
 /// `pushgate completions`.
@@ -240,6 +243,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Undrain(args) => drain::undrain(args).await,
             Operator::Store(args) => store::store(args),
             Operator::Completions(args) => completions(&args, command),
+            Operator::Man(args) => man::man(&args, command),
         }
     });
     // The resolution of a name is not waited for.

@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -23,7 +26,11 @@ use tonic::{
 
 use super::service::Service;
 use crate::{
-    api::{ApiError, Caller, access::Access, proto::gateway_server::GatewayServer},
+    api::{
+        ApiError, Caller,
+        access::{self, Access},
+        proto::gateway_server::GatewayServer,
+    },
     clock::Instant,
     limits::Limit,
     metrics::{Failure, Metrics},
@@ -42,6 +49,22 @@ pub struct Front {
     inner: Arc<Inner>,
     /// Who the connection's certificate says calls.
     certified: Option<Arc<Caller>>,
+    used: Used,
+}
+
+/// Whether a connection has been of use: somebody has called over it who may, or whose call was answered OK.
+#[derive(Clone, Default)]
+pub struct Used(Arc<AtomicBool>);
+
+impl Used {
+    fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 struct Inner {
@@ -54,12 +77,18 @@ struct Inner {
 impl Front {
     /// The gateway's own methods, and others.
     pub fn new(access: Access, metrics: Metrics, gateway: GatewayServer<Service>, others: Routes) -> Self {
-        Self { inner: Arc::new(Inner { access, metrics, gateway, others: others.prepare() }), certified: None }
+        let inner = Arc::new(Inner { access, metrics, gateway, others: others.prepare() });
+        Self { inner, certified: None, used: Used::default() }
     }
 
-    /// The same for a connection whose certificate names that caller.
+    /// The same for another connection, whose certificate names that caller.
     pub fn of(&self, certified: Option<Caller>) -> Self {
-        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new) }
+        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new), used: Used::default() }
+    }
+
+    /// Whether the connection has been of use.
+    pub fn used(&self) -> Used {
+        self.used.clone()
     }
 }
 
@@ -71,6 +100,10 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         let Inner { access, metrics, gateway, others } = &*self.inner;
         let deadline = access.note(&mut request, self.certified.as_deref());
+        // Noted as it begins: it may take longer than a connection has for its first call.
+        if access::has_caller(request.extensions()) {
+            self.used.note();
+        }
         let path = request.uri().path();
         let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
             gateway.clone().call(request)
@@ -79,7 +112,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         } else {
             Box::pin(others.clone().call(request))
         };
-        Answer { work, deadline, over: None, metrics: metrics.clone() }
+        Answer { work, deadline, over: None, metrics: metrics.clone(), used: self.used.clone() }
     }
 }
 
@@ -99,6 +132,7 @@ pub struct Answer {
     /// The deadline's timer, once the answer turns out to take time.
     over: Option<Pin<Box<Sleep>>>,
     metrics: Metrics,
+    used: Used,
 }
 
 impl Future for Answer {
@@ -113,6 +147,7 @@ impl Future for Answer {
             match status {
                 Some(Code::OutOfRange) => this.metrics.hit(Limit::GrpcMessageBytes),
                 Some(Code::Internal | Code::Unimplemented) => this.metrics.failure(Failure::GrpcRefused),
+                None | Some(Code::Ok) => this.used.note(),
                 _ => {}
             }
             return Poll::Ready(Ok(answer));
@@ -152,7 +187,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(4096);
         let nest = Nest::default();
         let serving = http2::Builder::new(nest.clone()).serve_connection(TokioIo::new(far), service);
-        tokio::spawn(nest.run(serving));
+        tokio::spawn(nest.run(serving, usize::MAX, || {}));
         let (mut sender, connection) =
             client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

@@ -10,6 +10,15 @@ use tokio::{net::TcpListener, runtime::Handle, sync::watch};
 
 use super::{BindError, listen_tcp};
 
+/// Who bound a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This process.
+    Here,
+    /// The service manager, which passed it in and holds it open.
+    PassedIn,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Door {
@@ -23,17 +32,11 @@ pub struct Door {
 }
 
 impl Door {
-    /// Open, with a listener that was bound here. Call it on the runtime that serves it.
-    pub fn bound(listener: TcpListener, address: SocketAddr) -> Self {
-        let open = watch::Sender::new(Some(Arc::new(listener)));
-        Self { address, open, kept: None, runtime: Handle::current() }
-    }
-
-    /// Open, with a listener that somebody else holds open as well. Call it on the runtime that serves it.
-    pub fn passed_in(listener: TcpListener, address: SocketAddr) -> Self {
+    /// An open one. Call it on the runtime that serves it.
+    pub fn new(listener: TcpListener, address: SocketAddr, origin: Origin) -> Self {
         let listener = Arc::new(listener);
-        let open = watch::Sender::new(Some(Arc::clone(&listener)));
-        Self { address, open, kept: Some(listener), runtime: Handle::current() }
+        let kept = (origin == Origin::PassedIn).then(|| Arc::clone(&listener));
+        Self { address, open: watch::Sender::new(Some(listener)), kept, runtime: Handle::current() }
     }
 
     /// The listener, once it is open. Whoever holds it lets go of it before he closes the door.
@@ -99,7 +102,7 @@ mod tests {
     #[tokio::test]
     async fn while_it_is_closed_everybody_is_refused_and_then_it_is_open_at_the_same_address() {
         let (listener, address) = bound();
-        let door = Door::bound(listener, address);
+        let door = Door::new(listener, address, Origin::Here);
         door.close_if(|| false);
         drop(TcpStream::connect(address).await.unwrap());
         door.close_if(|| true);
@@ -115,7 +118,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_was_taken_meanwhile_is_told_and_tried_again() {
         let (listener, address) = bound();
-        let door = Door::bound(listener, address);
+        let door = Door::new(listener, address, Origin::Here);
         door.close_if(|| true);
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(address).unwrap();
@@ -129,7 +132,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_was_passed_in_lets_connections_wait_and_refuses_none() {
         let (listener, address) = bound();
-        let door = Door::passed_in(listener, address);
+        let door = Door::new(listener, address, Origin::PassedIn);
         door.close_if(|| true);
         let mut waiting = TcpStream::connect(address).await.unwrap();
         assert!(timeout(Duration::from_millis(50), door.opened()).await.is_err());

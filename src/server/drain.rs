@@ -1,16 +1,14 @@
-//! What the daemon does while its node goes out of service and comes back: the public listeners are closed and opened,
-//! health, the log and systemd are told. What a drain is, and its steps, are the hub's.
+//! What the daemon does while its node goes out of service and comes back: the public listeners are closed and opened, the
+//! log is told; health (`health.rs`) and the service manager (`manager.rs`) are told by theirs. What a drain is, and its
+//! steps, are the hub's.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{net::TcpListener, time::Instant};
-use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    grpc,
     hub::Hub,
-    net::door::Door,
-    systemd,
+    net::door::{Door, Origin},
     types::{DrainProgress, DrainState},
 };
 
@@ -22,9 +20,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Doors(Vec<Arc<Door>>);
 
 impl Doors {
-    /// One that was bound here, open.
-    pub fn add(&mut self, listener: TcpListener, address: SocketAddr) -> Arc<Door> {
-        let door = Arc::new(Door::bound(listener, address));
+    /// One more, open.
+    pub fn add(&mut self, listener: TcpListener, address: SocketAddr, origin: Origin) -> Arc<Door> {
+        let door = Arc::new(Door::new(listener, address, origin));
         self.0.push(Arc::clone(&door));
         door
     }
@@ -35,32 +33,20 @@ impl Doors {
     }
 }
 
-/// Says how the node is: in the health service with what the store says of itself, and a drain's progress to systemd and in
-/// the log. `listening` is what systemd is told of a node in service. Does not end.
-pub async fn follow(hub: &Hub, reporter: &HealthReporter, listening: &str) {
-    let mut health = hub.store().health_changes();
+/// Has the log say how far a drain is: each step, and in between a line every few seconds. Does not end.
+pub async fn follow(hub: &Hub) {
     let mut steps = hub.drain_progress();
     let mut lines = Lines::default();
     // Where a stop follows a drain it has begun already.
     if steps.borrow().1.state != DrainState::Serving {
         steps.mark_changed();
     }
-    loop {
-        tokio::select! {
-            changed = health.changed() => if changed.is_err() {
-                return std::future::pending().await;
-            },
-            // The hub has the sender.
-            _ = steps.changed() => {}
-        }
+    // The hub has the sender.
+    while steps.changed().await.is_ok() {
         let (_, progress) = *steps.borrow_and_update();
-        let serving = progress.state == DrainState::Serving && hub.store().health().is_ok();
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for name in grpc::HEALTH_NAMES {
-            reporter.set_service_status(name, status).await;
-        }
-        lines.tell(progress, listening);
+        lines.tell(progress);
     }
+    std::future::pending().await
 }
 
 /// What was told last.
@@ -71,28 +57,17 @@ struct Lines {
 }
 
 impl Lines {
-    fn tell(&mut self, progress: DrainProgress, listening: &str) {
-        if progress == self.told {
-            return;
-        }
+    fn tell(&mut self, progress: DrainProgress) {
         let DrainProgress { state, stopping, sessions, left, .. } = progress;
         let step = (state, stopping) != (self.told.state, self.told.stopping);
-        self.told = progress;
-        let ends = if stopping { "stopping" } else { "draining" };
-        systemd::status(&match state {
-            DrainState::Serving => listening.to_owned(),
-            DrainState::NotReady => format!("{ends}: not ready, {left} sessions"),
-            DrainState::Closing => format!("{ends}: {left} of {sessions} sessions left"),
-            DrainState::Drained if stopping => "stopping: no session left".to_owned(),
-            DrainState::Drained => "drained: out of service until it is stopped or undrained".to_owned(),
-        });
         let now = Instant::now();
-        if step || self.at.is_none_or(|at| now - at >= LOG_INTERVAL) {
-            self.at = Some(now);
-            match state {
-                DrainState::Serving => tracing::info!(sessions = left, "in service again"),
-                _ => tracing::info!(state = state.as_str(), stopping, sessions, left, "draining"),
-            }
+        if progress == self.told || !step && self.at.is_some_and(|at| now - at < LOG_INTERVAL) {
+            return;
+        }
+        (self.told, self.at) = (progress, Some(now));
+        match state {
+            DrainState::Serving => tracing::info!(sessions = left, "in service again"),
+            _ => tracing::info!(state = state.as_str(), stopping, sessions, left, "draining"),
         }
     }
 }

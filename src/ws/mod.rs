@@ -27,7 +27,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-pub use config::{Compression, Config};
+pub use config::{Compression, Config, ForwardedHeader};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -41,7 +41,7 @@ use self::{addresses::Place, connection::Connection, gates::Gates, quiet::Quiet,
 pub use self::{origins::Addresses, page::Page};
 use crate::{
     hub::Hub,
-    lifecycle::Lifecycle,
+    lifecycle::{Beat, Lifecycle},
     limits::{self, Limit},
     metrics::Failure,
     net::{
@@ -52,11 +52,14 @@ use crate::{
     },
 };
 
-/// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
+/// Connections beyond `limits.connections` that are let in to be told so, at most; further ones are dropped unheard.
 const REFUSALS_MAX: u64 = 1024;
 
 /// What is left at least for a request's head, however late its first byte came.
 const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// How long those who came in last have to ask and be answered.
+const LAST_ANSWERS_MAX: Duration = Duration::from_millis(250);
 
 /// What every connection needs.
 pub struct Context {
@@ -83,8 +86,12 @@ pub struct Context {
     /// Lines on those who were not let in, and on sessions that could not be opened.
     not_let_in: Quiet,
     not_opened: Quiet,
+    /// And on sessions that ended, of those that anybody can have over and over.
+    ended: Quiet,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
+    /// Connections at once, and sockets that are let in beyond them to be told so; further ones are dropped unheard.
+    room: (u64, u64),
 }
 
 impl Context {
@@ -92,9 +99,11 @@ impl Context {
     pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
         let gates = Gates::new(hub.limits());
-        let (not_let_in, not_opened) =
-            (Quiet::new("not let in", &life), Quiet::new("a session could not be opened", &life));
+        let quiet = |what| Quiet::new(what, &life);
+        let (not_let_in, not_opened) = (quiet("not let in"), quiet("a session could not be opened"));
+        let ended = quiet("session ended");
         let compression = Compression::default();
+        let room = (hub.limits().connections.limit() as u64, REFUSALS_MAX);
         Self {
             hub,
             life,
@@ -108,7 +117,31 @@ impl Context {
             gates,
             not_let_in,
             not_opened,
+            ended,
             open,
+            room,
+        }
+    }
+
+    /// Leaves something of the process's descriptors to whatever else needs them: the store, callers, probes.
+    pub fn keep_within(&mut self, descriptors: u64) {
+        let clients = descriptors.saturating_sub(limits::DESCRIPTORS_BESIDE_CLIENTS.min(descriptors / 2));
+        let refusals = REFUSALS_MAX.min(clients / 8);
+        self.room = (self.room.0.min(clients - refusals), refusals);
+    }
+}
+
+impl Context {
+    /// Resolves once nobody is let in and those who came in last have had the time for their answers: connections that
+    /// are no sessions yet are then given up.
+    async fn given_up(&self) {
+        loop {
+            self.hub.letting_in().cancelled().await;
+            tokio::time::sleep(LAST_ANSWERS_MAX).await;
+            // The node may be back by now.
+            if self.hub.letting_in().is_cancelled() {
+                return;
+            }
         }
     }
 }
@@ -124,15 +157,16 @@ impl Drop for OpenSocket {
 
 /// Serves until the stop, while somebody is let in.
 pub async fn serve(door: Arc<Door>, context: Arc<Context>) -> Result<(), Infallible> {
+    let beat = context.life.beat("the public listener");
     loop {
         let listener = tokio::select! {
             () = context.life.stopping().cancelled() => return Ok(()),
-            listener = door.opened() => listener,
+            listener = beat.during(door.opened()) => listener,
         };
         let shut = context.hub.letting_in();
         tokio::select! {
             () = shut.cancelled() => {}
-            () = accept_all(&listener, &context) => {}
+            () = accept_all(&listener, &context, &beat) => {}
         }
         drop(listener);
         // It may have been opened again already.
@@ -140,9 +174,9 @@ pub async fn serve(door: Arc<Door>, context: Arc<Context>) -> Result<(), Infalli
     }
 }
 
-async fn accept_all(listener: &TcpListener, context: &Arc<Context>) {
+async fn accept_all(listener: &TcpListener, context: &Arc<Context>, beat: &Beat) {
     loop {
-        let (stream, remote) = accept(listener, context).await;
+        let (stream, remote) = beat.during(accept(listener, context)).await;
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
         let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
         let place = match place {
@@ -154,7 +188,7 @@ async fn accept_all(listener: &TcpListener, context: &Arc<Context>) {
         };
         let open = context.open.enter();
         let socket = OpenSocket(Arc::clone(context));
-        if open.saturating_sub(REFUSALS_MAX) > context.hub.limits().connections.limit() as u64 {
+        if open > context.room.0.saturating_add(context.room.1) {
             context.hub.metrics().hit(Limit::Connections);
             continue;
         }
@@ -186,9 +220,8 @@ async fn begin(
     let timeout = context.hub.limits().handshake_timeout.0;
     let first_byte = Box::pin(tokio::time::timeout(timeout, stream.readable()));
     let asked = Instant::now();
-    let shut = context.hub.letting_in();
     let came = tokio::select! {
-        () = shut.cancelled() => return None,
+        () = context.given_up() => return None,
         came = first_byte => came,
     };
     if came.is_err() {
@@ -241,8 +274,8 @@ async fn prepare(
     match tls.accept(stream, remote, until).await {
         Ok(secured) => Some((Line::Secured(secured), remote)),
         Err(HandshakeError::Silent) => None,
-        Err(_) => {
-            context.hub.metrics().failure(Failure::TlsHandshake);
+        Err(error) => {
+            context.hub.metrics().handshake_failed(error.limit());
             None
         }
     }
@@ -259,10 +292,9 @@ async fn shake_hands(
     let (line, remote) = if context.tls.is_none() && !context.addresses.has_proxy_header(remote) {
         (Line::Plain(stream), remote)
     } else {
-        let shut = context.hub.letting_in();
         let preparing = Box::pin(prepare(stream, remote, until, &context));
         tokio::select! {
-            () = shut.cancelled() => return None,
+            () = context.given_up() => return None,
             prepared = preparing => prepared?,
         }
     };
@@ -296,9 +328,8 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .max_header_size(head_bytes)
         .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
-    let shut = context.hub.letting_in();
     tokio::select! {
-        () = shut.cancelled() => {}
+        () = context.given_up() => {}
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
             let metrics = context.hub.metrics();
