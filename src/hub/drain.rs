@@ -290,7 +290,11 @@ impl Hub {
         let mut present = false;
         self.0.drain.step.send_if_modified(|(current, progress)| {
             present = *current == number;
-            let state = state.unwrap_or(progress.state);
+            let state = match state {
+                // Out of service as before, with nobody who came in meanwhile.
+                Some(DrainState::Closing) if progress.state == DrainState::Drained && left == 0 => progress.state,
+                state => state.unwrap_or(progress.state),
+            };
             let closing = state == DrainState::Closing && progress.state == DrainState::Closing;
             let sessions = if closing || state == DrainState::Drained { progress.sessions.max(left) } else { left };
             let news = DrainProgress { state, sessions, left, ..*progress };

@@ -96,13 +96,18 @@ pub struct Follower {
 
 impl Follower {
     /// Starts it and waits until a line of standard error holds `ready`.
-    pub fn start(mut command: Command, ready: &str) -> Self {
+    pub fn start(command: Command, ready: &str) -> Self {
+        let mut follower = Self::quiet(command);
+        follower.note(ready);
+        follower
+    }
+
+    /// Starts it.
+    pub fn quiet(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let stdout = Some(BufReader::new(child.stdout.take().unwrap()).lines());
         let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut follower = Self { child, stdout, stderr };
-        follower.note(ready);
-        follower
+        Self { child, stdout, stderr }
     }
 
     /// The next line of standard error that holds `text`.
