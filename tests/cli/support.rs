@@ -176,8 +176,13 @@ impl Gateway {
 
     /// One by a file that is there.
     pub fn start(folder: TempDir, file: &str) -> Self {
+        Self::start_at(folder, file, "127.0.0.1:0")
+    }
+
+    /// The same with its clients' listener there.
+    fn start_at(folder: TempDir, file: &str, http: &str) -> Self {
         let socket = format!("unix:{}", folder.path().join("admin.sock").display());
-        let mut command = binary(&["serve", "--config", file, "--log-format", "json", "--http-listen", "127.0.0.1:0"]);
+        let mut command = binary(&["serve", "--config", file, "--log-format", "json", "--http-listen", http]);
         command.args(["--ops-listen", "127.0.0.1:0", "--grpc-listen", &socket, "--grpc-listen", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -244,6 +249,12 @@ impl Gateway {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         send_signal(&self.child, signal);
+    }
+
+    /// Stops it and starts it again, at the same public address.
+    pub fn restart(self) -> Self {
+        let (http, file) = (self.address("http").to_owned(), self.file.clone());
+        Self::start_at(self.stop(), &file, &http)
     }
 
     /// Tells it to stop and waits until it has.
