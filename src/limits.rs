@@ -195,8 +195,6 @@ pub const STORE_REOPEN_DELAY: (std::time::Duration, std::time::Duration) =
 pub const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_secs(3);
 /// The same while it drains or stops.
 pub const STATUS_INTERVAL_STOPPING: std::time::Duration = std::time::Duration::from_secs(1);
-/// How soon health checks hear of a drain.
-pub const HEALTH_LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(250);
 /// How long one commit may run before the store counts as stuck.
 pub const STORE_STUCK_AFTER: std::time::Duration = std::time::Duration::from_secs(30);
 /// How long a stuck commit has before the process is ended.

@@ -1,9 +1,11 @@
 //! Listening: binding an address, accepting for as long as it takes, and whether a request means this machine.
 //!
+//! * `door.rs`: a listener that can be closed and opened again.
 //! * `proxy.rs`: what a proxy says in front of a connection.
 //! * `stamp.rs`: whether files have changed.
 //! * `tls.rs`: TLS, from certificates in files to the handshake.
 
+pub mod door;
 pub mod proxy;
 mod stamp;
 pub mod tls;
@@ -115,12 +117,16 @@ fn bind_tcp(address: &str) -> io::Result<Bound> {
         .to_socket_addrs()?
         .next()
         .ok_or_else(|| io::Error::new(io::ErrorKind::AddrNotAvailable, "the name resolves to no address"))?;
+    let listener = listen_tcp(address)?;
+    let local = listener.local_addr()?;
+    Ok(Bound::Tcp(listener, local))
+}
+
+fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    let listener = socket.listen(BACKLOG)?;
-    let local = listener.local_addr()?;
-    Ok(Bound::Tcp(listener, local))
+    socket.listen(BACKLOG)
 }
 
 fn bind_unix(path: &Path) -> io::Result<Bound> {

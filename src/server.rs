@@ -3,11 +3,13 @@
 //! Order of a start: keys, tokens and certificates are read, every listener is bound or taken from the service manager
 //! (`activation.rs`), the store is opened, then all is served. So a
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
-//! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
+//! connections → sessions told and closed (`Hub::drain_to_stop`) → tasks joined → store flushed and closed, all under
+//! `shutdown.deadline`. `drain.rs` is what of it a drain does, too.
 
 pub mod activation;
 pub mod calls;
 mod descriptors;
+mod drain;
 mod health;
 mod manager;
 mod memory;
@@ -16,7 +18,7 @@ pub mod pulse;
 mod tls;
 pub mod watchdog;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::{
     runtime::Handle,
@@ -25,7 +27,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::{activation::Passed, calls::Calls, health::Health};
+use self::{activation::Passed, calls::Calls, drain::Doors, health::Health};
 use crate::{
     api::{
         Api, Listener, LogControl,
@@ -38,7 +40,7 @@ use crate::{
     hub::{BadRule, Hub, Parts, Quotas, Rules},
     lifecycle::{Lifecycle, Shutdown},
     metrics::Metrics,
-    net::{BindError, Bound},
+    net::{BindError, Bound, door::Origin},
     session::Settings,
     store::{OpenError, Store, StoreError},
     systemd,
@@ -46,12 +48,6 @@ use crate::{
     ws,
 };
 
-/// Sessions that a drain closes in a second, where the deadline leaves it the choice.
-const DRAIN_SESSIONS_PER_SECOND: f64 = 1000.0;
-/// The part of the time left that a drain may take; the rest is for the connections' ends and the store.
-const DRAIN_SHARE: f64 = 0.6;
-/// How long the ends of closed sessions are waited for before event streams end.
-const SESSION_ENDS_MAX: Duration = Duration::from_secs(3);
 /// What a second signal makes the process exit with: killed by SIGINT, as a shell would say.
 const EXIT_SECOND_SIGNAL: i32 = 130;
 
@@ -92,8 +88,7 @@ pub struct Server {
     calls: Calls,
     shutdown: Shutdown,
     ws: ws::Context,
-    accepting: CancellationToken,
-    bound: Vec<(&'static str, Bound)>,
+    bound: Vec<(&'static str, Bound, Origin)>,
     access: Vec<Access>,
     ops_access: Vec<Option<Access>>,
     grpc_limits: grpc::Bounds,
@@ -136,7 +131,7 @@ impl Server {
         let clients = config.grpc.clients.iter().map(|client| (client.name.as_str(), client.scope_set()));
         let clients = Arc::new(grpc::Clients::new(clients));
         let activation::Open { bound, access, ops_access } = activation::open(config, passed, &calls, &tokens, &tls)?;
-        let listener = |(name, bound): &(&'static str, Bound)| {
+        let listener = |(name, bound, _): &(&'static str, Bound, Origin)| {
             let tls = matches!(bound, Bound::Tcp(..)) && tls.of(name).is_some();
             Listener { name, address: bound.to_string(), tls }
         };
@@ -155,6 +150,8 @@ impl Server {
             presence: config.presence.clone(),
             events: config.events.clone(),
             alerts: config.alerts.clone(),
+            drain: config.drain,
+            notice: config.shutdown.lb_delay.0,
             clients: config.clients.clone(),
             rules,
             public_claims: config.auth.public_claims.clone(),
@@ -177,10 +174,9 @@ impl Server {
         api.set_listeners(listeners.clone());
         let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
         api.set_call_limits(grpc_limits.calls);
-        let accepting = CancellationToken::new();
         let Span(auth_timeout) = config.auth.timeout;
         let path = config.http.path.clone();
-        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
+        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout);
         ws.compression = config.ws.compression;
         (ws.tls, ws.addresses) = (tls.http.clone(), addresses);
         let shutdown = config.shutdown.clone();
@@ -192,7 +188,6 @@ impl Server {
             calls,
             shutdown,
             ws,
-            accepting,
             bound,
             access,
             ops_access,
@@ -237,7 +232,7 @@ impl Server {
 
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
-        let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, .. } = self;
+        let Self { api, hub, life, calls, shutdown, ws, bound, access, ops_access, listeners, .. } = self;
         let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
@@ -248,7 +243,8 @@ impl Server {
         let (reporter, health) = Health::new().await;
         let notification_bytes = hub.limits().notification_bytes.as_usize();
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
-        for (name, bound) in bound {
+        let mut doors = Doors::default();
+        for (name, bound, origin) in bound {
             match (name, bound) {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
@@ -264,13 +260,15 @@ impl Server {
                     let serving = http::serve(listener, services, calls_life.clone());
                     calls_life.spawn_essential("the ops listener", serving);
                 }
-                (_, Bound::Tcp(listener, _)) => {
-                    life.spawn_essential("the public listener", ws::serve(listener, Arc::clone(&ws)));
+                (_, Bound::Tcp(listener, address)) => {
+                    let door = doors.add(listener, address, origin);
+                    life.spawn_essential("the public listener", ws::serve(door, Arc::clone(&ws)));
                 }
                 // The configuration allows Unix sockets for gRPC only.
                 (name, Bound::Unix(..)) => tracing::error!(name, "a Unix socket is not served here"),
             }
         }
+        api.set_opener(Box::new(move || doors.open()));
         let watching = tls::watch(tls, reload, hub.metrics().clone(), hub.clock().clone());
         let stop_watching = life.stopping().clone();
         life.spawn_essential("the watch over certificates", async move {
@@ -307,28 +305,23 @@ impl Server {
                 () = stop => tracing::info!("stopping"),
                 () = failed => {}
                 () = reporter.follow(&hub) => {}
+                () = drain::follow(&hub) => {}
             }
         };
         life.beat("the supervisor").during(supervised).await;
 
         let started = tokio::time::Instant::now();
         let deadline = started + shutdown.deadline.0;
-        api.set_stopping(shutdown.deadline.0);
         systemd::stopping();
         stopping.cancel();
-        let _extended = AbortOnDropHandle::new(tokio::spawn(manager::while_it_stops(deadline)));
         reporter.set(false).await;
-        if life.failure().is_none() {
-            tokio::time::sleep(shutdown.lb_delay.0.min(shutdown.deadline.0 / 2)).await;
-        }
-        hub.begin_drain();
-        accepting.cancel();
-        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        let wanted = Duration::from_secs_f64(hub.session_count() as f64 / DRAIN_SESSIONS_PER_SECOND);
-        let _ = tokio::time::timeout_at(deadline, hub.drain(wanted.min(left.mul_f64(DRAIN_SHARE)))).await;
+        let _extended = AbortOnDropHandle::new(tokio::spawn(manager::while_it_stops(deadline)));
         // The sessions' ends are events, too: the streams stay until they are out.
-        let ends = deadline.saturating_duration_since(tokio::time::Instant::now()).mul_f64(DRAIN_SHARE);
-        let _ = tokio::time::timeout(ends.min(SESSION_ENDS_MAX), hub.emptied()).await;
+        tokio::select! {
+            () = hub.drain_to_stop(shutdown.deadline.0, life.failure().is_none()) => {}
+            () = reporter.follow(&hub) => {}
+            () = drain::follow(&hub) => {}
+        }
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let tasks = life.stop(left.mul_f64(0.9)).await;
         if tasks > 0 {

@@ -290,7 +290,7 @@ done
 at "$GRPC" -H 'authorization: Bearer only-sends'
 grpc $OK list
 call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
-for method in ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListTopics ListUsers PurgePending \
+for method in Drain Undrain ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListTopics ListUsers PurgePending \
     RevokeTokens SetLogFilter StreamEvents; do
     call $PERMISSION_DENIED "$method" '{}'
     has SCOPE_MISSING

@@ -382,6 +382,46 @@ fn passed_sockets_are_used_for_what_they_are_named_and_the_rest_is_bound() {
 }
 
 #[test]
+fn a_drain_is_told_in_the_status_and_whoever_connects_to_a_passed_socket_meanwhile_waits() {
+    let manager = Manager::new();
+    let bound = Bound::new(&manager);
+    let http = bound.http.local_addr().unwrap();
+    let mut service = manager.start_with(&bound.config(&manager), &[], bound.passed());
+    manager.ready();
+    let told = |command: &str| {
+        let mut call = Command::new(env!("CARGO_BIN_EXE_pushgate"));
+        let run = call.args([command, "--config"]).arg(manager.path("pushgate.toml")).output().unwrap();
+        assert!(run.status.success(), "{run:?}");
+    };
+    let _client = join(&manager, &http.to_string());
+    told("drain");
+    manager.hears_of("STATUS=drained, out of service until it is stopped or undrained; sessions 0, ");
+    let waiting = TcpStream::connect(http).expect("nobody is refused");
+    waiting.set_nonblocking(true).unwrap();
+    assert!((&waiting).write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").is_ok());
+    // Longer than those have who came in last.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!((&waiting).read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    told("undrain");
+    manager.hears_of(&format!("; http {http}, "));
+    waiting.set_nonblocking(false).unwrap();
+    waiting.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = [0; 15];
+    (&waiting).read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    // And who comes while it is drained and then stopped is its successor's.
+    told("drain");
+    let waiting = TcpStream::connect(http).expect("nobody is refused");
+    service.signal(Signal::TERM);
+    service.ends_with(0);
+    let mut service = manager.start_with(&bound.config(&manager), &[], bound.passed());
+    manager.ready();
+    assert_eq!(ask(waiting, "/livez"), "HTTP/1.1 200 OK");
+    service.signal(Signal::TERM);
+    service.ends_with(0);
+}
+
+#[test]
 fn a_restart_refuses_no_connection() {
     let manager = Manager::new();
     let bound = Bound::new(&manager);

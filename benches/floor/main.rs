@@ -350,6 +350,7 @@ async fn measure(connections: u64, seconds: u64) -> Result<(), Error> {
         volatile: true,
         callers: None,
         lifetime: Duration::from_secs(10),
+        restart: None,
         patience: Duration::from_secs(10),
         threads,
     };

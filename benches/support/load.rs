@@ -174,7 +174,8 @@ impl Sessions {
         let Load { via, wait, volatile, payload, callers, pace } = load;
         let run = self.begin().await;
         let keys = if via == Via::Broadcast { Arc::from([Arc::from("0")]) } else { Arc::clone(users) };
-        let work = Work { via, wait, volatile, payload, run, keys, callers, pace, patience: PATIENCE };
+        let (patience, again, over) = (PATIENCE, false, None);
+        let work = Work { via, wait, volatile, payload, run, keys, callers, pace, patience, again, over };
         let before = self.usage().await?;
         let live = self.fleet.live();
         let began = live.now_micros();

@@ -77,6 +77,8 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         clients: hub::Clients::default(),
         events: hub::EventsConfig::default(),
         alerts: hub::AlertsConfig::default(),
+        drain: hub::DrainConfig::default(),
+        notice: Duration::ZERO,
         rules: hub::Rules::default(),
         public_claims: Vec::new(),
         guests_max: pushgate::types::Count(0),

@@ -10,6 +10,7 @@ mod backup;
 mod batch;
 mod codec;
 mod convert;
+mod drain;
 mod error;
 mod events;
 mod figures;
@@ -29,15 +30,10 @@ mod topics;
 mod users;
 mod values;
 
-use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
 pub use self::{
+    drain::Opener,
     error::ApiError,
     figures::Figures,
     node::{CleanedUp, LogControl},
@@ -51,7 +47,7 @@ use crate::{
     hub::Hub,
     lifecycle::Lifecycle,
     metrics::{Metrics, Requests},
-    types::{Count, EventBody, UnixMillis},
+    types::{Count, DrainState, UnixMillis},
 };
 
 /// The proto's types, generated at build time, and their descriptors for reflection.
@@ -106,8 +102,8 @@ struct Inner {
     started_at: UnixMillis,
     listeners: OnceLock<Vec<Listener>>,
     call_limits: OnceLock<CallLimits>,
-    stopping: AtomicBool,
     log_control: OnceLock<LogControl>,
+    opener: OnceLock<Opener>,
 }
 
 impl Api {
@@ -124,8 +120,8 @@ impl Api {
             started_at,
             listeners: OnceLock::new(),
             call_limits: OnceLock::new(),
-            stopping: AtomicBool::new(false),
             log_control: OnceLock::new(),
+            opener: OnceLock::new(),
         }))
     }
 
@@ -137,15 +133,6 @@ impl Api {
     /// Says what the limits of calls over gRPC are.
     pub fn set_call_limits(&self, limits: CallLimits) {
         let _ = self.0.call_limits.set(limits);
-    }
-
-    /// The node is not ready from now on, and will have ended after `deadline` at the latest.
-    pub fn set_stopping(&self, deadline: Duration) {
-        if !self.0.stopping.swap(true, Ordering::AcqRel) {
-            let hub = self.0.gate.of_node();
-            let deadline = hub.clock().unix_millis().saturating_add(deadline);
-            hub.events().emit(EventBody::Draining { deadline });
-        }
     }
 
     /// Counters, for what transports count of their own.
@@ -195,14 +182,18 @@ impl Api {
         Gate::describe(caller)
     }
 
-    /// Whether the node takes new work: the store is healthy, keys that are fetched were, and it is not stopping. Else why
+    /// Whether the node takes new work: the store is healthy, keys that are fetched were, and it neither drains nor stops. Else why
     /// not.
     pub fn ready(&self) -> Result<(), Vec<String>> {
         let mut reasons = Vec::new();
-        if self.0.stopping.load(Ordering::Acquire) {
-            reasons.push("the node is stopping".to_owned());
-        }
         let hub = self.0.gate.of_node();
+        let drained = hub.drained();
+        match drained.state {
+            _ if drained.stopping => reasons.push("the node is stopping".to_owned()),
+            DrainState::Serving => {}
+            DrainState::NotReady | DrainState::Closing => reasons.push("the node is draining".to_owned()),
+            DrainState::Drained => reasons.push("the node is drained".to_owned()),
+        }
         if let Err(error) = hub.store().health() {
             reasons.push(format!("the store is not healthy: {error}"));
         }

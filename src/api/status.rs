@@ -9,6 +9,7 @@ use crate::{
     hub::Hub,
     limits::Limit,
     metrics::{Failure, Rates, Traffic},
+    types::DrainState,
 };
 
 fn number32(n: u64) -> u32 {
@@ -122,6 +123,6 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
             hits: Limit::ALL.iter().map(|&limit| (limit.as_str().to_owned(), metrics.hits(limit))).collect(),
         }),
         alerts: hub.alerts().iter().map(events::alert).collect(),
-        draining: inner.stopping.load(std::sync::atomic::Ordering::Acquire),
+        draining: hub.drained().state != DrainState::Serving,
     }
 }

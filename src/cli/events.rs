@@ -172,9 +172,7 @@ fn body(body: &Body) -> (&'static str, String) {
             };
             ("alert", format!("{}{state}: {}", e.name, e.text))
         }
-        Body::Draining(e) => {
-            ("draining", format!("until {} at the latest", e.deadline.map(|at| at.to_string()).unwrap_or_default()))
-        }
+        Body::Draining(e) => ("draining", super::drain::text(e)),
         Body::MessageReceived(e) => {
             let id = if e.id.is_empty() { String::new() } else { format!(", id {}", e.id) };
             let who = who(&e.user_id, &e.device);

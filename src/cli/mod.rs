@@ -2,7 +2,7 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `mailbox.rs`, `revoke.rs`, `status.rs`, `sessions.rs`, `users.rs`, `topics.rs`, `events.rs`, `log.rs`, `backup.rs`: one or a
+//! * `send.rs`, `mailbox.rs`, `revoke.rs`, `status.rs`, `sessions.rs`, `users.rs`, `topics.rs`, `events.rs`, `log.rs`, `backup.rs`, `drain.rs`: one or a
 //!   few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
@@ -24,6 +24,7 @@
 mod backup;
 mod connect;
 mod doctor;
+mod drain;
 mod events;
 mod failure;
 mod init;

@@ -5,6 +5,7 @@ use clap_complete::Shell;
 
 use super::{
     backup, doctor,
+    drain::{self, Drain, Undrain},
     events::{self, Events},
     failure::{Outcome, failed},
     init, listen,
@@ -184,6 +185,20 @@ pub enum Operator {
   pushgate backup /var/lib/pushgate/backup-1
   pushgate backup \"$PWD/backup-$(date +%F)\" --json")]
     Backup(backup::Backup),
+    /// Take the gateway out of service in order, and leave it running
+    ///
+    /// It is not ready at once, serves on for shutdown.lb_delay, then lets nobody in any more; every session is told when to
+    /// come back, and closed. This command shows how far it is, and ends when it is done; interrupting it does not end the
+    /// drain. To restart a gateway it is not needed: SIGTERM does the same.
+    #[command(after_help = "Examples:
+  pushgate drain
+  pushgate drain --over 60s
+  pushgate drain --over 10m --deadline 15m --json | jq -r .left")]
+    Drain(Drain),
+    /// Take the gateway back into service, wherever its drain is
+    #[command(after_help = "Examples:
+  pushgate undrain")]
+    Undrain(Undrain),
     /// Look into a store on disk, write it out, read it in, make it small, while no gateway has it open
     #[command(subcommand, arg_required_else_help = true)]
     Store(store::Store),
@@ -233,6 +248,8 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Token(args) => token::token(args),
             Operator::Doctor(args) => doctor::doctor(args).await,
             Operator::Backup(args) => backup::backup(args).await,
+            Operator::Drain(args) => drain::drain(args).await,
+            Operator::Undrain(args) => drain::undrain(args).await,
             Operator::Store(args) => store::store(args),
             Operator::Completions(args) => completions(&args, command),
             Operator::Man(args) => man::man(&args, command),

@@ -86,7 +86,7 @@ fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
 
 /// Its first line.
 pub fn heading(page: &proto::GetStatusResponse) -> String {
-    let state = if page.draining { "STOPPING" } else { "serving" };
+    let state = if page.draining { "DRAINING" } else { "serving" };
     let since = page.started_at.map(|at| at.to_string()).unwrap_or_default();
     let up = span(duration(page.uptime.as_ref()));
     format!("pushgate {} on {}: {state}, up {up}, since {since}", clean(&page.version), clean(&page.node))

@@ -301,6 +301,8 @@ fn sizes_and_counts(config: &Config, found: &mut Found) {
     }
     for (key, number, least, most) in [
         ("delivery.window", config.delivery.window, 1, 65_536),
+        // Below that, no client has to wait for another (see `hub/drain/schedule.rs`).
+        ("drain.rate", config.drain.rate, 10, 1_000_000),
         ("events.buffer", config.events.buffer, 16, 16_777_216),
     ] {
         found.require((least..=most).contains(&number), key, || {

@@ -49,6 +49,7 @@ pub struct Config {
     pub clients: hub::config::Clients,
     pub topics: Vec<hub::config::TopicRule>,
     pub alerts: hub::AlertsConfig,
+    pub drain: hub::config::Drain,
     pub shutdown: lifecycle::Shutdown,
     pub log: telemetry::Log,
 }

@@ -9,7 +9,7 @@ use figment::value::{Dict, Num, Value};
 use super::{Config, Origins, layers};
 
 /// The sections in the order in which they are documented.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "http",
     "grpc",
     "ops",
@@ -23,6 +23,7 @@ const SECTIONS: [&str; 15] = [
     "clients",
     "topics",
     "alerts",
+    "drain",
     "shutdown",
     "log",
 ];

@@ -177,6 +177,8 @@ disk_free = "256MiB"
 event_lag = "50%"
 confirm_p99 = "10s"
 reply_p99 = "10s"
+[drain]
+rate = 500
 [shutdown]
 deadline = "25s"
 lb_delay = "0s"
@@ -348,8 +350,8 @@ fn unknown_keys_are_refused_with_what_is_allowed() {
     );
     refused(
         "[htpt]\nlisten = []",
-        "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, events, grpc, heartbeat, http, \
-         limits, log, ops, presence, shutdown, store, topics, ws",
+        "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, drain, events, grpc, heartbeat, \
+         http, limits, log, ops, presence, shutdown, store, topics, ws",
     );
     refused(
         "[grpc.tls]\ncert = \"\"",
@@ -719,6 +721,7 @@ fn quantities_have_bounds() {
         ("auth", "leeway", "\"2d\"", "`2d` is not allowed; allowed: 0s to 1d"),
         ("heartbeat", "timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
         ("shutdown", "deadline", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
+        ("drain", "rate", "0", "`0` is not allowed; allowed: 10 to 1000000"),
         ("limits", "write_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
         ("delivery", "confirm_timeout", "\"0s\"", "`0s` is not allowed; allowed: 1ms to 1d"),
         ("delivery", "ack_timeout", "\"31d\"", "`31d` is not allowed; allowed: 1ms to 30d"),

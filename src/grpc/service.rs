@@ -9,14 +9,14 @@ use crate::api::{
     Api, ApiError, Caller, access,
     proto::{
         BackupRequest, BackupResponse, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest,
-        CloseUserSessionsResponse, Event, ForgetDeviceRequest, ForgetDeviceResponse, ForgetUserRequest,
-        ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListDevicesResponse,
-        ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest,
-        ListTopicsResponse, ListUsersRequest, ListUsersResponse, PublishRequest, PublishResponse, PurgePendingRequest,
-        PurgePendingResponse, RevokeTokensRequest, RevokeTokensResponse, SendBatchRequest, SendBatchResponse,
-        SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse, SetLogFilterRequest,
-        SetLogFilterResponse, StreamEventsRequest, SubscribeRequest, SubscribeResponse, UnsubscribeRequest,
-        UnsubscribeResponse, gateway_server::Gateway,
+        CloseUserSessionsResponse, DrainRequest, Draining, Event, ForgetDeviceRequest, ForgetDeviceResponse,
+        ForgetUserRequest, ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest,
+        ListDevicesResponse, ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse,
+        ListTopicsRequest, ListTopicsResponse, ListUsersRequest, ListUsersResponse, PublishRequest, PublishResponse,
+        PurgePendingRequest, PurgePendingResponse, RevokeTokensRequest, RevokeTokensResponse, SendBatchRequest,
+        SendBatchResponse, SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse,
+        SetLogFilterRequest, SetLogFilterResponse, StreamEventsRequest, SubscribeRequest, SubscribeResponse,
+        UndrainRequest, UndrainResponse, UnsubscribeRequest, UnsubscribeResponse, gateway_server::Gateway,
     },
 };
 use crate::clock::Instant;
@@ -171,5 +171,20 @@ impl Gateway for Service {
         request: Request<RevokeTokensRequest>,
     ) -> Result<Response<RevokeTokensResponse>, Status> {
         self.answer(request, async |caller, _, request| self.0.revoke_tokens(&caller, request).await).await
+    }
+
+    type DrainStream = Pin<Box<dyn Stream<Item = Result<Draining, Status>> + Send>>;
+
+    async fn drain(&self, mut request: Request<DrainRequest>) -> Result<Response<Self::DrainStream>, Status> {
+        // A stream's deadline ends it through the transport, and not the drain.
+        let metrics = self.0.metrics().clone();
+        let steps = access::call(request.extensions_mut())
+            .and_then(|(caller, _)| self.0.drain(&caller, request.get_ref()))
+            .map_err(|error| error.into_status(&metrics))?;
+        Ok(Response::new(Box::pin(steps.map(move |step| step.map_err(|error| error.into_status(&metrics))))))
+    }
+
+    async fn undrain(&self, request: Request<UndrainRequest>) -> Result<Response<UndrainResponse>, Status> {
+        self.answer(request, async |caller, _, _| self.0.undrain(&caller)).await
     }
 }

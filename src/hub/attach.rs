@@ -102,9 +102,7 @@ impl Hub {
                 // Registered first, and then looked at: who revokes it looks for sessions behind what is looked at here.
                 self.close_if_revoked(&handle, &identity);
                 tracing::debug!(session = %handle.id, user = %handle.user.id, device = %handle.device, "session opened");
-                if self.is_draining() {
-                    handle.close(CloseCode::RESTART, "restarting", ClosedBy::Gateway);
-                }
+                self.send_away_if_draining(&handle);
                 return Ok(handle);
             }
         }

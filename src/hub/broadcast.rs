@@ -20,7 +20,7 @@ impl Hub {
 
     /// The same, to those sessions alone that pass the filter.
     pub async fn broadcast_to(&self, filter: Filter, mut notification: Notification) -> Result<Sent, SendError> {
-        if self.is_draining() {
+        if self.refuses_unstored() {
             return Err(SendError::Draining);
         }
         if notification.is_now_or_never() {
@@ -39,7 +39,7 @@ impl Hub {
 
     /// Broadcasts durably. Returns once it is on disk and was handed to every session that is connected now.
     pub async fn broadcast_durably(&self, notification: Notification, own_id: bool) -> Result<Sent, SendError> {
-        if self.is_draining() {
+        if self.refuses_all() {
             return Err(SendError::Draining);
         }
         self.append_shared(&self.0.broadcasts, Audience::Everybody, notification, own_id).await

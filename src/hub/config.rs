@@ -1,4 +1,4 @@
-//! The sections `[presence]`, `[events]`, `[clients]` and `[[topics]]`.
+//! The sections `[presence]`, `[events]`, `[clients]`, `[drain]` and `[[topics]]`.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +31,20 @@ pub struct Events {
 impl Default for Events {
     fn default() -> Self {
         Self { buffer: 65_536 }
+    }
+}
+
+/// The section `[drain]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// Sessions that a drain or a stop closes in a second, where nobody says how long it may take.
+    pub rate: u32,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { rate: 1000 }
     }
 }
 

@@ -46,7 +46,7 @@ impl Hub {
         own_id: bool,
         except: Option<SessionId>,
     ) -> Result<Sent, SendError> {
-        if self.is_draining() {
+        if self.refuses_all() {
             return Err(SendError::Draining);
         }
         let Some(kept) = self.0.rules.kept(topic) else {

@@ -11,6 +11,7 @@ mod admit;
 mod alerts;
 mod attach;
 mod broadcast;
+mod close;
 pub mod config;
 mod devices;
 mod drain;
@@ -48,17 +49,15 @@ mod topics;
 mod user;
 mod users;
 
-use std::{
-    sync::{Arc, atomic::AtomicBool},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 pub use alerts::AlertsConfig;
 pub use attach::{AttachError, Ended};
-pub use config::{Clients, Events as EventsConfig, Presence, TopicRule};
+pub use config::{Clients, Drain as DrainConfig, Events as EventsConfig, Presence, TopicRule};
+pub use drain::{DrainPlan, DrainRefused, DrainStep, UndrainRefused};
 pub use events::{Events, Interest, Read, Reader, Start};
 pub use filter::Filter;
 pub use handle::{Closing, Counts, Handle, Peer};
@@ -74,6 +73,7 @@ pub use sweep::CleanedUp;
 pub use users::OnlineUser;
 
 use self::{
+    drain::Drain,
     handle::Shared,
     revoke::Revoking,
     sessions::Sessions,
@@ -124,6 +124,10 @@ pub struct Parts {
     pub guests_max: Count,
     /// `[alerts]`.
     pub alerts: AlertsConfig,
+    /// `[drain]`.
+    pub drain: DrainConfig,
+    /// `shutdown.lb_delay`.
+    pub notice: Duration,
     /// `[store]`, for its quotas and TTLs.
     pub quotas: Quotas,
 }
@@ -180,7 +184,7 @@ struct Inner {
     alerts_firing: Mutex<Vec<Alert>>,
     /// One sweep at a time.
     sweeping: tokio::sync::Mutex<()>,
-    draining: AtomicBool,
+    drain: Drain,
     surveyed: survey::Surveyed,
     /// Told when a session has left and its events are out.
     left: Notify,
@@ -210,7 +214,9 @@ impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
         let Parts { store, authenticator, clock, metrics, life, limits, settings, .. } = parts;
-        let Parts { presence, events, clients, rules, public_claims, guests_max, alerts, quotas, .. } = parts;
+        let Parts {
+            presence, events, clients, rules, public_claims, guests_max, alerts, drain, notice, quotas, ..
+        } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -240,7 +246,7 @@ impl Hub {
             alerts,
             alerts_firing: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
-            draining: AtomicBool::new(false),
+            drain: Drain::new(drain.rate, notice),
             surveyed: survey::Surveyed::default(),
             left: Notify::new(),
             shared: Arc::new(Shared { limits, settings, clock, metrics }),

@@ -126,8 +126,8 @@ pub enum SendError {
     /// There is no such session.
     #[error("no session has this id, or it is being closed")]
     SessionGone,
-    /// The node stops.
-    #[error("the node is stopping")]
+    /// The node stops; or it is drained, and this could not be stored.
+    #[error("the node is draining or stopping")]
     Draining,
 }
 
@@ -196,12 +196,12 @@ impl Hub {
         notification: Notification,
         options: SendOptions,
     ) -> Result<Begun, SendError> {
-        if self.is_draining() {
+        if self.refuses_all() {
             return Err(SendError::Draining);
         }
         // Nothing is stored for a guest, who has one session and no other.
         if notification.is_now_or_never() || self.is_guest(to) {
-            return self.send_unstored(to, notification);
+            return self.begin_unstored(to, notification);
         }
         let draft = self.draft(&notification, true)?;
         let user = self.user(to).await?;
@@ -245,7 +245,7 @@ impl Hub {
 
     /// The first half of a send that is never stored ([`Notification::is_now_or_never`]): it waits for nothing.
     pub fn begin_unstored(&self, to: &UserId, notification: Notification) -> Result<Begun, SendError> {
-        if self.is_draining() { Err(SendError::Draining) } else { self.send_unstored(to, notification) }
+        if self.refuses_unstored() { Err(SendError::Draining) } else { self.send_unstored(to, notification) }
     }
 
     /// The second half of a send, if it waits for nothing and its sessions are so few that nobody else has to be let in

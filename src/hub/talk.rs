@@ -160,7 +160,7 @@ impl Hub {
         filter: Filter,
         mut notification: Notification,
     ) -> Result<Sent, SendError> {
-        if self.is_draining() {
+        if self.refuses_unstored() {
             return Err(SendError::Draining);
         }
         if notification.is_now_or_never() {

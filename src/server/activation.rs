@@ -22,7 +22,7 @@ use super::{Calls, StartError, tls};
 use crate::{
     api::access::{Access, Token},
     config::Config,
-    net::{self, Bound},
+    net::{self, Bound, door::Origin},
 };
 
 /// The names that a socket may have; each is a section of the configuration.
@@ -165,7 +165,7 @@ fn is_listening(socket: &impl std::os::fd::AsFd) -> Result<(), String> {
 
 /// Every listener, with who may call at those of the API, in their order.
 pub(super) struct Open {
-    pub(super) bound: Vec<(&'static str, Bound)>,
+    pub(super) bound: Vec<(&'static str, Bound, Origin)>,
     pub(super) access: Vec<Access>,
     pub(super) ops_access: Vec<Option<Access>>,
 }
@@ -186,6 +186,7 @@ pub(super) fn open(
     passed.finish()?;
     let mut open = Open { bound: Vec::new(), access: Vec::new(), ops_access: Vec::new() };
     for (section, address, socket) in wanted {
+        let origin = if socket.is_some() { Origin::PassedIn } else { Origin::Here };
         let listen = || -> Result<Bound, StartError> {
             let Some(Socket { name, place }) = socket else { return Ok(net::bind(address)?) };
             let bound = place.adopt()?;
@@ -207,7 +208,7 @@ pub(super) fn open(
                 (true, false) => Some(Access::Tokens(tokens.to_vec())),
             }),
         }
-        open.bound.push((section, listener));
+        open.bound.push((section, listener, origin));
     }
     Ok(open)
 }

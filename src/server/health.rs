@@ -7,7 +7,7 @@ use tonic_health::{
     server::HealthReporter,
 };
 
-use crate::{grpc, hub::Hub, limits};
+use crate::{grpc, hub::Hub, types::DrainState};
 
 /// The one who tells.
 pub struct Health(HealthReporter);
@@ -31,21 +31,26 @@ impl Health {
 
     /// Follows the store and the drain. Does not end.
     pub async fn follow(&self, hub: &Hub) {
-        let mut changes = hub.store().health_changes();
+        let (mut changes, mut steps) = (hub.store().health_changes(), hub.drain_progress());
         let mut told = true;
         loop {
-            let serves = hub.store().health().is_ok() && !hub.is_draining();
+            // Not so from the first step of a drain on: load balancers need the time before the listeners close.
+            let serves = hub.store().health().is_ok() && steps.borrow_and_update().1.state == DrainState::Serving;
             if told != serves {
                 told = serves;
                 self.set(serves).await;
             }
-            // A drain has no signal of its own; nor does a store that was closed, which is the end.
-            let _ = tokio::time::timeout(limits::HEALTH_LOOK_INTERVAL, async {
+            // A store that was closed says nothing more; that is the end.
+            let store = async {
                 if changes.changed().await.is_err() {
                     std::future::pending().await
                 }
-            })
-            .await;
+            };
+            tokio::select! {
+                () = store => {}
+                // The hub has the sender.
+                _ = steps.changed() => {}
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
     api::{Listener, process},
     hub::Hub,
     limits, systemd,
+    types::DrainState,
 };
 
 /// How often a start or a stop is looked at, and how long it is extended by each time.
@@ -88,24 +89,33 @@ pub fn places(listeners: &[Listener]) -> String {
 pub fn standing(hub: &Hub, places: &str, stopping: bool) -> String {
     let (sessions, users, pending) = (hub.session_count(), hub.users_online(), hub.store().totals().count);
     let counts = format!("sessions {sessions}, users {users}, pending {pending}");
-    match (stopping, hub.is_draining()) {
-        (true, _) => format!("stopping; {counts}"),
-        (false, true) => format!("draining; {counts}"),
-        (false, false) => format!("{counts}; {places}"),
+    let drained = hub.drained();
+    let doing = if stopping { "stopping" } else { "draining" };
+    match drained.state {
+        DrainState::Serving if !stopping => format!("{counts}; {places}"),
+        DrainState::Serving | DrainState::NotReady => format!("{doing}; {counts}"),
+        DrainState::Closing => format!("{doing}, {} of {} sessions left; {counts}", drained.left, drained.sessions),
+        DrainState::Drained if stopping => format!("stopping; {counts}"),
+        DrainState::Drained => format!("drained, out of service until it is stopped or undrained; {counts}"),
     }
 }
 
 /// Tells how it stands, every few seconds and where that has changed. Does not end.
 pub async fn report(hub: Hub, places: String, stopping: CancellationToken) {
+    let mut steps = hub.drain_progress();
     loop {
         let stops = stopping.is_cancelled();
+        let serves = steps.borrow_and_update().1.state == DrainState::Serving;
         systemd::status(&standing(&hub, &places, stops));
-        if stops || hub.is_draining() {
+        if stops || !serves {
+            // No more often: a drain tells of itself about as often.
             sleep(limits::STATUS_INTERVAL_STOPPING).await;
         } else {
             tokio::select! {
                 () = sleep(limits::STATUS_INTERVAL) => {}
                 () = stopping.cancelled() => {}
+                // The hub has the sender.
+                _ = steps.changed() => {}
             }
         }
     }

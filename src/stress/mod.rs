@@ -62,6 +62,8 @@ pub struct Plan {
     /// The mean life of a connection in `churn`.
     #[serde(serialize_with = "seconds")]
     pub lifetime: Duration,
+    /// What has the gateway restarted, as a shell's command; else somebody else does, once he is told.
+    pub restart: Option<String>,
     /// How long nothing may come before what is missing counts as lost.
     #[serde(serialize_with = "seconds")]
     pub patience: Duration,
@@ -83,6 +85,8 @@ pub trait Watch: Sync {
     fn begins(&self, test: &'static str, part: &'static str, steps: u64);
     /// So many are done.
     fn at(&self, done: u64);
+    /// Something that whoever looks on has to know, or to do.
+    fn says(&self, _text: &str) {}
 }
 
 /// Why tests could not be run.
@@ -91,6 +95,9 @@ pub enum RunError {
     /// The system refuses threads or descriptors.
     #[error("cannot hold the sessions: {0}")]
     System(#[from] io::Error),
+    /// The command that restarts the gateway failed.
+    #[error("the command that is to restart the gateway failed: {0}")]
+    Restart(String),
     /// A device's cursor is moved by each of its sessions, so that none of them needs to get everything.
     #[error(
         "two sessions are the device `{device}` of the user `{user}`, which no account can be kept of; give each session a \

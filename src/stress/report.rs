@@ -62,6 +62,8 @@ pub struct Report {
     /// Whether it was laid down how much was to be sent.
     #[serde(skip)]
     pub planned: bool,
+    /// How sessions came back, where the gateway was restarted.
+    pub restart: Option<Restart>,
     /// What the gateway's process took. `None`: it could not be asked.
     pub server: Option<ServerUse>,
 }
@@ -124,6 +126,55 @@ impl Latency {
     }
 }
 
+/// How sessions went and came back over a restart. Moments are seconds since the restart was asked for.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Restart {
+    /// When the first and the last session was ended by the gateway.
+    pub left: Option<[f64; 2]>,
+    /// When the first and the last came back.
+    pub returned: Option<[f64; 2]>,
+    /// Returns in each tenth of that window.
+    pub tenths: [u64; 10],
+    /// Returns in each second.
+    pub each_second: Vec<u64>,
+    /// Sessions that were there in the end.
+    pub back: u64,
+    /// How many times something was sent again because nobody had taken it yet.
+    pub sent_again: u64,
+    /// From the moment a message was due and its session was there to the moment it came: before the restart was asked for,
+    /// until all were back, and then.
+    pub before: Option<Latency>,
+    /// See `before`.
+    pub around: Option<Latency>,
+    /// See `before`.
+    pub after: Option<Latency>,
+}
+
+impl Restart {
+    pub(super) fn of(asked_micros: u64, before: &Tally, around: &Tally, after: &Tally) -> Self {
+        let seconds = |of: fn(&Tally) -> &Vec<u64>| -> Vec<f64> {
+            let all = [before, around, after].into_iter().flat_map(of);
+            let mut all: Vec<f64> = all.map(|at| at.saturating_sub(asked_micros) as f64 / 1e6).collect();
+            all.sort_by(f64::total_cmp);
+            all
+        };
+        let ends = |all: &[f64]| Some([*all.first()?, *all.last()?]);
+        let (left, returns) = (seconds(|tally| &tally.left), seconds(|tally| &tally.returns));
+        let (left, returned) = (ends(&left), ends(&returns));
+        let (mut tenths, mut each_second) = ([0; 10], Vec::new());
+        if let Some([first, last]) = returned {
+            each_second = vec![0; last as usize + 1];
+            for at in returns {
+                tenths[(((at - first) / (last - first).max(1e-6) * 10.0) as usize).min(9)] += 1;
+                each_second[at as usize] += 1;
+            }
+        }
+        let [before, around, after] = [before, around, after].map(|tally| Latency::of(&tally.present));
+        Self { left, returned, tenths, each_second, before, around, after, back: 0, sent_again: 0 }
+    }
+}
+
 /// What the gateway's process took, by its own account (`GetStatus`).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -172,7 +223,13 @@ impl Report {
             let most = counts.iter().max_by_key(|(_, count)| **count);
             most.map_or_else(String::new, |(what, _)| format!(" (such as: {what})"))
         };
-        let comes_and_goes = self.test == "churn";
+        let comes_and_goes = matches!(self.test, "churn" | "restart");
+        if let Some(restart) = self.restart.as_ref().filter(|restart| restart.back < *connected) {
+            return Some(format!("{} sessions did not come back", connected - restart.back));
+        }
+        if self.restart.as_ref().is_some_and(|restart| restart.returned.is_none()) {
+            return Some("the gateway was not restarted".to_owned());
+        }
         if connected < asked || (*failed > 0 && !comes_and_goes) {
             let attempts = if *failed == 1 { "attempt" } else { "attempts" };
             return Some(format!("{failed} {attempts} to connect failed{}", most(failures)));

@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    Alert, Claims, Device, LogId, NotificationId, Offset, Payload, SessionId, Topic, TypeName, UnixMillis, UserId,
+    Alert, Claims, Device, DrainProgress, LogId, NotificationId, Offset, Payload, SessionId, Topic, TypeName,
+    UnixMillis, UserId,
 };
 
 /// Who ended a session.
@@ -192,9 +193,7 @@ pub enum EventBody {
         cause: SubscriptionCause,
     },
     Alert(Alert),
-    Draining {
-        deadline: UnixMillis,
-    },
+    Draining(DrainProgress),
 }
 
 impl EventBody {
@@ -240,7 +239,7 @@ impl EventBody {
             EventBody::Subscribed { .. } => 10,
             EventBody::Unsubscribed { .. } => 11,
             EventBody::Alert(_) => 12,
-            EventBody::Draining { .. } => 13,
+            EventBody::Draining(_) => 13,
         }
     }
 
@@ -261,7 +260,7 @@ impl EventBody {
             }
             EventBody::NotificationExpired { log, .. } => log.user(),
             EventBody::AuthFailed { user, .. } => user.as_ref(),
-            EventBody::Alert(_) | EventBody::Draining { .. } => None,
+            EventBody::Alert(_) | EventBody::Draining(_) => None,
         }
     }
 }

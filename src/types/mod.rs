@@ -5,6 +5,7 @@
 mod address;
 mod alert;
 mod claims;
+mod drain;
 mod event;
 mod glob;
 mod ids;
@@ -20,6 +21,7 @@ mod units;
 pub use address::{InvalidAddress, ListenAddress};
 pub use alert::{Alert, AlertName};
 pub use claims::Claims;
+pub use drain::{DrainProgress, DrainState};
 pub use event::{ClosedBy, DropReason, Event, EventBody, ForgetReason, Forwarded, SubscriptionCause};
 pub use glob::Glob;
 pub use ids::{CollapseKey, Device, InvalidId, LogId, NotificationId, Offset, SessionId, TypeName, UserId};

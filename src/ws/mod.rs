@@ -36,17 +36,18 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 
 use self::{addresses::Place, connection::Connection, gates::Gates, quiet::Quiet, turns::Turns, upgrade::Accepted};
 pub use self::{origins::Addresses, page::Page};
 use crate::{
     hub::Hub,
-    lifecycle::Lifecycle,
+    lifecycle::{Beat, Lifecycle},
     limits::{self, Limit},
     metrics::{Failure, Handshake},
     net::{
-        self, proxy,
+        self,
+        door::Door,
+        proxy,
         tls::{HandshakeError, Secured, Tls},
     },
 };
@@ -57,9 +58,8 @@ const REFUSALS_MAX: u64 = 1024;
 /// What is left at least for a request's head, however late its first byte came.
 const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
-/// How long those who came in last have to ask and be answered, and how often it is looked whether somebody is left.
+/// How long those who came in last have to ask and be answered.
 const LAST_ANSWERS_MAX: Duration = Duration::from_millis(250);
-const LAST_ANSWERS_LOOK: Duration = Duration::from_millis(10);
 
 /// What every connection needs.
 pub struct Context {
@@ -71,10 +71,6 @@ pub struct Context {
     pub path: String,
     /// `auth.timeout`.
     pub auth_timeout: Duration,
-    /// Cancelled when no more connections are to be accepted.
-    pub accepting: CancellationToken,
-    /// Cancelled a moment later, when those that are no sessions yet are given up: who came in last still gets his answer.
-    giving_up: CancellationToken,
     /// Whether messages may be compressed.
     pub compression: Compression,
     /// What stands at `/`.
@@ -100,7 +96,7 @@ pub struct Context {
 
 impl Context {
     /// A context with no connection yet.
-    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
+    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
         let gates = Gates::new(hub.limits());
         let quiet = |what| Quiet::new(what, &life);
@@ -113,8 +109,6 @@ impl Context {
             life,
             path,
             auth_timeout,
-            accepting,
-            giving_up: CancellationToken::new(),
             compression,
             page: None,
             tls: None,
@@ -138,13 +132,17 @@ impl Context {
 }
 
 impl Context {
-    /// Gives up the connections that are no sessions yet, once there are no more of them, and soon in any case.
-    async fn give_up(&self) {
-        let until = Instant::now() + LAST_ANSWERS_MAX;
-        while self.open.get() > 0 && Instant::now() < until {
-            tokio::time::sleep(LAST_ANSWERS_LOOK).await;
+    /// Resolves once nobody is let in and those who came in last have had the time for their answers: connections that
+    /// are no sessions yet are then given up.
+    async fn given_up(&self) {
+        loop {
+            self.hub.letting_in().cancelled().await;
+            tokio::time::sleep(LAST_ANSWERS_MAX).await;
+            // The node may be back by now.
+            if self.hub.letting_in().is_cancelled() {
+                return;
+            }
         }
-        self.giving_up.cancel();
     }
 }
 
@@ -157,20 +155,28 @@ impl Drop for OpenSocket {
     }
 }
 
-/// Serves until no more connections are to be accepted.
-pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), Infallible> {
+/// Serves until the stop, while somebody is let in.
+pub async fn serve(door: Arc<Door>, context: Arc<Context>) -> Result<(), Infallible> {
     let beat = context.life.beat("the public listener");
     loop {
-        let (stream, remote) = tokio::select! {
-            () = context.accepting.cancelled() => {
-                // Closed from here on; as an essential task this one lives until the stop.
-                drop((listener, beat));
-                context.give_up().await;
-                context.life.stopping().cancelled().await;
-                return Ok(());
-            }
-            accepted = beat.during(accept(&listener, &context)) => accepted,
+        let listener = tokio::select! {
+            () = context.life.stopping().cancelled() => return Ok(()),
+            listener = beat.during(door.opened()) => listener,
         };
+        let shut = context.hub.letting_in();
+        tokio::select! {
+            () = shut.cancelled() => {}
+            () = accept_all(&listener, &context, &beat) => {}
+        }
+        drop(listener);
+        // It may have been opened again already.
+        door.close_if(|| context.hub.letting_in().is_cancelled());
+    }
+}
+
+async fn accept_all(listener: &TcpListener, context: &Arc<Context>, beat: &Beat) {
+    loop {
+        let (stream, remote) = beat.during(accept(listener, context)).await;
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
         let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
         let place = match place {
@@ -181,14 +187,14 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
             }
         };
         let open = context.open.enter();
-        let socket = OpenSocket(Arc::clone(&context));
+        let socket = OpenSocket(Arc::clone(context));
         if open > context.room.0.saturating_add(context.room.1) {
             context.hub.metrics().hit(Limit::Connections);
             continue;
         }
         // One task a connection, from its first byte to its last. What the handshake needs, and what a session's beginning
         // does, lie in boxes of their own, each given back before what may take longer.
-        let beginning = Box::pin(begin(stream, remote, Arc::clone(&context), (socket, place)));
+        let beginning = Box::pin(begin(stream, remote, Arc::clone(context), (socket, place)));
         context.life.spawn(async move {
             if let Some(mut connection) = beginning.await {
                 connection.run().await;
@@ -215,7 +221,7 @@ async fn begin(
     let first_byte = Box::pin(tokio::time::timeout(timeout, stream.readable()));
     let asked = Instant::now();
     let came = tokio::select! {
-        () = context.giving_up.cancelled() => return None,
+        () = context.given_up() => return None,
         came = first_byte => came,
     };
     if came.is_err() {
@@ -288,7 +294,7 @@ async fn shake_hands(
     } else {
         let preparing = Box::pin(prepare(stream, remote, until, &context));
         tokio::select! {
-            () = context.giving_up.cancelled() => return None,
+            () = context.given_up() => return None,
             prepared = preparing => prepared?,
         }
     };
@@ -323,7 +329,7 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
     tokio::select! {
-        () = context.giving_up.cancelled() => {}
+        () = context.given_up() => {}
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
             let metrics = context.hub.metrics();

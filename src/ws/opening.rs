@@ -42,6 +42,8 @@ enum End {
     Close(CloseCode, String),
     /// The peer closed, whatever code it chose.
     Left(CloseCode),
+    /// Nobody is let in any more.
+    Restarting,
     Violation(ReadError),
     TooMuch,
     Gone,
@@ -53,7 +55,7 @@ impl End {
         match self {
             End::Refused(refused) if refused.code == AuthCode::DeviceLimit => Handshake::Limited,
             End::Refused(_) => Handshake::Unauthorized,
-            End::Close(CloseCode::RESTART, _) => Handshake::Draining,
+            End::Restarting => Handshake::Draining,
             End::Close(CloseCode::TRY_LATER, _) | End::TooMuch => Handshake::Limited,
             End::Close(CloseCode::INTERNAL, _) => Handshake::Failed,
             End::Close(..) | End::Left(_) | End::Gone => Handshake::Gone,
@@ -82,8 +84,9 @@ pub async fn open(
         Err(Err(refused)) => look_again(refused, context).await,
         Err(Ok(unauthenticated)) => {
             let first = opener.first_of(unauthenticated, &mut said, context);
+            let shut = context.hub.letting_in();
             let first = tokio::select! {
-                () = context.accepting.cancelled() => Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
+                () = shut.cancelled() => Err(End::Restarting),
                 first = first => first,
             };
             match first {
@@ -115,8 +118,9 @@ async fn look_again(refused: Refused, context: &Context) -> Result<Granted, End>
         return Err(End::Refused(refused));
     }
     let authenticator = context.hub.authenticator();
+    let shut = context.hub.letting_in();
     let renewed = tokio::select! {
-        () = context.accepting.cancelled() => return Err(End::Close(CloseCode::RESTART, "restarting".to_owned())),
+        () = shut.cancelled() => return Err(End::Restarting),
         renewed = tokio::time::timeout(context.auth_timeout, authenticator.renewed()) => renewed,
     };
     if renewed == Ok(true) { refused.retry(authenticator).map_err(End::Refused) } else { Err(End::Refused(refused)) }
@@ -156,7 +160,7 @@ async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &C
             context.hub.metrics().hit(Limit::ConnectionsPerDevice);
             End::Close(CloseCode::TRY_LATER, error.to_string())
         }
-        AttachError::Draining => End::Close(CloseCode::RESTART, error.to_string()),
+        AttachError::Draining => End::Restarting,
         AttachError::Store(StoreError::Recovering(_)) => End::Close(CloseCode::TRY_LATER, "try again later".to_owned()),
         AttachError::Store(ref cause) => {
             if context.not_opened.admits() {
@@ -181,6 +185,10 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
                 tracing::info!(remote = %peer.remote, code = code.as_str(), why = %message, "not let in");
             }
             context.hub.auth_failed(&refused, peer);
+        }
+        End::Restarting => {
+            bytes.extend_from_slice(&context.hub.come_back_later());
+            bytes.extend_from_slice(ControlFrame::close(CloseCode::RESTART, "restarting").as_bytes());
         }
         End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
         End::Left(code) => bytes.extend_from_slice(ControlFrame::close(code, "").as_bytes()),

@@ -138,7 +138,7 @@ fn upgrade(
     opening.options.window = extensions.deflate;
     let user_agent = user_agent(request.headers());
     if context.hub.is_draining() {
-        let text = "the node is stopping".to_owned();
+        let text = "the node lets nobody in: it drains or stops".to_owned();
         return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, text, counts: Failure::Unavailable.into() });
     }
     let place = context.gates.connection(remote.ip())?;

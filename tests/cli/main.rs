@@ -2,6 +2,7 @@
 
 mod admin;
 mod doctor;
+mod drain;
 mod follow;
 mod listen;
 mod mailbox;

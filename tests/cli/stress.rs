@@ -15,7 +15,7 @@ use std::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Gateway, Run, SECRET, binary, finish, pushgate, write_configuration};
+use crate::support::{Follower, Gateway, Run, SECRET, binary, finish, pushgate, write_configuration};
 
 /// What a line does to the fourth message of each connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +217,56 @@ fn what_churn_brings_again_is_no_fault_and_what_it_drops_is() {
     // One that was dropped unconfirmed, at the end of a connection, comes with the next.
     let lost = report["lost"].as_u64().unwrap();
     assert!(lost > 0 && lost <= line.faults() && report["outOfOrder"].as_u64().unwrap() <= line.faults(), "{report}");
+}
+
+/// A restart under a fleet of the tool's sessions; `BENCHMARKS.md` has the same with 18,000.
+#[test]
+fn over_a_restart_sessions_come_back_evenly_and_nothing_is_lost() {
+    const SESSIONS: u64 = 600;
+    let gateway = gateway("[drain]\nrate = 200");
+    let (url, sessions) = (gateway.url(), SESSIONS.to_string());
+    let args = ["stress", "--test-type", "restart", "--url", &url, "--connections", &sessions, "--json"];
+    let pace = ["--rate", "600", "--duration", "4s", "--max-concurrent", "100"];
+    let tool = Follower::start(binary(&gateway.args(&[&args[..], &pace].concat())), "restart the gateway now");
+    let gateway = gateway.restart();
+    let run = tool.end();
+    let json: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
+    assert_eq!((run.code, &json["passed"]), (0, &Value::Bool(true)), "{run:?}");
+    let report = &json["tests"][0];
+    let count = |name: &str| report[name].as_u64().unwrap();
+    // Before, while the gateway was away, and after; what nobody had taken then was sent until somebody did.
+    assert_eq!(
+        (count("lost"), count("outOfOrder"), count("sent")),
+        (0, 0, report["outcomes"]["OUTCOME_STORED"].as_u64().unwrap())
+    );
+    assert!(count("received") >= count("sent") && count("sent") > 600 * 8, "{report}");
+    let restart = &report["restart"];
+    assert_eq!(restart["back"], SESSIONS, "{restart}");
+    assert_eq!(
+        report["connections"]["closed"],
+        serde_json::json!({ "1012": SESSIONS }),
+        "each was told, once: {report}"
+    );
+    let returned = |end: usize| restart["returned"][end].as_f64().unwrap();
+    let tenths: Vec<u64> = restart["tenths"].as_array().unwrap().iter().map(|tenth| tenth.as_u64().unwrap()).collect();
+    assert!(returned(1) - returned(0) >= 2.0, "{restart}");
+    assert!(
+        tenths.iter().sum::<u64>() == SESSIONS && tenths.iter().all(|tenth| *tenth <= 3 * SESSIONS / 10),
+        "{tenths:?}"
+    );
+    for part in ["before", "around", "after"] {
+        assert!(restart[part]["p99Micros"].as_u64().unwrap() > 0, "{restart}");
+    }
+    gateway.stop();
+}
+
+#[test]
+fn a_restart_that_cannot_be_had_is_told() {
+    let gateway = gateway("");
+    let (run, _) = stress(&gateway, &gateway.url(), "restart", &["--restart-command", "exit 3"]);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.stderr.contains("the command that is to restart the gateway failed: exit status: 3"), "{run:?}");
+    gateway.stop();
 }
 
 /// A line that gives each of two connections what is for the other, once both are there.

@@ -96,13 +96,18 @@ pub struct Follower {
 
 impl Follower {
     /// Starts it and waits until a line of standard error holds `ready`.
-    pub fn start(mut command: Command, ready: &str) -> Self {
+    pub fn start(command: Command, ready: &str) -> Self {
+        let mut follower = Self::quiet(command);
+        follower.note(ready);
+        follower
+    }
+
+    /// Starts it.
+    pub fn quiet(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let stdout = Some(BufReader::new(child.stdout.take().unwrap()).lines());
         let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut follower = Self { child, stdout, stderr };
-        follower.note(ready);
-        follower
+        Self { child, stdout, stderr }
     }
 
     /// The next line of standard error that holds `text`.
@@ -171,8 +176,13 @@ impl Gateway {
 
     /// One by a file that is there.
     pub fn start(folder: TempDir, file: &str) -> Self {
+        Self::start_at(folder, file, "127.0.0.1:0")
+    }
+
+    /// The same with its clients' listener there.
+    fn start_at(folder: TempDir, file: &str, http: &str) -> Self {
         let socket = format!("unix:{}", folder.path().join("admin.sock").display());
-        let mut command = binary(&["serve", "--config", file, "--log-format", "json", "--http-listen", "127.0.0.1:0"]);
+        let mut command = binary(&["serve", "--config", file, "--log-format", "json", "--http-listen", http]);
         command.args(["--ops-listen", "127.0.0.1:0", "--grpc-listen", &socket, "--grpc-listen", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -239,6 +249,12 @@ impl Gateway {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         send_signal(&self.child, signal);
+    }
+
+    /// Stops it and starts it again, at the same public address.
+    pub fn restart(self) -> Self {
+        let (http, file) = (self.address("http").to_owned(), self.file.clone());
+        Self::start_at(self.stop(), &file, &http)
     }
 
     /// Tells it to stop and waits until it has.

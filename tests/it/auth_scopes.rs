@@ -8,7 +8,9 @@ use std::{
 
 use futures_util::stream;
 use prost::Message as _;
-use pushgate::api::proto::{CloseUserSessionsRequest, DESCRIPTORS, PurgePendingRequest, RevokeTokensRequest};
+use pushgate::api::proto::{
+    CloseUserSessionsRequest, DESCRIPTORS, DrainRequest, PurgePendingRequest, RevokeTokensRequest,
+};
 use tonic::{
     Code, Request,
     client::Grpc,
@@ -25,7 +27,7 @@ use crate::support::{
 };
 
 /// What each RPC takes, and its name in the audit: what closes, revokes, clears or forgets something is a line there.
-const RPCS: [(&str, &str, Option<&str>); 21] = [
+const RPCS: [(&str, &str, Option<&str>); 23] = [
     ("SendToUser", "send", None),
     ("SendBatch", "send", None),
     ("Broadcast", "send", None),
@@ -47,6 +49,9 @@ const RPCS: [(&str, &str, Option<&str>); 21] = [
     ("Unsubscribe", "send", None),
     ("ListTopics", "read", None),
     ("RevokeTokens", "admin", Some("revoke")),
+    // Last: from then on nobody is let in, and then again.
+    ("Drain", "admin", Some("drain")),
+    ("Undrain", "admin", Some("undrain")),
 ];
 
 /// Calls with an empty message, which is one of every request; the answer's code.
@@ -138,6 +143,8 @@ async fn done(name: &str, admin: &mut Rpc, daemon: &Daemon) -> bool {
             let expires_at = Some((SystemTime::now() + Duration::from_secs(3600)).into());
             admin.revoke(RevokeTokensRequest { jti: "one".into(), expires_at, ..Default::default() }).await.unwrap();
         }
+        "Drain" => drop(admin.drain(DrainRequest::default()).await.unwrap()),
+        "Undrain" => drop(admin.undrain().await.unwrap()),
         _ => return false,
     }
     true

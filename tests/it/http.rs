@@ -485,7 +485,7 @@ async fn what_may_be_tried_again_says_when() {
     full.refused(429, 8, "MAILBOX_FULL");
     assert_eq!(full.header("retry-after"), "5");
     assert!(full.body.contains(r#""retryDelay":"5s""#), "{full:?}");
-    gateway.hub.begin_drain();
+    gateway.hub.refuse_everything();
     let draining = ops.post("/ws/send", send("c", 1)).await;
     draining.refused(503, 14, "DRAINING");
     assert_eq!(draining.header("retry-after"), "1");

@@ -23,6 +23,7 @@ mod clocks;
 mod compression;
 mod crowd;
 mod delivery;
+mod drain;
 mod ends;
 mod events;
 mod filters;

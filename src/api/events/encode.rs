@@ -3,6 +3,7 @@
 use crate::{
     api::{
         convert::{duration, timestamp},
+        drain,
         proto::{self, event::Event as Body, message_received::Payload as Received},
         values,
     },
@@ -149,7 +150,7 @@ fn body(body: &EventBody, raw_json: bool) -> Body {
             cause: subscription_cause(*cause).into(),
         }),
         EventBody::Alert(alert) => Body::Alert(self::alert(alert)),
-        EventBody::Draining { deadline } => Body::Draining(proto::Draining { deadline: Some(timestamp(*deadline)) }),
+        EventBody::Draining(progress) => Body::Draining(drain::progress(progress)),
     }
 }
 

@@ -36,6 +36,7 @@ pub const EXAMPLES: &str = "Examples:
   pushgate stress --test-type unicast --rate 0 --via unary --duration 10s
   pushgate stress --test-type fanout --connections 5000 --message-interval 0 --messages 320
   pushgate stress --test-type replay --connections 1 --messages 1000
+  pushgate stress --test-type restart --duration 20s --restart-command 'systemctl restart pushgate'
   pushgate stress --connections 10000 --max-concurrent 500 --message-interval 1s --duration 10s
 
 Tests:
@@ -46,9 +47,10 @@ Tests:
   unicast     --rate notifications a second to the users in turn for --duration
   replay      --messages wait for each user; then all come back at once
   churn       sessions come and go for --duration while --rate notifications a second are stored
+  restart     --rate notifications a second are stored, over a restart of the gateway (not one of all)
   all         one after the other, with the same sessions
 
-fanout, unicast, replay and churn send over gRPC, where the gateway is asked for its CPU time and
+fanout, unicast, replay, churn and restart send over gRPC, where the gateway is asked for its CPU time and
 memory, too.
 
 Exit codes: 0 all was done as planned, and nothing was lost, out of order or for somebody else;
@@ -80,7 +82,7 @@ pub struct Stress {
     /// How many messages: echoes a session, broadcasts, or notifications a user that wait
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     messages: u64,
-    /// How long sustained, unicast and churn go on; a plain number is seconds
+    /// How long sustained, unicast and churn go on, and restart besides the restart; a plain number is seconds
     #[arg(long, value_name = "SPAN", default_value = "60s", value_parser = seconds)]
     duration: Duration,
     /// How many handshakes are under way at once
@@ -93,7 +95,7 @@ pub struct Stress {
     /// The payload of a message; at least what its mark needs, about 100 bytes
     #[arg(long, value_name = "SIZE", default_value = "256", value_parser = size)]
     payload: usize,
-    /// Messages a second: notifications of unicast and churn [default: 2000], echoes of sustained [default: by
+    /// Messages a second: notifications of unicast, churn and restart [default: 2000], echoes of sustained [default: by
     /// --message-interval]; 0: notifications as fast as they are taken
     #[arg(long, value_name = "N", value_parser = rate)]
     rate: Option<f64>,
@@ -112,6 +114,10 @@ pub struct Stress {
     /// The mean life of a connection in churn
     #[arg(long, value_name = "SPAN", default_value = "10s", value_parser = seconds)]
     lifetime: Duration,
+    /// What restarts the gateway, a command of the shell: restart runs it half of --duration after its beginning, and ends half
+    /// of it behind the last return [default: it says that it is time]
+    #[arg(long, value_name = "COMMAND")]
+    restart_command: Option<String>,
     /// How sessions confirm: by WebSocket pong, or by ack
     #[arg(long, value_enum, value_name = "MODE", default_value_t = AckMode::Transport)]
     ack_mode: AckMode,
@@ -145,7 +151,7 @@ pub struct Stress {
 const ALL: &str = "all";
 
 fn test_types() -> PossibleValuesParser {
-    PossibleValuesParser::new(Kind::ALL.map(Kind::as_str).into_iter().chain([ALL]))
+    PossibleValuesParser::new(Kind::ALL.map(Kind::as_str).into_iter().chain([Kind::Restart.as_str(), ALL]))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -209,7 +215,8 @@ fn rate(text: &str) -> Result<f64, String> {
 /// Runs `pushgate stress`.
 pub async fn stress(args: Stress) -> Outcome {
     let asked = |kind: &Kind| args.test_type == ALL || args.test_type == kind.as_str();
-    let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(asked).collect();
+    let mut kinds: Vec<Kind> = Kind::ALL.into_iter().filter(asked).collect();
+    kinds.extend(Some(Kind::Restart).filter(|kind| args.test_type == kind.as_str()));
     let target = target(&args)?;
     let plan = plan(&args);
     enough_descriptors(&plan, args.connections)?;
@@ -262,6 +269,7 @@ fn plan(args: &Stress) -> Plan {
         volatile: args.volatile,
         callers: args.callers.map(|callers| callers as usize),
         lifetime: args.lifetime,
+        restart: args.restart_command.clone(),
         patience: args.patience,
         threads: args.threads.map_or((cores / 2).max(1), usize::from),
     }
@@ -392,6 +400,10 @@ impl Watch for Bar {
 
     fn at(&self, done: u64) {
         self.0.set_position(done);
+    }
+
+    fn says(&self, text: &str) {
+        self.0.suspend(|| output::note(text));
     }
 }
 

@@ -8,8 +8,11 @@ use crate::{
         output,
         table::{self, Column},
     },
-    stress::report::{Latency, Report},
+    stress::report::{Latency, Report, Restart},
 };
+
+/// The longest bar, in characters.
+const BAR: u64 = 60;
 
 /// One line on a test that is over.
 pub fn summary(report: &Report) -> String {
@@ -98,6 +101,7 @@ pub fn rows(reports: &[Report]) -> Vec<String> {
     // Whatever the terminal's width: a column that is not shown would be a test that is not told.
     let mut lines = table::lines(&columns, &rows, usize::MAX);
     lines.extend(reports.iter().filter_map(details));
+    lines.extend(reports.iter().filter_map(|report| report.restart.as_ref()).flat_map(returns));
     lines
 }
 
@@ -117,6 +121,31 @@ fn details(report: &Report) -> Option<String> {
     ];
     let all: Vec<String> = all.into_iter().flatten().collect();
     (!all.is_empty()).then(|| output::clean(&format!("{}: {}", report.test, all.join("; "))).into_owned())
+}
+
+/// How sessions came back over a restart: when they went, a bar for each second, and how long messages took.
+fn returns(restart: &Restart) -> Vec<String> {
+    let most = restart.each_second.iter().copied().max().unwrap_or_default().max(1);
+    let window = |what: &str, ends: Option<[f64; 2]>| {
+        ends.map(|[first, last]| format!("{what} from {first:.1} s to {last:.1} s after the restart was asked for"))
+    };
+    let mut lines: Vec<String> = window("ended", restart.left).into_iter().collect();
+    lines.extend(window("back", restart.returned));
+    let first = restart.each_second.iter().position(|count| *count > 0).unwrap_or_default();
+    lines.extend(restart.each_second.iter().enumerate().skip(first).map(|(second, count)| {
+        let bar = "#".repeat(usize::try_from(count * BAR / most).unwrap_or_default());
+        format!("{second:5} s {count:6} {bar}").trim_end().to_owned()
+    }));
+    lines.push(format!("in each tenth of that window: {:?}", restart.tenths));
+    let parts = [("before", &restart.before), ("until all were back", &restart.around), ("then", &restart.after)];
+    lines.extend(parts.into_iter().filter_map(|(part, latency)| {
+        let latency = latency.as_ref()?;
+        let [p50, p99, max] = [latency.p50_micros, latency.p99_micros, latency.max_micros]
+            .map(|micros| output::span(Duration::from_micros(micros)));
+        Some(format!("delivery {part}: {} messages, p50 {p50}, p99 {p99}, max {max}", latency.count))
+    }));
+    lines.push(format!("sent again until taken: {}", restart.sent_again));
+    lines
 }
 
 /// Why tests that did not pass did not.

@@ -35,10 +35,7 @@ impl Connection<'_> {
                     self.shared.error(Error::Renewal(failure.to_string()));
                 }
             }
-            _ if self.session.is_none() => {
-                self.shared.error(Error::BadMessage("it says something before `auth_success`".to_owned()));
-            }
-            "token_expiring" => self.renewal.expiring(),
+            // To who is not let in because of it, too.
             "draining" => {
                 #[derive(serde::Deserialize)]
                 #[serde(rename_all = "camelCase")]
@@ -51,6 +48,10 @@ impl Connection<'_> {
                 let after = draining.map_or(Duration::ZERO, |one| Duration::from_millis(one.reconnect_after_ms));
                 self.after = Some(after.min(ASKED_WAIT_MAX)).filter(|after| !after.is_zero());
             }
+            _ if self.session.is_none() => {
+                self.shared.error(Error::BadMessage("it says something before `auth_success`".to_owned()));
+            }
+            "token_expiring" => self.renewal.expiring(),
             "error" => self.error(&message),
             _ => self.hand_on(message),
         }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     limits,
-    types::{Claims, Device, Payload, SessionId, TypeName, UserId},
+    types::{Claims, Device, DrainProgress, Payload, SessionId, TypeName, UserId},
 };
 
 fn online(events: &Events, name: &str) {
@@ -399,7 +399,7 @@ async fn who_waits_for_what_is_rare_loses_nothing_by_it() {
         tokio::task::yield_now().await;
     }
     assert!(events.lag() <= 64 / FAR_BEHIND + 1, "{} behind", events.lag());
-    events.emit(EventBody::Draining { deadline: Clock::system().unix_millis() });
+    events.emit(EventBody::Draining(DrainProgress::default()));
     let Read::Events(read) = waiting.await.unwrap() else { panic!("it lost something") };
     assert_eq!(read.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1001]);
 }

@@ -1,7 +1,7 @@
 //! A full disk under a hub at work: callers hear it, sessions stay, and afterwards everyone goes on from where he was,
 //! whether or not what the failed commit carried is there.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{
     super::*,

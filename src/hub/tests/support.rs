@@ -95,8 +95,7 @@ thread_local! {
 
 fn identity(user: &UserId) -> Identity {
     let key = jsonwebtoken::EncodingKey::from_secret(b"secret");
-    let claims = serde_json::json!({ "sub": user.as_str() });
-    let token = jsonwebtoken::encode(&Default::default(), &claims, &key).unwrap();
+    let token = jsonwebtoken::encode(&Default::default(), &serde_json::json!({ "sub": user.as_str() }), &key).unwrap();
     AUTHENTICATOR.with(|authenticator| authenticator.verify(&token)).unwrap()
 }
 
@@ -107,8 +106,7 @@ impl World {
 
     pub fn over(double: Arc<Double>, bounds: Bounds) -> World {
         let clock = Clock::system();
-        let store = Store::open_double(&double, clock.clone());
-        Self::with(store, double, clock, bounds)
+        Self::with(Store::open_double(&double, clock.clone()), double, clock, bounds)
     }
 
     /// A world over a store without threads, in the time of `clock`.
@@ -132,6 +130,8 @@ impl World {
             ),
             presence: Presence::default(),
             alerts: AlertsConfig::default(),
+            drain: DrainConfig::default(),
+            notice: Duration::ZERO,
             clients: Clients::default(),
             events: EventsConfig { buffer: bounds.events },
             rules: Rules::new(&[super::topics::durable_rule()], &[]).unwrap(),

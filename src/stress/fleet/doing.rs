@@ -1,4 +1,4 @@
-//! What sessions do on their own: echoes back to back, echoes at their time, and coming and going.
+//! What sessions do on their own: echoes back to back, echoes at their time, coming and going, and coming back.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -15,6 +15,8 @@ use crate::stress::{
 const ECHOES_UNANSWERED_MAX: u64 = 64;
 /// How long a session that left stays away at most, in µs.
 const AWAY_MICROS_MAX: u64 = 1_000_000;
+/// The bound of the first wait of one who was not asked when to come back, and the most that it doubles to, in µs.
+const BACK_OFF_MICROS: (u64, u64) = (500_000, 30_000_000);
 
 fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX).max(1)
@@ -25,6 +27,11 @@ impl Shard {
     pub(super) fn start(&mut self, doing: Doing) {
         self.doing = Some(doing);
         let now = self.live.now_micros();
+        if matches!(doing, Doing::Return) {
+            // Each comes when it is its time, however many others do.
+            self.max_opening = usize::MAX;
+            return;
+        }
         for index in 0..self.slots.len() {
             if self.slots[index].is_open() {
                 self.take_part(index, now);
@@ -51,16 +58,30 @@ impl Shard {
                     self.at(now + stay, index, Act::Leave);
                 }
             }
+            Some(Doing::Return) => {
+                self.slots[index].tries = 0;
+                self.tally.returns.push(now);
+                self.live.returns.fetch_add(1, Ordering::Release);
+            }
             None => {}
         }
     }
 
-    /// A connection is gone: where sessions come and go, it comes back.
+    /// A connection is gone: where sessions come back, it does.
     pub(super) fn came_off(&mut self, index: usize) {
-        if matches!(self.doing, Some(Doing::Churn { .. })) {
-            let away = self.next_random() % AWAY_MICROS_MAX;
-            let now = self.live.now_micros();
-            self.at(now + away, index, Act::Return);
+        let (now, random) = (self.live.now_micros(), self.next_random());
+        match self.doing {
+            Some(Doing::Churn { .. }) => self.at(now + random % AWAY_MICROS_MAX, index, Act::Return),
+            Some(Doing::Return) => {
+                let slot = &mut self.slots[index];
+                let back = slot.asked_micros.take().unwrap_or_else(|| {
+                    let bound = (BACK_OFF_MICROS.0 << slot.tries.min(16)).min(BACK_OFF_MICROS.1);
+                    now + random % bound
+                });
+                slot.tries += 1;
+                self.at(back, index, Act::Return);
+            }
+            _ => {}
         }
     }
 
@@ -85,7 +106,7 @@ impl Shard {
                     self.next_echo(index, due, payload);
                 }
             }
-            Some(Doing::Churn { .. }) | None => {}
+            Some(Doing::Churn { .. } | Doing::Return) | None => {}
         }
     }
 

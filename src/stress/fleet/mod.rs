@@ -93,6 +93,9 @@ pub enum Doing {
         /// Until when, in µs of [`Live::now_micros`]. Then all come back and stay.
         until_micros: u64,
     },
+    /// Each that loses its connection comes back: when the gateway asked it to (`reconnectAfterMs`), else after a back-off,
+    /// as the client library does.
+    Return,
 }
 
 /// What a shard is told.
@@ -129,6 +132,8 @@ pub struct Live {
     pub heard_micros: AtomicU64,
     /// Echoes that were sent.
     pub echoes: AtomicU64,
+    /// Sessions that came back ([`Doing::Return`]).
+    pub returns: AtomicU64,
 }
 
 impl Live {
@@ -178,6 +183,7 @@ impl Fleet {
             last_micros: AtomicU64::new(0),
             heard_micros: AtomicU64::new(0),
             echoes: AtomicU64::new(0),
+            returns: AtomicU64::new(0),
         });
         let count = places.len();
         let threads = threads.clamp(1, count.max(1));
@@ -209,7 +215,7 @@ impl Fleet {
 
     /// Starts counting anew: messages of `run`, which has so many lanes.
     pub fn begin(&self, run: u32, lanes: usize) {
-        for counter in [&self.live.came, &self.live.echoes] {
+        for counter in [&self.live.came, &self.live.echoes, &self.live.returns] {
             counter.store(0, Ordering::Relaxed);
         }
         self.live.last_micros.store(self.live.now_micros(), Ordering::Relaxed);

@@ -372,6 +372,7 @@ impl Shard {
             return self.failed(index, &format!("closed with {code}"));
         }
         if let Some(code) = code {
+            self.tally.left.push(self.live.now_micros());
             *self.tally.closes.entry(code).or_default() += 1;
         }
         self.gone(index);

@@ -17,6 +17,8 @@ use crate::stress::{
     wire::{self, WireError},
 };
 
+/// The longest that it stays away because it was asked to, in ms: as the client library.
+const ASKED_MILLIS_MAX: u64 = 600_000;
 /// The largest message that is put together from fragments.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -47,6 +49,8 @@ pub struct Conn {
     pub out: Vec<u8>,
     /// When it began to connect, in µs.
     pub began_micros: u64,
+    /// When it became a session, in µs.
+    opened_micros: u64,
     /// Whether epoll was asked for room to write.
     pub wants_room: bool,
 }
@@ -60,6 +64,7 @@ impl Conn {
             fragments: None,
             out: Vec::new(),
             began_micros,
+            opened_micros: began_micros,
             wants_room: true,
         }
     }
@@ -154,6 +159,10 @@ pub struct Slot {
     pub overdue_micros: Option<u64>,
     /// How many messages of its first lane it expects, until they have come.
     pub expected: Option<u64>,
+    /// When the gateway asked it to be back, in µs, until it goes.
+    pub asked_micros: Option<u64>,
+    /// Attempts to come back, up to the one that came to something.
+    pub tries: u32,
 }
 
 /// The parts of a message that carries no mark.
@@ -167,6 +176,8 @@ struct Envelope {
     device: Option<String>,
     #[serde(default)]
     code: Option<String>,
+    #[serde(default)]
+    reconnect_after_ms: Option<u64>,
 }
 
 impl Slot {
@@ -184,6 +195,8 @@ impl Slot {
             echoes_back: 0,
             overdue_micros: None,
             expected: None,
+            asked_micros: None,
+            tries: 0,
         }
     }
 
@@ -278,7 +291,7 @@ impl Slot {
         let Ok(envelope) = serde_json::from_slice::<Envelope>(message) else { return };
         match (&*envelope.r#type, &mut self.conn) {
             ("auth_success", Some(conn)) if conn.phase == Phase::Greeting => {
-                conn.phase = Phase::Open;
+                (conn.phase, conn.opened_micros) = (Phase::Open, now);
                 self.user = envelope.user_id.map(Into::into);
                 self.device = envelope.device;
                 self.whom = self.user.as_deref().map(mark::user);
@@ -289,6 +302,10 @@ impl Slot {
                 *tally.errors.entry(envelope.code.unwrap_or_default()).or_default() += 1;
             }
             ("auth_failure", _) => taken.end = Some(End::Refused(envelope.code.unwrap_or_default())),
+            ("draining", _) => {
+                let after = envelope.reconnect_after_ms.map(|after| after.min(ASKED_MILLIS_MAX) * 1000);
+                self.asked_micros = after.map(|after| now + after);
+            }
             ("error", _) => *tally.errors.entry(envelope.code.unwrap_or_default()).or_default() += 1,
             _ => {}
         }
@@ -319,6 +336,8 @@ impl Slot {
         taken.new += 1;
         self.echoes_back += 1;
         tally.latency.saturating_record(now.saturating_sub(mark.due_micros).max(1));
+        let there = self.conn.as_ref().map_or(0, |conn| conn.opened_micros);
+        tally.present.saturating_record(now.saturating_sub(mark.due_micros.max(there)).max(1));
     }
 }
 

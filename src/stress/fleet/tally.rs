@@ -30,6 +30,12 @@ pub struct Tally {
     pub connect: Histogram<u64>,
     /// From when a message was due to when it came.
     pub latency: Histogram<u64>,
+    /// The same, for a message that was due before its session was there from that moment on.
+    pub present: Histogram<u64>,
+    /// When sessions were ended by the other side, in µs.
+    pub left: Vec<u64>,
+    /// When they came back ([`Doing::Return`](super::Doing::Return)), in µs.
+    pub returns: Vec<u64>,
     /// From the start of connecting to the last of the expected messages.
     pub replay: Histogram<u64>,
     /// Messages of this run that came, repeats included, and their bytes.
@@ -55,6 +61,9 @@ impl Default for Tally {
             errors: BTreeMap::new(),
             connect: histogram(),
             latency: histogram(),
+            present: histogram(),
+            left: Vec::new(),
+            returns: Vec::new(),
             replay: histogram(),
             received: 0,
             received_bytes: 0,
@@ -115,11 +124,14 @@ impl Tally {
         for (of, more) in [
             (&mut self.connect, &other.connect),
             (&mut self.latency, &other.latency),
+            (&mut self.present, &other.present),
             (&mut self.replay, &other.replay),
         ] {
             // All have the same bounds.
             let _ = of.add(more);
         }
+        self.left.extend(other.left);
+        self.returns.extend(other.returns);
         self.received += other.received;
         self.received_bytes += other.received_bytes;
         self.duplicates += other.duplicates;

@@ -1,10 +1,11 @@
 //! The tests that a gateway is put to, and what they have in common: beginning with everybody connected, waiting for what
 //! is missing, ending.
 //!
-//! * `echo.rs`: those that need only sessions; `push.rs`: those that send.
+//! * `echo.rs`: those that need only sessions; `push.rs`: those that send; `restart.rs`: one over a restart.
 
 mod echo;
 mod push;
+mod restart;
 
 use std::{collections::HashSet, sync::atomic::Ordering, time::Duration};
 
@@ -32,10 +33,12 @@ pub enum Kind {
     Replay,
     /// Sessions come and go while stored notifications are sent.
     Churn,
+    /// The gateway is restarted while stored notifications are sent.
+    Restart,
 }
 
 impl Kind {
-    /// All of them, in the order in which they are run.
+    /// Those that need nothing but a gateway, in the order in which they are run.
     pub const ALL: [Self; 7] =
         [Self::Storm, Self::Throughput, Self::Sustained, Self::Fanout, Self::Unicast, Self::Replay, Self::Churn];
 
@@ -49,12 +52,13 @@ impl Kind {
             Self::Unicast => "unicast",
             Self::Replay => "replay",
             Self::Churn => "churn",
+            Self::Restart => "restart",
         }
     }
 
     /// Whether it sends over gRPC.
     pub const fn sends(self) -> bool {
-        matches!(self, Self::Fanout | Self::Unicast | Self::Replay | Self::Churn)
+        matches!(self, Self::Fanout | Self::Unicast | Self::Replay | Self::Churn | Self::Restart)
     }
 }
 
@@ -102,6 +106,7 @@ impl Stage<'_> {
             Kind::Unicast => self.unicast().await,
             Kind::Replay => self.replay().await,
             Kind::Churn => self.churn().await,
+            Kind::Restart => self.restart().await,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Notifications a second where nothing is said.
-const RATE: f64 = 2000.0;
+pub(super) const RATE: f64 = 2000.0;
 /// Callers where nothing is said: of unary calls, of streams that store, of broadcasts back to back.
 const CALLERS_UNARY: usize = 64;
 const CALLERS_REPLAY: usize = 4;
@@ -155,13 +155,14 @@ impl Stage<'_> {
         Ok(test.report)
     }
 
-    fn work(&self, test: &Test, keys: Vec<Arc<str>>, callers: usize, pace: Pace) -> Work {
+    pub(super) fn work(&self, test: &Test, keys: Vec<Arc<str>>, callers: usize, pace: Pace) -> Work {
         let (run, Plan { payload, patience, .. }) = (test.run, self.plan.clone());
         let keys = keys.into();
-        Work { via: Via::Batch, wait: Wait::Stored, volatile: false, payload, run, keys, callers, pace, patience }
+        let (via, wait) = (Via::Batch, Wait::Stored);
+        Work { via, wait, volatile: false, payload, run, keys, callers, pace, patience, again: false, over: None }
     }
 
-    async fn send(&self, kind: Kind, work: &Work, steps: u64) -> Sent {
+    pub(super) async fn send(&self, kind: Kind, work: &Work, steps: u64) -> Sent {
         self.watch.begins(kind.as_str(), "sending", steps);
         let answered = AtomicU64::new(0);
         let count = |more| self.watch.at(answered.fetch_add(more, Ordering::Relaxed) + more);
@@ -172,7 +173,7 @@ impl Stage<'_> {
     }
 
     /// The users who have a session, each once; a user's place is his key.
-    fn present_users(&mut self, test: &Test) -> Vec<Arc<str>> {
+    pub(super) fn present_users(&mut self, test: &Test) -> Vec<Arc<str>> {
         self.users = Users::default();
         for user in test.present(&test.all.slots).filter_map(|slot| slot.user.as_ref()) {
             self.users.key(user);
@@ -185,12 +186,12 @@ impl Stage<'_> {
     }
 
     /// How many messages must come, over all sessions.
-    fn due(&self, test: &Test, sent: &Sent) -> u64 {
+    pub(super) fn due(&self, test: &Test, sent: &Sent) -> u64 {
         test.present(&test.all.slots).filter_map(|slot| self.key(slot)).map(|key| sent.due(key)).sum()
     }
 
     /// How many of them have not.
-    fn lost(&self, test: &Test, slots: &[SlotReport], sent: &Sent) -> u64 {
+    pub(super) fn lost(&self, test: &Test, slots: &[SlotReport], sent: &Sent) -> u64 {
         let lost = |slot: &SlotReport| {
             let key = self.key(slot)?;
             Some(slot.tracks.first()?.lost(sent.of(key), sent.excused.get(&key)))
@@ -199,7 +200,7 @@ impl Stage<'_> {
     }
 
     /// What did not come, and what should not have.
-    fn account(&self, test: &mut Test, sent: &Sent) {
+    pub(super) fn account(&self, test: &mut Test, sent: &Sent) {
         test.report.lost = self.lost(test, &test.all.slots, sent);
         let unexpected = |slot: &SlotReport| Some(barred(slot.tracks.first()?, sent.barred.get(&self.key(slot)?)));
         test.report.unexpected = test.present(&test.all.slots).filter_map(unexpected).sum();

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -35,6 +35,8 @@ pub struct Caller<'a> {
     /// When the gateway last said something that was no failure of the call itself.
     pub heard: Instant,
     pub sent: Sent,
+    /// What is to be sent again, in order.
+    pub again: VecDeque<Numbered>,
 }
 
 /// Requests of a stream that are not answered yet.
@@ -76,6 +78,9 @@ impl Caller<'_> {
     pub async fn batch(&mut self, number: usize, mut jobs: Jobs<'_>) {
         while !self.stream(number, &mut jobs).await {
             if self.heard.elapsed() > self.work.patience {
+                for job in self.again.drain(..) {
+                    self.sent.answered(&job, Err(silent()), 0);
+                }
                 return;
             }
             tokio::time::sleep(PAUSE).await;
@@ -84,7 +89,7 @@ impl Caller<'_> {
 
     /// Sends over one stream. `false`: it broke, and there may be more to send.
     async fn stream(&mut self, number: usize, jobs: &mut Jobs<'_>) -> bool {
-        let Self { calls, work, live, count, heard, sent } = self;
+        let Self { calls, work, live, count, heard, sent, again } = self;
         let (tell, told) = mpsc::channel::<SendBatchRequest>(64);
         let requests = futures_util::stream::unfold(told, async |mut told| Some((told.recv().await?, told)));
         let pending = Pending::default();
@@ -98,14 +103,17 @@ impl Caller<'_> {
             let mut id = 0u64;
             // Its place first, so that nothing is taken that could not leave.
             while let Ok(permit) = room.acquire().await {
-                let Some(job) = jobs.next().await else {
+                let job = match again.pop_front() {
+                    Some(job) => Some(job),
+                    None => jobs.next().await.map(|job| numbered(&mut numbers, &job)),
+                };
+                let Some(job) = job else {
                     // Half-closes the stream.
                     drop(tell);
                     all_written.set(true);
                     return true;
                 };
                 permit.forget();
-                let job = numbered(&mut numbers, &job);
                 pending.lock().insert(id, job);
                 let request = SendBatchRequest { request_id: id.to_string(), send: Some(to_user(work, &job)) };
                 if tell.send(request).await.is_err() {
@@ -126,8 +134,8 @@ impl Caller<'_> {
                     Err(_) => return Err(silent()),
                 };
                 let Some(answer) = answer else { return Ok::<_, Status>(()) };
-                let job = answer.request_id.parse().ok().and_then(|id: u64| pending.lock().remove(&id));
-                let Some(job) = job else { continue };
+                let id: Option<u64> = answer.request_id.parse().ok();
+                let Some((id, job)) = id.and_then(|id| Some((id, pending.lock().remove(&id)?))) else { continue };
                 let outcome = match answer.result {
                     Some(send_batch_response::Result::Response(response)) => Ok(response.outcome()),
                     Some(send_batch_response::Result::Error(error)) => {
@@ -135,6 +143,14 @@ impl Caller<'_> {
                     }
                     None => Err(Status::unknown("an answer without a result")),
                 };
+                if let Err(status) = &outcome
+                    && work.again
+                    && !is_refusal(status)
+                {
+                    // Nothing newer of the same key is to overtake it: with it all that is under way is sent again.
+                    pending.lock().insert(id, job);
+                    return Err(status.clone());
+                }
                 sent.answered(&job, outcome, live.now_micros());
                 count(1);
                 *heard = Instant::now();
@@ -157,9 +173,15 @@ impl Caller<'_> {
         };
         let (done, end) = tokio::join!(write, read);
         sent.sent = numbers;
-        let left: Vec<Numbered> = pending.lock().drain().map(|(_, job)| job).collect();
+        let mut left: Vec<(u64, Numbered)> = pending.lock().drain().collect();
+        left.sort_by_key(|(id, _)| *id);
+        if work.again {
+            sent.again += left.len() as u64;
+            left.into_iter().rev().for_each(|(_, job)| again.push_front(job));
+            return done && again.is_empty();
+        }
         let status = end.err().unwrap_or_else(|| Status::unknown("not answered"));
-        for job in left {
+        for (_, job) in left {
             sent.answered(&job, Err(status.clone()), 0);
         }
         done
@@ -186,6 +208,7 @@ fn notification(work: &Work, job: &Numbered) -> Notification {
     Notification {
         payload: Some(Payload::Json(mark.payload(work.payload))),
         ttl: work.volatile.then(prost_types::Duration::default),
+        id: if work.again { format!("{:08x}-{}-{}", work.run, job.key, job.number) } else { String::new() },
         ..Notification::default()
     }
 }

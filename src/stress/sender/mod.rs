@@ -5,12 +5,13 @@
 //! A key is a sequence of its own: a user, or, of broadcasts, a lane. Keys are dealt out to callers; one caller sends
 //! all of a key's, in order, since two calls that are under way at once have none. A call that fails otherwise than by
 //! refusal, and a stream that breaks, are tried again with what is due then; a caller to whom nothing is said for as
-//! long as one is patient sends no more.
+//! long as one is patient sends no more. What has to arrive whatever happens ([`Work::again`]) is sent until it is taken.
 
 mod caller;
 mod sent;
 
 use std::{
+    collections::VecDeque,
     num::NonZeroU64,
     sync::{
         Arc,
@@ -116,6 +117,10 @@ pub struct Work {
     pub pace: Pace,
     /// How long calls may fail, or a stream be silent, before a caller sends no more.
     pub patience: Duration,
+    /// Whether what was neither taken nor refused is sent again, with the same id, before anything newer. Of `Via::Batch`.
+    pub again: bool,
+    /// Set where nothing is due any more, before `pace` says so.
+    pub over: Option<Arc<AtomicBool>>,
 }
 
 /// When notifications are sent.
@@ -186,7 +191,10 @@ pub async fn send(calls: &Calls, work: &Work, live: &Live, count: &(dyn Fn(u64) 
             jobs.extend(told.into_iter().map(Jobs::Paced));
             let first = live.now_micros();
             let start = live.instant(first);
-            pacer = Some(Pacer::start(move |ended| pace(ended, start, first, interval, count, keys, &tell)));
+            let over = work.over.clone().unwrap_or_default();
+            let is_over = move |ended: &AtomicBool| ended.load(Ordering::Relaxed) || over.load(Ordering::Relaxed);
+            pacer =
+                Some(Pacer::start(move |ended| pace(|| is_over(ended), start, first, interval, count, keys, &tell)));
         }
         Pace::Count(_) | Pace::For(_) => {
             let until = if let Pace::For(span) = work.pace { Some(Instant::now() + span) } else { None };
@@ -204,7 +212,8 @@ pub async fn send(calls: &Calls, work: &Work, live: &Live, count: &(dyn Fn(u64) 
     }
     let mut sent = Sent::default();
     let lanes = jobs.into_iter().enumerate().map(|(number, jobs)| async move {
-        let mut caller = Caller { calls, work, live, count, heard: Instant::now(), sent: Sent::default() };
+        let mut caller =
+            Caller { calls, work, live, count, heard: Instant::now(), sent: Sent::default(), again: VecDeque::new() };
         match work.via {
             Via::Batch => caller.batch(number, jobs).await,
             Via::Unary | Via::Broadcast => caller.one_by_one(number, jobs).await,
@@ -247,7 +256,7 @@ const NAP: Duration = Duration::from_millis(50);
 
 /// Says what is due when it is, however long callers take.
 fn pace(
-    ended: &AtomicBool,
+    is_over: impl Fn() -> bool,
     start: Instant,
     first: u64,
     interval: Duration,
@@ -261,7 +270,7 @@ fn pace(
         let after = Duration::from_secs_f64(interval.as_secs_f64() * turn as f64);
         loop {
             let wait = (start + after).saturating_duration_since(Instant::now());
-            if ended.load(Ordering::Relaxed) {
+            if is_over() {
                 return;
             }
             if wait.is_zero() {

@@ -20,6 +20,8 @@ pub struct Sent {
     pub failed: BTreeMap<String, u64>,
     /// Of those, the ones whose message may have been delivered nevertheless.
     pub unknown: u64,
+    /// How many times something was sent again.
+    pub again: u64,
     /// Calls that succeeded, by outcome.
     pub outcomes: BTreeMap<&'static str, u64>,
     /// From when a call was due to its answer, in µs.
@@ -36,6 +38,7 @@ impl Default for Sent {
             barred: HashMap::new(),
             failed: BTreeMap::new(),
             unknown: 0,
+            again: 0,
             outcomes: BTreeMap::new(),
             answers: histogram(),
             last_micros: 0,
@@ -100,6 +103,7 @@ impl Sent {
             *self.failed.entry(what).or_default() += count;
         }
         self.unknown += other.unknown;
+        self.again += other.again;
         for (what, count) in other.outcomes {
             *self.outcomes.entry(what).or_default() += count;
         }

@@ -222,7 +222,7 @@ async fn handshakes_count_by_result_and_refused_tokens_by_code() {
     tokio::task::spawn_blocking(move || hub.store().close()).await.unwrap().unwrap();
     let mut new = Raw::connect(gateway.http).await.upgraded(&query(&good("new"))).await;
     assert_eq!(new.close_frame().await.close_code(), Some(1011));
-    gateway.hub.begin_drain();
+    gateway.hub.refuse_everything();
     let head = Raw::connect(gateway.http).await.request(&handshake(&query(&good("late")), "")).await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
 

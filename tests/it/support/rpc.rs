@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, path::Path};
 
 use pushgate::api::proto::{
-    BroadcastFilter, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Device, Event, ForgetDeviceRequest,
-    ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest, ListPendingRequest,
-    ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest, ListTopicsResponse,
-    ListUsersRequest, ListUsersResponse, Notification, PublishRequest, PublishResponse, PurgePendingRequest,
-    RevokeTokensRequest, SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse,
-    SetLogFilterRequest, StreamEventsRequest, SubscribeRequest, SubscribeResponse, UnsubscribeRequest, Wait,
-    event::Event as Body, gateway_client::GatewayClient, notification::Payload,
+    BroadcastFilter, BroadcastRequest, BroadcastResponse, CloseUserSessionsRequest, Device, DrainRequest, Draining,
+    Event, ForgetDeviceRequest, ForgetUserRequest, GetStatusRequest, GetStatusResponse, ListDevicesRequest,
+    ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse, ListTopicsRequest,
+    ListTopicsResponse, ListUsersRequest, ListUsersResponse, Notification, PublishRequest, PublishResponse,
+    PurgePendingRequest, RevokeTokensRequest, SendToSessionRequest, SendToSessionResponse, SendToUserRequest,
+    SendToUserResponse, SetLogFilterRequest, StreamEventsRequest, SubscribeRequest, SubscribeResponse, UndrainRequest,
+    UndrainResponse, UnsubscribeRequest, Wait, event::Event as Body, gateway_client::GatewayClient,
+    notification::Payload,
 };
 use serde_json::Value;
 use tonic::{
@@ -203,6 +204,18 @@ impl Rpc {
     /// Sends to one session.
     pub async fn send_to_session(&mut self, request: SendToSessionRequest) -> Result<SendToSessionResponse, Status> {
         Ok(soon("an answer", self.client.send_to_session(request)).await?.into_inner())
+    }
+}
+
+impl Rpc {
+    /// Takes the node out of service, or joins a drain.
+    pub async fn drain(&mut self, request: DrainRequest) -> Result<Streaming<Draining>, Status> {
+        Ok(soon("the stream", self.client.drain(request)).await?.into_inner())
+    }
+
+    /// Takes it back into service.
+    pub async fn undrain(&mut self) -> Result<UndrainResponse, Status> {
+        Ok(soon("an answer", self.client.undrain(UndrainRequest {})).await?.into_inner())
     }
 }
 

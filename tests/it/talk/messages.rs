@@ -154,7 +154,7 @@ async fn a_full_mailbox_is_said_to_who_fills_it() {
 async fn what_cannot_be_stored_is_said() {
     let gateway = Gateway::with(&[EVERYBODY, DURABLE]).await;
     let mut alice = gateway.client("alice").await;
-    gateway.hub.begin_drain();
+    gateway.hub.refuse_everything();
     let refused = alice.refused(&json!({ "type": "message", "to": "bob", "data": 1 })).await;
     assert_eq!(refused, ("unavailable".to_owned(), "it cannot be stored now; try again later".to_owned()));
     assert_eq!(gateway.errors("unavailable").await, 1);

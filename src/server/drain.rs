@@ -1,0 +1,73 @@
+//! What the daemon does while its node goes out of service and comes back: the public listeners are closed and opened, the
+//! log is told; health (`health.rs`) and the service manager (`manager.rs`) are told by theirs. What a drain is, and its
+//! steps, are the hub's.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, time::Instant};
+
+use crate::{
+    hub::Hub,
+    net::door::{Door, Origin},
+    types::{DrainProgress, DrainState},
+};
+
+/// How often the log has a line on the progress; each step has one anyway.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The public listeners. Each is closed by whoever accepts from it, as soon as nobody is let in.
+#[derive(Default)]
+pub struct Doors(Vec<Arc<Door>>);
+
+impl Doors {
+    /// One more, open.
+    pub fn add(&mut self, listener: TcpListener, address: SocketAddr, origin: Origin) -> Arc<Door> {
+        let door = Arc::new(Door::new(listener, address, origin));
+        self.0.push(Arc::clone(&door));
+        door
+    }
+
+    /// Opens all that are closed, or says which cannot be.
+    pub fn open(&self) -> Result<(), String> {
+        self.0.iter().try_for_each(|door| door.open().map_err(|error| error.to_string()))
+    }
+}
+
+/// Has the log say how far a drain is: each step, and in between a line every few seconds. Does not end.
+pub async fn follow(hub: &Hub) {
+    let mut steps = hub.drain_progress();
+    let mut lines = Lines::default();
+    // Where a stop follows a drain it has begun already.
+    if steps.borrow().1.state != DrainState::Serving {
+        steps.mark_changed();
+    }
+    // The hub has the sender.
+    while steps.changed().await.is_ok() {
+        let (_, progress) = *steps.borrow_and_update();
+        lines.tell(progress);
+    }
+    std::future::pending().await
+}
+
+/// What was told last.
+#[derive(Default)]
+struct Lines {
+    told: DrainProgress,
+    at: Option<Instant>,
+}
+
+impl Lines {
+    fn tell(&mut self, progress: DrainProgress) {
+        let DrainProgress { state, stopping, sessions, left, .. } = progress;
+        let step = (state, stopping) != (self.told.state, self.told.stopping);
+        let now = Instant::now();
+        if progress == self.told || !step && self.at.is_some_and(|at| now - at < LOG_INTERVAL) {
+            return;
+        }
+        (self.told, self.at) = (progress, Some(now));
+        match state {
+            DrainState::Serving => tracing::info!(sessions = left, "in service again"),
+            _ => tracing::info!(state = state.as_str(), stopping, sessions, left, "draining"),
+        }
+    }
+}
