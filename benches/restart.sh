@@ -13,10 +13,12 @@ if [[ -z ${PUSHGATE_BIN:-} ]]; then
 fi
 find_binary
 
-# What the gateway keeps for itself of its descriptors, and for those that it refuses (README, `limits.connections`).
+# What the gateway keeps for itself of its descriptors, and for those that it refuses (README, `limits.connections`), is less
+# than a tenth of them.
 sessions=${1:-18000}
 ulimit -n "$(ulimit -Hn)"
-room=$(($(ulimit -n) - 2048 - 1024))
+descriptors=$(ulimit -n)
+room=$((descriptors * (descriptors < 16384 ? 4 : 9) / 10))
 if ((sessions > room)); then
     say "$(ulimit -n) descriptors: $room sessions instead of $sessions"
     sessions=$room

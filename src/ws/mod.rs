@@ -52,8 +52,11 @@ use crate::{
     },
 };
 
-/// Connections beyond `limits.connections` that are let in to be told so, at most; further ones are dropped unheard.
+/// Connections beyond `limits.connections` that are let in to be told so, at most; further ones are dropped unheard. Where
+/// descriptors are few it is a part of them: one in so many, but not fewer than so many, and never more than an eighth.
 const REFUSALS_MAX: u64 = 1024;
+const REFUSALS_SHARE: u64 = 32;
+const REFUSALS_MIN: u64 = 128;
 
 /// What is left at least for a request's head, however late its first byte came.
 const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
@@ -125,8 +128,8 @@ impl Context {
 
     /// Leaves something of the process's descriptors to whatever else needs them: the store, callers, probes.
     pub fn keep_within(&mut self, descriptors: u64) {
-        let clients = descriptors.saturating_sub(limits::DESCRIPTORS_BESIDE_CLIENTS.min(descriptors / 2));
-        let refusals = REFUSALS_MAX.min(clients / 8);
+        let clients = descriptors.saturating_sub(limits::descriptors_beside_clients(descriptors));
+        let refusals = (clients / REFUSALS_SHARE).clamp(REFUSALS_MIN, REFUSALS_MAX).min(clients / 8);
         self.room = (self.room.0.min(clients - refusals), refusals);
     }
 }
