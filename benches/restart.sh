@@ -43,7 +43,7 @@ END
 start gateway serve --config pushgate.toml
 said=$WORK/stress.err
 timeout 300 "$BIN" stress --config "$WORK/pushgate.toml" --url "ws://$HTTP/ws" --test-type restart \
-    --connections "$sessions" --max-concurrent 500 --duration 30s --rate 2000 --callers 4 >"$WORK/stress.out" 2>"$said" &
+    --connections "$sessions" --max-concurrent 500 --duration 30s --rate 2000 --callers 4 --patience 90s >"$WORK/stress.out" 2>"$said" &
 stress=$!
 STARTED+=("$stress")
 is_due() { grep -q 'restart the gateway now' "$said" || ! kill -0 "$stress" 2>/dev/null; }

@@ -329,7 +329,7 @@ async fn sessions_that_open_all_the_time_are_all_gone_in_the_end() {
     assert_eq!(gateway.stop().await, Ended::InOrder);
 }
 
-/// What a fleet of the project's client does over a restart of the gateway: `benches/restart` is the same at size.
+/// What a fleet of the project's client does over a restart of the gateway: `benches/restart.sh` does the same at size.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_returns_evenly_over_a_restart_and_loses_nothing() {
     const FLEET: usize = 600;

@@ -37,7 +37,9 @@ impl Stage<'_> {
         let over = Arc::new(AtomicBool::new(false));
         let callers = self.plan.callers.unwrap_or(1);
         let work = self.work(&test, users, callers, pace);
-        let work = Work { again: true, over: Some(Arc::clone(&over)), ..work };
+        // A gateway that stops takes nothing until it is there again, which is what this is about.
+        let patience = work.patience.max(BACK_MAX);
+        let work = Work { again: true, over: Some(Arc::clone(&over)), patience, ..work };
         self.fleet.order(Doing::Return);
         let began = self.fleet.live().now_micros();
         let parts = async {
