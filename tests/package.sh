@@ -39,7 +39,9 @@ has -rwxr-xr-x usr/bin/pushgate
 has -rw-r--r-- etc/default/pushgate usr/lib/sysusers.d/pushgate.conf usr/lib/tmpfiles.d/pushgate.conf \
     usr/share/bash-completion/completions/pushgate usr/share/zsh/vendor-completions/_pushgate \
     usr/share/fish/vendor_completions.d/pushgate.fish usr/share/doc/pushgate/copyright \
-    usr/share/doc/pushgate/changelog.Debian.gz usr/share/doc/pushgate/examples/pushgate.toml
+    usr/share/doc/pushgate/changelog.Debian.gz usr/share/doc/pushgate/examples/pushgate.toml \
+    usr/share/doc/pushgate/docs/{operations,metrics}.md usr/share/doc/pushgate/ops/prometheus/pushgate.rules.yml \
+    usr/share/doc/pushgate/ops/grafana/pushgate.json
 for unit in systemd/*.{service,socket,target,timer}; do
     [[ ! -e $unit ]] || has -rw-r--r-- "usr/lib/systemd/system/${unit#systemd/}"
 done
@@ -73,7 +75,7 @@ if grep -vE "^[-d]rw[-x]r-[-x]r-[-x] 0/0 .* $name/" "$WORK/listed"; then fail "t
 mkdir "$WORK/untarred"
 tar --extract --gzip --file "$PACKAGES/$name.tar.gz" --directory "$WORK/untarred"
 for path in pushgate systemd/pushgate.{service,sysusers,tmpfiles,toml} man/pushgate.1 completions/{pushgate.bash,_pushgate,pushgate.fish} \
-    LICENSE-APACHE LICENSE-MIT THIRD-PARTY-LICENSES README.md CHANGELOG.md proto/pushgate/v1/gateway.proto; do
+    LICENSE-APACHE LICENSE-MIT THIRD-PARTY-LICENSES README.md CHANGELOG.md {docs/operations.md,ops/grafana/pushgate.json} proto/pushgate/v1/gateway.proto; do
     [[ -s $WORK/untarred/$name/$path ]] || fail "the tarball lacks $path"
 done
 [[ $("$WORK/untarred/$name/pushgate" --version) == "pushgate $VERSION" ]] || fail "it has another version"

@@ -178,7 +178,7 @@ event_lag = "50%"
 confirm_p99 = "10s"
 reply_p99 = "10s"
 [drain]
-rate = 500
+rate = 1000
 [shutdown]
 deadline = "25s"
 lb_delay = "0s"

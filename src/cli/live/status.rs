@@ -292,7 +292,7 @@ mod tests {
             listing.add(proto::Session { session_id, user_id, outbox_bytes, unconfirmed, ..Default::default() });
         }
         screen.take(News::Sessions(listing.end()));
-        let lines = drawn((110, 40), |frame| screen.draw(frame));
+        let lines = drawn((150, 40), |frame| screen.draw(frame));
         let text = lines.join("\n");
         for part in
             ["pushgate 1.2.3 on host: serving", "sent 20.0/s", "CPU 10 % of a core", "3 sessions", "healthy", "█"]
@@ -303,7 +303,7 @@ mod tests {
         assert!(place("sessions by outbox: 2 of 2") + 2 == place("bob\\u{1b}[2J"), "{text}");
         assert!(place("bob") < place("alice"), "{text}");
         screen.key('u');
-        let lines = drawn((110, 40), |frame| screen.draw(frame));
+        let lines = drawn((150, 40), |frame| screen.draw(frame));
         let place = |name: &str| lines.iter().position(|line| line.starts_with(name)).unwrap();
         assert!(place("alice") < place("bob"), "{}", lines.join("\n"));
     }
