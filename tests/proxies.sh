@@ -31,6 +31,20 @@ say "installing the library"
 python3 -m venv "$WORK/python"
 quiet "$WORK/python/bin/pip" install --disable-pip-version-check 'websockets>=15'
 
+# nginx leaves its workers behind where it is killed; told to, it ends with them.
+NGINX=
+leave() {
+    local code=$?
+    set +e
+    if [[ -n $NGINX ]]; then
+        kill -TERM "$NGINX" 2>/dev/null
+        wait "$NGINX" 2>/dev/null
+    fi
+    (exit "$code")
+    finish
+}
+trap leave EXIT
+
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 say "a certificate"
@@ -188,6 +202,7 @@ sed -e "s|listen 443 ssl;|listen 127.0.0.1:$port ssl;|" -e "s|server 127.0.0.1:7
     -e "s|/etc/nginx/push.example.com|$WORK/tls|" -e "s|/var/log/nginx/access.log|/dev/stdout|" -e "s|75s|${SILENCE_SECONDS}s|" \
     -e 's|worker_connections 131072|worker_connections 1024|' ops/proxies/nginx.conf >"$WORK/nginx.conf"
 run nginx nginx -c "$WORK/nginx.conf" -g "daemon off; pid $WORK/nginx.pid; error_log stderr notice;"
+NGINX=$!
 within 10 answers "https://localhost:$port/" || fail "nginx: $(cat "$WORK/nginx.out")"
 through nginx "wss://localhost:$port/ws" one
 

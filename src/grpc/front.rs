@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -23,7 +26,11 @@ use tonic::{
 
 use super::service::Service;
 use crate::{
-    api::{ApiError, Caller, access::Access, proto::gateway_server::GatewayServer},
+    api::{
+        ApiError, Caller,
+        access::{self, Access},
+        proto::gateway_server::GatewayServer,
+    },
     clock::Instant,
     limits::Limit,
     metrics::{Failure, Metrics},
@@ -42,6 +49,22 @@ pub struct Front {
     inner: Arc<Inner>,
     /// Who the connection's certificate says calls.
     certified: Option<Arc<Caller>>,
+    used: Used,
+}
+
+/// Whether a connection has been of use: somebody has called over it who may, or whose call was answered OK.
+#[derive(Clone, Default)]
+pub struct Used(Arc<AtomicBool>);
+
+impl Used {
+    fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 struct Inner {
@@ -54,12 +77,18 @@ struct Inner {
 impl Front {
     /// The gateway's own methods, and others.
     pub fn new(access: Access, metrics: Metrics, gateway: GatewayServer<Service>, others: Routes) -> Self {
-        Self { inner: Arc::new(Inner { access, metrics, gateway, others: others.prepare() }), certified: None }
+        let inner = Arc::new(Inner { access, metrics, gateway, others: others.prepare() });
+        Self { inner, certified: None, used: Used::default() }
     }
 
-    /// The same for a connection whose certificate names that caller.
+    /// The same for another connection, whose certificate names that caller.
     pub fn of(&self, certified: Option<Caller>) -> Self {
-        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new) }
+        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new), used: Used::default() }
+    }
+
+    /// Whether the connection has been of use.
+    pub fn used(&self) -> Used {
+        self.used.clone()
     }
 }
 
@@ -71,7 +100,12 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         let Inner { access, metrics, gateway, others } = &*self.inner;
         let deadline = access.note(&mut request, self.certified.as_deref());
+        // Noted as it begins: it may take longer than a connection has for its first call.
+        if access::has_caller(request.extensions()) {
+            self.used.note();
+        }
         let path = request.uri().path();
+        let method = metrics.requests.get().map(|known| known.method(path.strip_prefix(GATEWAY).unwrap_or_default()));
         let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
             gateway.clone().call(request)
         } else if path.starts_with(GATEWAY) {
@@ -79,7 +113,14 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         } else {
             Box::pin(others.clone().call(request))
         };
-        Answer { work, deadline, over: None, metrics: metrics.clone() }
+        Answer {
+            work,
+            deadline,
+            over: None,
+            metrics: metrics.clone(),
+            used: self.used.clone(),
+            asked: method.map(|method| (method, Instant::now())),
+        }
     }
 }
 
@@ -99,6 +140,27 @@ pub struct Answer {
     /// The deadline's timer, once the answer turns out to take time.
     over: Option<Pin<Box<Sleep>>>,
     metrics: Metrics,
+    used: Used,
+    /// Which method was called when, until that is counted.
+    asked: Option<(usize, Instant)>,
+}
+
+impl Answer {
+    /// Counts the call, once.
+    fn count(&mut self, code: Code) {
+        if let Some((method, since)) = self.asked.take()
+            && let Some(requests) = self.metrics.requests.get()
+        {
+            requests.answered(method, code as usize, since.elapsed());
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Whoever called has gone, or his connection has.
+        self.count(Code::Cancelled);
+    }
 }
 
 impl Future for Answer {
@@ -113,14 +175,18 @@ impl Future for Answer {
             match status {
                 Some(Code::OutOfRange) => this.metrics.hit(Limit::GrpcMessageBytes),
                 Some(Code::Internal | Code::Unimplemented) => this.metrics.failure(Failure::GrpcRefused),
+                None | Some(Code::Ok) => this.used.note(),
                 _ => {}
             }
+            // Where nothing is said of it before the body, there is one.
+            this.count(status.unwrap_or(Code::Ok));
             return Poll::Ready(Ok(answer));
         }
         // Handlers keep the deadline themselves; a request that does not come to its end never reaches one.
         let Some(deadline) = this.deadline else { return Poll::Pending };
         let over = this.over.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         ready!(over.as_mut().poll(cx));
+        this.count(Code::DeadlineExceeded);
         Poll::Ready(Ok(ApiError::DeadlineExceeded.into_status(&this.metrics).into_http()))
     }
 }
@@ -152,7 +218,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(4096);
         let nest = Nest::default();
         let serving = http2::Builder::new(nest.clone()).serve_connection(TokioIo::new(far), service);
-        tokio::spawn(nest.run(serving));
+        tokio::spawn(nest.run(serving, usize::MAX, || {}));
         let (mut sender, connection) =
             client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

@@ -9,9 +9,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream, stream};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -24,7 +26,7 @@ use crate::{
     api::Caller,
     lifecycle::Lifecycle,
     limits::{self, Limit},
-    metrics::{Failure, Metrics},
+    metrics::Metrics,
     net::{
         self, Bound,
         tls::{self, HandshakeError, Secured, Tls},
@@ -43,7 +45,19 @@ pub struct Connection {
     unread: Range<usize>,
     /// Who its certificate says calls.
     certified: Option<Caller>,
+    heard: Heard,
     _counted: OwnedSemaphorePermit,
+}
+
+/// When the peer of a connection last said something; nothing: it has ended what it says.
+#[derive(Clone)]
+pub struct Heard(Arc<Mutex<Option<Instant>>>);
+
+impl Heard {
+    /// Whether the peer is there, as far as one knows, and has said nothing for so long.
+    pub fn nothing_for(&self, span: Duration) -> bool {
+        self.0.lock().is_some_and(|last| last.elapsed() >= span)
+    }
 }
 
 enum Io {
@@ -61,7 +75,7 @@ pub struct Terms {
     pub clients: Arc<Clients>,
     /// Where failures are counted.
     pub metrics: Metrics,
-    /// Connections at once; further ones wait to be accepted.
+    /// Connections at once; further ones wait.
     pub most: Count,
 }
 
@@ -80,18 +94,24 @@ pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item
 
 async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
     let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
+    let beat = life.beat("the gRPC listener");
     loop {
-        if room.available_permits() == 0 {
-            terms.metrics.hit(Limit::GrpcConnections);
-        }
-        // The semaphore is never closed.
-        let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
         let (io, peer) = match &bound {
             Bound::Tcp(listener, _) => {
-                let (stream, peer) = net::accept_tcp(listener).await;
+                let (stream, peer) = beat.during(net::accept_tcp(listener)).await;
                 (Io::Tcp(stream), Some(peer))
             }
-            Bound::Unix(listener, _) => (Io::Unix(net::accept_unix(listener).await), None),
+            Bound::Unix(listener, _) => (Io::Unix(beat.during(net::accept_unix(listener)).await), None),
+        };
+        let counted = match Arc::clone(&room).try_acquire_owned() {
+            Ok(counted) => counted,
+            // One is here and waits for a place; those behind it wait to be accepted.
+            Err(_) => {
+                terms.metrics.hit(Limit::GrpcConnections);
+                // The semaphore is never closed.
+                let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await else { return };
+                counted
+            }
         };
         let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {
@@ -113,7 +133,8 @@ async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, li
 
 impl Connection {
     fn new(io: Io, counted: OwnedSemaphorePermit) -> Self {
-        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, _counted: counted }
+        let heard = Heard(Arc::new(Mutex::new(Some(Instant::now()))));
+        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, heard, _counted: counted }
     }
 
     /// Shakes hands where TLS is spoken. `None`: there is no connection any more.
@@ -134,11 +155,21 @@ impl Connection {
                 Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
             }
             Err(HandshakeError::Silent) => None,
-            Err(_) => {
-                terms.metrics.failure(Failure::TlsHandshake);
+            Err(error) => {
+                terms.metrics.handshake_failed(error.limit());
                 None
             }
         }
+    }
+
+    /// What tells when its peer was last heard.
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
+    /// Whether anybody can open it: it came over TCP, and no certificate that is known was shown.
+    pub fn is_strangers(&self) -> bool {
+        !matches!(self.io, Io::Unix(_)) && self.certified.is_none()
     }
 
     /// Who its certificate says calls.
@@ -176,11 +207,17 @@ impl AsyncRead for Connection {
             self.unread.start += count;
             return Poll::Ready(Ok(()));
         }
-        match &mut self.io {
+        let before = buf.filled().len();
+        let read = match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Secured(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if let Poll::Ready(read) = &read {
+            let said = read.is_ok() && buf.filled().len() > before;
+            *self.heard.0.lock() = said.then(Instant::now);
         }
+        read
     }
 }
 
@@ -228,8 +265,6 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;

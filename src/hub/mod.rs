@@ -38,6 +38,7 @@ mod send;
 mod sessions;
 mod shared_log;
 mod subscriptions;
+mod survey;
 mod sweep;
 mod talk;
 #[cfg(test)]
@@ -68,6 +69,7 @@ pub use revoke::{RevokeError, Revoked};
 pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 pub use subscriptions::{Changes, TopicRow};
+pub use survey::Survey;
 pub use sweep::CleanedUp;
 pub use users::OnlineUser;
 
@@ -179,6 +181,7 @@ struct Inner {
     /// One sweep at a time.
     sweeping: tokio::sync::Mutex<()>,
     draining: AtomicBool,
+    surveyed: survey::Surveyed,
     /// Told when a session has left and its events are out.
     left: Notify,
 }
@@ -238,6 +241,7 @@ impl Hub {
             alerts_firing: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
+            surveyed: survey::Surveyed::default(),
             left: Notify::new(),
             shared: Arc::new(Shared { limits, settings, clock, metrics }),
         }))

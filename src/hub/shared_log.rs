@@ -24,7 +24,6 @@ use super::{
     outgoing::Outgoing,
     send::{Outcome, SendError, Sent},
     sessions::Job,
-    topics::Room,
 };
 use crate::{
     limits,
@@ -292,6 +291,7 @@ impl Hub {
                             Audience::Everybody => {
                                 let (job, handed) =
                                     self.0.sessions.job(outgoing, Arc::clone(&notification), None, place, room);
+                                job.measure(self.metrics());
                                 self.0.sessions.enqueue(job, &self.0.life);
                                 (Some(handed), None)
                             }
@@ -299,6 +299,7 @@ impl Hub {
                                 Some(topic) => {
                                     let (job, handed) =
                                         Job::to_topic(outgoing, Arc::clone(&notification), None, except, place, room);
+                                    job.measure(self.metrics());
                                     let rested = topic.lane.hand(job);
                                     (Some(handed), rested.then_some(topic))
                                 }
@@ -317,7 +318,8 @@ impl Hub {
             return Ok(repeated(offset, sessions));
         };
         if let Some(topic) = lane {
-            self.serve_lane(&topic);
+            // It rested, and runs with no lock held.
+            self.run_lane(&topic, |_| true);
         }
         let sessions = match handed {
             Some(handed) => handed.await.unwrap_or_default(),
@@ -386,11 +388,6 @@ impl Hub {
         let entries = state.take_expired(self.clock().unix_millis());
         self.end_shared(log, state, &entries, Why::Expired);
         entries.len()
-    }
-
-    /// Has a topic's lane run that rested. With no lock held.
-    fn serve_lane(&self, topic: &Arc<Room>) {
-        self.run_lane(topic, |_| true);
     }
 }
 

@@ -17,7 +17,11 @@ use crate::{
     config::Config,
     limits,
     metrics::Metrics,
-    net::tls::{Reloaded, Speaks, Stamp, Terms, Tls, TlsError},
+    net::{
+        Stamp,
+        tls::{Reloaded, Speaks, Terms, Tls, TlsError},
+    },
+    systemd,
     types::TlsFiles,
 };
 
@@ -44,7 +48,13 @@ impl Listeners {
             }
             // Where there are tokens, a caller may have one of those.
             let anonymous = !config.grpc.tokens.is_empty() || config.grpc.insecure;
-            let tls = Tls::open(Terms { listener, files: files.clone(), speaks, anonymous });
+            let tls = Tls::open(Terms {
+                listener,
+                files: files.clone(),
+                speaks,
+                anonymous,
+                handshakes: config.limits.tls_handshakes,
+            });
             let tls = tls.map_err(|error| StartError::Config(format!("{listener}.tls: {error}")))?;
             if let Err(error) = tls.check_validity(clock.unix_millis()) {
                 tracing::error!(listener, %error, "the certificate is not valid; who verifies it does not connect");
@@ -94,7 +104,8 @@ type News = (&'static str, i64, Result<Reloaded, TlsError>);
 
 impl Watched {
     fn new(tls: Tls) -> Self {
-        let stamp = tls.stamp();
+        // Not how they look now: they may have changed since they were read.
+        let stamp = tls.opened_stamp().clone();
         Self { tls, seen: stamp.clone(), read: stamp, refused: None }
     }
 
@@ -130,8 +141,11 @@ pub async fn watch(listeners: Listeners, asked: Arc<Notify>, metrics: Metrics, c
             _ = ticks.tick() => false,
             () = asked.notified() => true,
         };
-        if now && all.is_empty() {
-            tracing::info!("asked to reload: no listener has a certificate");
+        if all.is_empty() {
+            if now {
+                tracing::info!("asked to reload: no listener has a certificate");
+            }
+            continue;
         }
         let look = {
             let clock = clock.clone();
@@ -179,9 +193,51 @@ pub(super) fn reload_on(mut hang_up: tokio::signal::unix::Signal, server: &super
     let reload = server.reload();
     tokio::spawn(async move {
         while hang_up.recv().await.is_some() {
+            systemd::reloading();
             reload.notify_one();
             let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
             let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
+            systemd::reloaded();
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_that_changed_between_the_start_and_the_first_look_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        // In their place at once, as who renews certificates does it.
+        let put = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            let certificate = certificate.self_signed(&key).unwrap();
+            let [crt, key] = [("crt", certificate.pem()), ("key", key.serialize_pem())].map(|(name, text)| {
+                let (new, path) = (folder.path().join("new"), folder.path().join(name));
+                fs::write(&new, text).unwrap();
+                fs::rename(new, &path).unwrap();
+                path
+            });
+            TlsFiles { certificate_file: crt, key_file: key, ..TlsFiles::default() }
+        };
+        let (files, clock) = (put(), Clock::system());
+        let tls = Tls::open(Terms {
+            listener: "http",
+            files,
+            speaks: Speaks::Http1,
+            anonymous: false,
+            handshakes: crate::types::Count(0),
+        })
+        .unwrap();
+        put();
+        let mut watched = Watched::new(tls);
+        assert!(watched.look(false, &clock).is_none(), "it may not be whole yet");
+        let (_, _, came) = watched.look(false, &clock).unwrap();
+        assert_eq!(came.unwrap(), Reloaded::Changed);
+        assert!(watched.look(false, &clock).is_none());
+    }
 }

@@ -11,6 +11,7 @@
 //! disk: what is staged is answered with the failure, too, but the engine is opened again, as another *generation* of the
 //! store, and what of the failed batch was kept is there for whoever reads his log anew.
 
+mod commits;
 mod config;
 #[cfg(test)]
 pub(crate) mod double;
@@ -33,6 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use commits::Commits;
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -69,6 +71,7 @@ struct Handle {
     engine: &'static str,
     epoch: Uuid,
     lost_commits: u64,
+    set_aside: bool,
     config: Config,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// The writer of a store without threads.
@@ -132,7 +135,7 @@ impl Store {
     }
 
     fn start_watched(opened: Opened, config: &Config, watchdog: Watchdog) -> std::io::Result<Store> {
-        let Opened { engine, epoch, sequencer, totals, reopen, room, witness, lost_commits } = opened;
+        let Opened { engine, epoch, sequencer, totals, reopen, room, witness, lost_commits, set_aside } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));
         let name = engine.name();
         let slot: Slot = Arc::new(RwLock::new(engine));
@@ -153,6 +156,7 @@ impl Store {
             engine: name,
             epoch,
             lost_commits,
+            set_aside,
             config: config.clone(),
             threads: Mutex::new(threads),
             #[cfg(test)]
@@ -178,6 +182,7 @@ impl Store {
             engine: name,
             epoch,
             lost_commits: 0,
+            set_aside: false,
             config,
             threads: Mutex::default(),
             writer,
@@ -207,6 +212,21 @@ impl Store {
         self.0.lost_commits
     }
 
+    /// Whether what stood there was damaged as it was opened, and moved aside.
+    pub fn was_set_aside(&self) -> bool {
+        self.0.set_aside
+    }
+
+    /// Its commits so far.
+    pub fn commits(&self) -> Arc<Commits> {
+        Arc::clone(&self.0.shared.commits)
+    }
+
+    /// What waits for the writer: operations, and the accounted bytes that were admitted and are not written.
+    pub fn queued(&self) -> (u64, u64) {
+        (self.0.shared.queue.len() as u64, self.0.shared.admitted_bytes())
+    }
+
     /// The engine, as the configuration names it; `memory` in tests.
     pub fn engine_name(&self) -> &'static str {
         self.0.engine
@@ -215,6 +235,12 @@ impl Store {
     /// Whether it takes writes and makes them, and if not, why.
     pub fn health(&self) -> Result<(), StoreError> {
         self.0.shared.health()
+    }
+
+    /// How long ago the writer began its last turn: [`crate::limits::STORE_DISK_REST`] at most while it has nothing to do,
+    /// and what it does takes less than [`crate::limits::STORE_STUCK_AFTER`]. `None`: it has ended, as it should.
+    pub fn writer_quiet_for(&self) -> Option<std::time::Duration> {
+        self.0.shared.progress.quiet_for()
     }
 
     /// Told whenever [`Store::health`] may answer otherwise than before.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, uri::Authority};
 use http_body_util::Full;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use super::{Compression, Context, addresses::Place};
 use crate::{
     hub::Peer,
     limits::{self, Limit},
-    metrics::{Failure, Metrics},
+    metrics::{Failure, Handshake, Metrics},
     net,
     protocol::{ack_mode::AckMode, frame::Extensions},
     session::{Counts, Opening, Options},
@@ -38,6 +38,18 @@ struct Refusal {
     status: StatusCode,
     text: String,
     counts: Counts,
+}
+
+impl Refusal {
+    /// What became of the handshake.
+    fn result(&self) -> Handshake {
+        match self.counts {
+            Counts::Limit(_) => Handshake::Limited,
+            Counts::Failure(Failure::OriginRefused) => Handshake::OriginRefused,
+            Counts::Failure(Failure::Unavailable) => Handshake::Draining,
+            Counts::Failure(_) | Counts::Auth(_) => Handshake::Malformed,
+        }
+    }
 }
 
 fn bad_request(text: impl Into<String>) -> Refusal {
@@ -72,7 +84,8 @@ pub fn answer(
 ) -> Reply {
     let path = request.uri().path();
     if path == "/livez" && path != context.path {
-        return text(StatusCode::OK, "ok\n".to_owned());
+        // A probe asks once; kept open, its socket would be held without a bound on its time.
+        return closing(text(StatusCode::OK, "ok\n".to_owned()));
     }
     if let Some(page) = context.page.as_ref().filter(|_| path == "/" && path != context.path) {
         return page.answer(&request);
@@ -87,6 +100,7 @@ pub fn answer(
         }
         Err(refusal) => {
             refusal.counts.count(context.hub.metrics());
+            context.hub.metrics().handshake(refusal.result());
             let mut reply = text(refusal.status, refusal.text + "\n");
             let headers = reply.headers_mut();
             match refusal.status {
@@ -186,10 +200,10 @@ pub(super) fn checked<B>(request: &Request<B>, compression: Compression) -> Resu
 pub struct Connected(Metrics, #[allow(dead_code, reason = "held")] Option<Box<Place>>);
 
 impl Connected {
-    /// `None` where `limits.connections` is reached.
+    /// `None` where `limits.connections` is reached, or what the descriptors are enough for.
     fn enter(context: &Context, place: Option<Box<Place>>) -> Option<Self> {
         let metrics = context.hub.metrics();
-        if !metrics.connections.enter_below(context.hub.limits().connections.limit() as u64) {
+        if !metrics.connections.enter_below(context.room.0) {
             return None;
         }
         metrics.connections_total.inc();
@@ -203,9 +217,18 @@ impl Drop for Connected {
     }
 }
 
-/// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.
+/// RFC 6455 section 4.2.1; what stands behind the head belongs to WebSocket, so there can be no body (RFC 9110 section
+/// 7.8). Returns the value of `Sec-WebSocket-Accept`.
 fn check_handshake<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let headers = request.headers();
+    if request.version() >= Version::HTTP_11 && !has_one_host(headers) {
+        // RFC 9112 section 3.2.
+        return Err(bad_request("Host must be there once, and name a host"));
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if headers.contains_key(header::TRANSFER_ENCODING) || lengths.any(|length| length.as_bytes() != b"0") {
+        return Err(bad_request("a handshake has no body"));
+    }
     let upgrade_required = |text: &str| Refusal {
         status: StatusCode::UPGRADE_REQUIRED,
         text: text.to_owned(),
@@ -228,6 +251,12 @@ fn check_handshake<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
         return Err(bad_request("Sec-WebSocket-Key must be 16 bytes in base64, once"));
     }
     HeaderValue::try_from(derive_accept_key(key.as_bytes())).map_err(|_| bad_request("Sec-WebSocket-Key is not usable"))
+}
+
+fn has_one_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    hosts.next().is_none() && host.is_some_and(|host| !host.host().is_empty() && !host.as_str().contains('@'))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
@@ -303,10 +332,12 @@ pub(super) fn text(status: StatusCode, body: String) -> Reply {
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    if status != StatusCode::OK {
-        // Who is refused over and over has to connect over and over, which the limits see.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
+    // Who is refused over and over has to connect over and over, which the limits see.
+    if status == StatusCode::OK { reply } else { closing(reply) }
+}
+
+fn closing(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 
@@ -322,11 +353,12 @@ mod tests {
         builder.body(()).unwrap()
     }
 
-    const GOOD: [(&str, &str); 4] = [
+    const GOOD: [(&str, &str); 5] = [
         ("connection", "keep-alive, Upgrade"),
         ("upgrade", "WebSocket"),
         ("sec-websocket-version", "13"),
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("host", "gateway"),
     ];
 
     #[test]
@@ -337,7 +369,7 @@ mod tests {
 
     #[test]
     fn a_handshake_that_lacks_something_is_refused() {
-        for (index, status) in [(0, 426), (1, 426), (2, 426), (3, 400)] {
+        for (index, status) in [(0, 426), (1, 426), (2, 426), (3, 400), (4, 400)] {
             let mut headers = GOOD.to_vec();
             headers.remove(index);
             assert_eq!(check_handshake(&request(&headers, "/ws")).unwrap_err().status, status);

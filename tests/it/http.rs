@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Gateway, Http, Raw, Rpc,
     gateway::ADMIN,
-    rpc::{notification, ttl},
+    rpc::{SCOPES, notification, ttl},
     soon, until,
 };
 
@@ -154,6 +154,14 @@ async fn a_clean_up_deletes_what_has_expired_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_table_holds_every_path_that_there_is() {
+    let gateway = Gateway::start().await;
+    let nothing = gateway.ops().get("/nothing").await.refused(404, 5, "PATH_UNKNOWN");
+    let named = nothing.split([' ', ',']).filter(|word| word.starts_with("/ws/"));
+    assert_eq!(named.collect::<BTreeSet<_>>(), CALLS.iter().map(|(_, path, _)| *path).collect(), "{nothing}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_needs_a_token_with_its_scope() {
     let gateway = Gateway::start().await;
     let nobody = Http::new(gateway.ops);
@@ -171,7 +179,7 @@ async fn a_call_needs_a_token_with_its_scope() {
             16,
             "UNAUTHENTICATED",
         );
-        for held in ["send", "close", "read", "events", "admin"] {
+        for held in SCOPES {
             let answer = ask(&nobody.bearer(&format!("{held}-token")), method, path).await;
             if held == scope || held == "admin" {
                 answer.good();
@@ -575,7 +583,7 @@ async fn a_call_that_waits_does_not_hold_the_stop_up() {
 }
 
 /// The samples of an exposition, by name and labels; it is well formed.
-fn samples(text: &str) -> BTreeMap<String, f64> {
+pub fn samples(text: &str) -> BTreeMap<String, f64> {
     let (mut families, mut found) = (BTreeMap::new(), BTreeMap::new());
     let mut last = String::new();
     let lines: Vec<&str> = text.lines().collect();
@@ -659,6 +667,8 @@ async fn metrics_are_openmetrics_of_what_happens() {
     let kinds: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_failures_total{kind=\"")).collect();
     assert_eq!(kinds.len(), Failure::ALL.len(), "one for each, and no more");
+    let limits = after.keys().filter(|name| name.starts_with("pushgate_limits_hit_total{limit=\"")).count();
+    assert_eq!(limits, pushgate::limits::Limit::ALL.len(), "one for each, and no more");
     let alerts: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_alert_firing{alert=\"")).collect();
     assert_eq!(alerts.len(), AlertName::ALL.len(), "one for each, off or not");

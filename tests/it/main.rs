@@ -8,6 +8,7 @@ mod support;
 
 mod addresses;
 mod alerts;
+mod audit;
 mod auth_guests;
 mod auth_keys;
 mod auth_revoked;
@@ -34,6 +35,7 @@ mod lists;
 mod logs;
 mod mailbox;
 mod messages;
+mod metrics;
 mod opening;
 mod outcomes;
 mod pages;
