@@ -146,22 +146,23 @@ def check_commands(page, binary):
             helped[command] = ran.stdout if ran.returncode == 0 else None
         return helped[command]
 
-    for line in dict.fromkeys(lines):
+    lines = dict.fromkeys(line.strip() for line in lines)
+    for line in lines:
         words = line.split()[1:]
         command = words[:1]
         if help_of(*command) is None:
-            problems.append(f"{PAGE}: there is no command `{line.strip()}`")
+            problems.append(f"{PAGE}: there is no command `{line}`")
             continue
         subcommands = re.search(r"^Commands:\n(.*?)\n\n", help_of(*command), re.S | re.M)
         if subcommands and len(words) > 1:
             command = words[:2]
             if help_of(*command) is None:
-                problems.append(f"{PAGE}: there is no command `{line.strip()}`")
+                problems.append(f"{PAGE}: there is no command `{line}`")
                 continue
         for flag in re.findall(r"(?<=\s)--[a-z][a-z-]*", line):
             if not re.search(rf"^ +(?:-\w, )?{flag}\b", help_of(*command), re.M):
-                problems.append(f"{PAGE}: `{line.strip()}` has a flag that there is not: {flag}")
-    return len(set(lines))
+                problems.append(f"{PAGE}: `{line}` has a flag that there is not: {flag}")
+    return len(lines)
 
 
 def main():
