@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # README.md, line by line: every command that it shows is run, in its order, in a folder of its own; its programs are
 # run against the daemons that it starts, and its JSON and TOML are compared with theirs. A line that this script does
-# not know how to run makes it fail.
+# not know how to run makes it fail. docs/operations.md is held against the source and the binary by
+# tests/support/handbook.py.
 #
 # Three things are not as they stand there. Ports 7000, 7001 and 7002 are free ones. /etc, /usr and /root are folders
 # below the script's own. What needs another machine than this one is a program of $SHIMS that does what can be done here:
@@ -23,7 +24,6 @@ find_grpcurl
 require curl jq python3 node npm systemd-analyze systemd-sysusers systemd-tmpfiles
 find_binary
 
-SOURCE=$PWD
 VERSION=$("$BIN" --version)
 VERSION=${VERSION#pushgate }
 HERE=$WORK/here
@@ -360,15 +360,6 @@ for block in "$WORK/blocks"/*; do
 done
 ((RAN > 40)) || fail "only $RAN commands were found"
 
-say "its links lead somewhere"
-for target in $(grep -oE '\]\([^)]+\)' README.md | sed -E 's/^\]\(|\)$//g' | grep -vE '^https?://'); do
-    if [[ $target == \#* ]]; then
-        grep -E '^#+ ' README.md | sed -E 's/^#+ //' | tr '[:upper:] ' '[:lower:]-' | tr -d '`.,' | grep -qx -- "${target#\#}" || fail "no heading for $target"
-    else
-        [[ -e $SOURCE/$target ]] || fail "no file $target"
-    fi
-done
-
 say "its tables know every key, every counter and every command"
 keys=$("$BIN" config show --config "$WORK/block.toml" | sed -nE 's/^\[+([a-z_.]+)\]+.*/[\1]/p; s/^#? ?([a-z_]+) = .*/\1/p')
 section=
@@ -386,4 +377,8 @@ done
 
 leave_client
 stop "$DAEMON"
+
+say "links lead somewhere, and docs/operations.md knows every alert and every line of the log"
+python3 tests/support/handbook.py "$BIN" || fail "see above"
+
 say "readme: passed, $RAN commands"
