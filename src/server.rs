@@ -7,35 +7,40 @@
 pub mod calls;
 mod origins;
 pub mod pulse;
+mod reload;
 mod tls;
 
 use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::calls::Calls;
+pub use self::reload::{Reloader, Source};
+use self::{
+    calls::Calls,
+    reload::{Made, Running},
+};
 use crate::{
     api::{
         Api, Listener, LogControl,
-        access::{Access, Token},
+        access::{Access, Tokens},
     },
     auth::Authenticator,
     clock::Clock,
     config::Config,
     grpc, http,
-    hub::{BadRule, Hub, Parts, Quotas, Rules},
+    hub::{Hub, Parts},
     lifecycle::{Lifecycle, Shutdown},
     limits,
     metrics::Metrics,
     net::{self, BindError, Bound},
-    session::Settings,
     store::{OpenError, Store, StoreError},
     systemd,
-    types::{ListenAddress, Span},
+    types::ListenAddress,
     ws,
 };
 
@@ -83,18 +88,21 @@ pub struct Server {
     hub: Hub,
     life: Lifecycle,
     calls: Calls,
-    shutdown: Shutdown,
+    shutdown: Arc<Mutex<Shutdown>>,
     ws: ws::Context,
     accepting: CancellationToken,
     bound: Vec<(&'static str, Bound)>,
     access: Vec<Access>,
     ops_access: Vec<Option<Access>>,
-    grpc_limits: grpc::Bounds,
+    grpc_limits: watch::Sender<grpc::Bounds>,
+    tokens: Arc<Tokens>,
+    config: Config,
     listeners: Vec<Listener>,
     tls: tls::Listeners,
     clients: Arc<grpc::Clients>,
-    /// Certificates are to be read again.
-    reload: Arc<Notify>,
+    source: Option<Source>,
+    /// The signals that have the configuration read again.
+    hang_up: Option<Signal>,
     on_ready: Option<OnReady>,
 }
 
@@ -110,12 +118,10 @@ impl Server {
     pub async fn bind_with(config: &Config, clock: Clock, calls: Calls) -> Result<Server, StartError> {
         let authenticator =
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
-        let rules = Rules::new(&config.topics, &config.clients.message)
-            .map_err(|bad| StartError::Config(bad.iter().map(BadRule::to_string).collect::<Vec<_>>().join("\n")))?;
+        let Made { rules, tokens, terms } = Made::of(config)?;
         let authenticator = authenticator.keeping(rules.claims());
-        let tokens = tokens(&config.grpc)?;
+        let tokens = Tokens::new(tokens);
         let tls = tls::Listeners::open(config, &clock)?;
-        let addresses = ws::Addresses::new(&config.http).map_err(|bad| StartError::Config(bad.to_string()))?;
         let clients = config.grpc.clients.iter().map(|client| (client.name.as_str(), client.scope_set()));
         let clients = Arc::new(grpc::Clients::new(clients));
         let mut bound = Vec::new();
@@ -156,64 +162,45 @@ impl Server {
             clock,
             metrics: Metrics::default(),
             life: life.clone(),
-            limits: config.limits.clone(),
-            settings: Settings::of(&config.delivery, &config.heartbeat, &config.limits),
-            presence: config.presence.clone(),
             events: config.events.clone(),
-            alerts: config.alerts.clone(),
-            clients: config.clients.clone(),
-            rules,
-            public_claims: config.auth.public_claims.clone(),
-            guests_max: config.auth.anonymous_connections,
-            quotas: Quotas {
-                ttl: config.store.ttl.0,
-                max_ttl: config.store.max_ttl.0,
-                max_bytes: config.store.max_bytes.0,
-                pending_per_user: config.store.max_pending_per_user.limit(),
-                devices_per_user: config.store.max_devices_per_user.limit(),
-                device_ttl: config.store.device_ttl.0,
-                overflow: config.store.overflow,
-                idempotency_window: config.store.idempotency_window.0,
-            },
+            live: reload::live(config, rules),
         });
         // Before anybody is let in.
         hub.load_revocations().await.map_err(StartError::Revocations)?;
         tls.note(hub.metrics());
         let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
-        let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
-        api.set_call_limits(grpc_limits.calls);
+        let bounds = reload::bounds(config);
+        api.set_call_limits(bounds.calls);
         let accepting = CancellationToken::new();
-        let Span(auth_timeout) = config.auth.timeout;
-        let path = config.http.path.clone();
-        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout, accepting.clone());
-        ws.compression = config.ws.compression;
-        (ws.tls, ws.addresses) = (tls.http.clone(), addresses);
-        let shutdown = config.shutdown.clone();
-        let (reload, on_ready) = (Arc::default(), None);
+        let mut ws = ws::Context::new(hub.clone(), life.clone(), terms, accepting.clone());
+        ws.tls = tls.http.clone();
         Ok(Self {
             api,
             hub,
             life,
             calls,
-            shutdown,
+            shutdown: Arc::new(Mutex::new(config.shutdown.clone())),
             ws,
             accepting,
             bound,
             access,
             ops_access,
-            grpc_limits,
+            grpc_limits: watch::Sender::new(bounds),
+            tokens,
+            config: config.clone(),
             listeners,
             tls,
             clients,
-            reload,
-            on_ready,
+            source: None,
+            hang_up: None,
+            on_ready: None,
         })
     }
 
-    /// Has certificates read again each time it is notified.
-    pub fn reload(&self) -> Arc<Notify> {
-        Arc::clone(&self.reload)
+    /// Has the configuration read again from there, by `Reload` and by these signals. Without a source it never is.
+    pub fn set_source(&mut self, source: Source) {
+        self.source = Some(source);
     }
 
     /// Where it listens, as bound.
@@ -244,28 +231,34 @@ impl Server {
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
         let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, .. } = self;
-        let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
+        let Self { grpc_limits, tokens, config, tls, clients, source, hang_up, on_ready, .. } = self;
         let ws = Arc::new(ws);
+        let bounds = grpc_limits.subscribe();
+        if let Some(source) = source {
+            let (api, hub, tls, clients) = (api.clone(), hub.clone(), tls.clone(), Arc::clone(&clients));
+            let (ws, shutdown) = (Arc::clone(&ws), Arc::clone(&shutdown));
+            let running = Running { api: api.clone(), hub, ws, tls, tokens, clients, bounds: grpc_limits, shutdown };
+            let reloader = Reloader::new(running, config, source);
+            reloader.serve(&api, hang_up, &life);
+        }
         let calls_life = life.on(calls.handle());
         let (reporter, health) = tonic_health::server::health_reporter();
         for name in grpc::HEALTH_NAMES {
             reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
         }
-        let notification_bytes = hub.limits().notification_bytes.as_usize();
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
         for (name, bound) in bound {
             match (name, bound) {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
                     let (api, health, tls, clients) = (api.clone(), health.clone(), tls.grpc.clone(), clients.clone());
-                    let services = grpc::Services { api, health, tls, clients, limits: grpc_limits };
+                    let services = grpc::Services { api, health, tls, clients, limits: bounds.clone() };
                     let serving = grpc::serve(bound, access, services, calls_life.clone());
                     calls_life.spawn_essential("the gRPC listener", serving);
                 }
                 ("ops", Bound::Tcp(listener, _)) => {
                     let access = ops_access.next().flatten();
-                    let services =
-                        http::Services { api: api.clone(), access, tls: tls.ops.clone(), notification_bytes };
+                    let services = http::Services { api: api.clone(), access, tls: tls.ops.clone() };
                     let serving = http::serve(listener, services, calls_life.clone());
                     calls_life.spawn_essential("the ops listener", serving);
                 }
@@ -276,13 +269,13 @@ impl Server {
                 (name, Bound::Unix(..)) => tracing::error!(name, "a Unix socket is not served here"),
             }
         }
-        let watching = tls::watch(tls, reload, hub.metrics().clone(), hub.clock().clone());
+        let watching = tls::watch(tls, hub.metrics().clone(), hub.clock().clone());
         let stop_watching = life.stopping().clone();
         life.spawn_essential("the watch over certificates", async move {
             stop_watching.run_until_cancelled(watching).await.unwrap_or(Ok(()))
         });
         hub.start();
-        hub.authenticator().follow_keys(&life, hub.metrics());
+        hub.follow_keys();
         let stopping = life.stopping();
         let pulse = pulse::run(pulse::Of::Sessions, hub.metrics().clone(), stopping.clone());
         life.spawn_essential("the sessions' pulse", pulse);
@@ -310,6 +303,7 @@ impl Server {
         }
 
         let started = tokio::time::Instant::now();
+        let shutdown = shutdown.lock().clone();
         let deadline = started + shutdown.deadline.0;
         api.set_stopping(shutdown.deadline.0);
         systemd::stopping();
@@ -333,6 +327,7 @@ impl Server {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
         drop(calls);
+        api.set_reload_control(None);
         let closed = close_store(hub.store().clone(), deadline).await;
         let ended = match (life.failure(), closed) {
             (Some(failure), _) | (None, Err(failure)) => Ended::Failed(failure),
@@ -376,15 +371,6 @@ async fn close_store(store: Store, deadline: tokio::time::Instant) -> Result<(),
     }
 }
 
-fn tokens(config: &grpc::Config) -> Result<Vec<Token>, StartError> {
-    let token = |token: &grpc::config::TokenConfig| {
-        let sha256 =
-            token.sha256().map_err(|error| StartError::Config(format!("grpc.tokens, `{}`: {error}", token.name)))?;
-        Ok(Token::new(sha256, &token.name, token.scope_set()))
-    };
-    config.tokens.iter().map(token).collect()
-}
-
 /// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
 /// the configuration allows.
 fn raise_descriptor_limit(config: &Config) {
@@ -407,8 +393,8 @@ fn raise_descriptor_limit(config: &Config) {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has keys and certificates read
-/// again. `prepare` sees it before it serves.
+/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has the configuration
+/// read again. `prepare` sees it before it serves.
 pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -438,7 +424,7 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             return Ok(Ended::InOrder);
         }
     };
-    tls::reload_on(hang_up, &server);
+    server.hang_up = Some(hang_up);
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

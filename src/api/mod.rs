@@ -21,9 +21,11 @@ mod mailbox;
 mod node;
 mod pages;
 pub mod process;
+mod reload;
 mod revoke;
 pub mod scope;
 mod send;
+mod standing;
 mod status;
 mod topics;
 mod users;
@@ -37,10 +39,14 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
+
 pub use self::{
     error::ApiError,
     figures::Figures,
     node::{CleanedUp, LogControl},
+    reload::{Change, ReloadControl, ReloadRefused, Reloaded},
+    standing::Standing,
 };
 use self::{
     gate::Gate,
@@ -70,6 +76,20 @@ pub struct Caller {
     pub name: Arc<str>,
     /// What he may do.
     pub scopes: ScopeSet,
+    /// Whether he still may.
+    pub standing: Standing,
+}
+
+impl Caller {
+    /// Somebody who may call from now on.
+    pub fn new(name: &str, scopes: ScopeSet) -> Self {
+        Self { name: name.into(), scopes, standing: Standing::default() }
+    }
+
+    /// Whether he goes on as another who may do as much under his name.
+    fn goes_on_as(&self, other: &Self) -> bool {
+        self.name == other.name && other.scopes.covers(self.scopes)
+    }
 }
 
 /// One address that the daemon listens on.
@@ -105,9 +125,10 @@ struct Inner {
     started: Instant,
     started_at: UnixMillis,
     listeners: OnceLock<Vec<Listener>>,
-    call_limits: OnceLock<CallLimits>,
+    call_limits: Mutex<CallLimits>,
     stopping: AtomicBool,
     log_control: OnceLock<LogControl>,
+    reload_control: Mutex<Option<ReloadControl>>,
 }
 
 impl Api {
@@ -122,9 +143,10 @@ impl Api {
             started,
             started_at,
             listeners: OnceLock::new(),
-            call_limits: OnceLock::new(),
+            call_limits: Mutex::default(),
             stopping: AtomicBool::new(false),
             log_control: OnceLock::new(),
+            reload_control: Mutex::default(),
         }))
     }
 
@@ -135,7 +157,7 @@ impl Api {
 
     /// Says what the limits of calls over gRPC are.
     pub fn set_call_limits(&self, limits: CallLimits) {
-        let _ = self.0.call_limits.set(limits);
+        *self.0.call_limits.lock() = limits;
     }
 
     /// The node is not ready from now on, and will have ended after `deadline` at the latest.
@@ -145,6 +167,11 @@ impl Api {
             let deadline = hub.clock().unix_millis().saturating_add(deadline);
             hub.events().emit(EventBody::Draining { deadline });
         }
+    }
+
+    /// The largest notification, encoded, in bytes: for transports that bound by it what they read.
+    pub fn notification_bytes(&self) -> usize {
+        self.0.gate.of_node().limits().notification_bytes.as_usize()
     }
 
     /// Counters, for what transports count of their own.
@@ -186,7 +213,7 @@ impl Api {
         request: &proto::StreamEventsRequest,
     ) -> Result<events::EventStream, ApiError> {
         let hub = self.authorise(caller, Scope::Events)?;
-        events::stream(hub, &self.0.life, request)
+        events::stream(hub, &self.0.life, &caller.standing, request)
     }
 
     /// Whether a caller may use reflection.

@@ -129,6 +129,44 @@ impl Keyring {
         Ok(keyring)
     }
 
+    /// Reads all files, and takes over what was fetched, where that is fetched from the same place.
+    pub(super) fn succeeding(before: &Self, config: &Config) -> Result<Self, LoadError> {
+        let keyring = Self::new(config)?;
+        if let (Some(old), Some(new)) = (&before.remote, &keyring.remote)
+            && old.place == new.place
+        {
+            let mut parts = keyring.parts.lock();
+            parts.fetched.clone_from(&before.parts.lock().fetched);
+            keyring.put_together(&parts);
+            drop(parts);
+            let outcome = old.outcome.borrow().clone();
+            new.outcome.send_replace(outcome);
+        }
+        Ok(keyring)
+    }
+
+    /// Fetches the set once, where it never was.
+    pub(super) async fn fetch_missing(&self, metrics: &Metrics) -> Result<(), String> {
+        let Some(remote) = self.remote.as_ref().filter(|remote| !remote.outcome.borrow().ever) else { return Ok(()) };
+        match self.fetch(remote).await {
+            Ok(set) => {
+                self.fetched(remote, Ok(set), 0, metrics);
+                Ok(())
+            }
+            Err(trouble) => {
+                metrics.failure(Failure::KeySourceFailed);
+                Err(format!("auth.jwks.url: {trouble}"))
+            }
+        }
+    }
+
+    /// Tells those who wait for a fetch that there will be none.
+    pub(super) fn retire(&self) {
+        if let Some(remote) = &self.remote {
+            remote.outcome.send_modify(|_| {});
+        }
+    }
+
     /// The keys there are now.
     pub(super) fn current(&self) -> Arc<KeySet> {
         Arc::clone(&self.current.read())
@@ -196,36 +234,14 @@ impl Keyring {
         }
     }
 
-    /// Follows all sources until the stop.
-    pub(super) fn follow(self: &Arc<Self>, life: &Lifecycle, metrics: &Metrics) {
+    /// Says which secrets are shorter than they should be.
+    fn say_weak(&self) {
         for (key, bytes) in self.current().keys().iter().filter_map(|key| key.weakness()) {
             tracing::warn!(
                 kid = key,
                 bytes,
                 "this HMAC secret is too short for its algorithm; auth.weak_keys lets it pass"
             );
-        }
-        let stop = life.stopping().clone();
-        if self.remote.is_some() {
-            let (keyring, metrics, stop) = (Arc::clone(self), metrics.clone(), stop.clone());
-            life.spawn_essential("the key set", async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = keyring.follow_remote(&metrics) => {}
-                }
-                Ok::<(), std::convert::Infallible>(())
-            });
-        }
-        let files = self.files();
-        if !files.is_empty() {
-            let (keyring, metrics) = (Arc::clone(self), metrics.clone());
-            life.spawn_essential("the key files", async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = keyring.follow_files(&files, &metrics) => {}
-                }
-                Ok::<(), std::convert::Infallible>(())
-            });
         }
     }
 
@@ -236,7 +252,11 @@ impl Keyring {
     }
 
     /// Reads the files again once one is another than it was, and has stayed so for a moment: half of a key is none.
-    async fn follow_files(self: &Arc<Self>, files: &[PathBuf], metrics: &Metrics) {
+    async fn follow_files(self: &Arc<Self>, metrics: &Metrics) {
+        let files = self.files();
+        if files.is_empty() {
+            return std::future::pending().await;
+        }
         let look = || files.iter().map(|file| Stamp::of(file)).collect::<Vec<_>>();
         let mut read = look();
         let mut seen = read.clone();
@@ -255,7 +275,7 @@ impl Keyring {
     }
 
     async fn follow_remote(&self, metrics: &Metrics) {
-        let Some(remote) = &self.remote else { return };
+        let Some(remote) = &self.remote else { return std::future::pending().await };
         let mut failures = 0u32;
         loop {
             remote.asking.lock().under_way = true;
@@ -333,6 +353,43 @@ impl Keyring {
         }
         outcome.changed().await.is_ok()
     }
+}
+
+/// Follows all sources of whatever keyring there is, until the stop.
+pub(super) fn follow(
+    current: impl Fn() -> Arc<Keyring> + Clone + Send + 'static,
+    changes: &watch::Receiver<()>,
+    life: &Lifecycle,
+    metrics: &Metrics,
+) {
+    let (keyring, mut changed) = (current.clone(), changes.clone());
+    let (of, stop) = (metrics.clone(), life.stopping().clone());
+    life.spawn_essential("the key set", async move {
+        loop {
+            let keyring = keyring();
+            tokio::select! {
+                () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
+                () = keyring.follow_remote(&of) => {}
+                changed = changed.changed() => if changed.is_err() {
+                    stop.cancelled().await;
+                },
+            }
+        }
+    });
+    let (mut changed, metrics, stop) = (changes.clone(), metrics.clone(), life.stopping().clone());
+    life.spawn_essential("the key files", async move {
+        loop {
+            let keyring = current();
+            keyring.say_weak();
+            tokio::select! {
+                () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
+                () = keyring.follow_files(&metrics) => {}
+                changed = changed.changed() => if changed.is_err() {
+                    stop.cancelled().await;
+                },
+            }
+        }
+    });
 }
 
 fn say_passed_over(from: &dyn std::fmt::Display, passed_over: &[String]) {

@@ -7,6 +7,7 @@
 
 mod check;
 mod layers;
+mod live;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use self::live::{Difference, log_filter_override, place_of};
 use figment::{Figment, value::Value};
 use serde::{Deserialize, Serialize};
 

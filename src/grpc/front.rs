@@ -21,9 +21,12 @@ use tonic::{
     service::Routes,
 };
 
-use super::service::Service;
+use super::{
+    clients::{Certified, Clients},
+    service::Service,
+};
 use crate::{
-    api::{ApiError, Caller, access::Access, proto::gateway_server::GatewayServer},
+    api::{ApiError, access::Access, proto::gateway_server::GatewayServer},
     clock::Instant,
     limits::Limit,
     metrics::{Failure, Metrics},
@@ -40,26 +43,35 @@ const AT_ONCE: [&str; 3] =
 #[derive(Clone)]
 pub struct Front {
     inner: Arc<Inner>,
+    /// The gateway's own methods, with the bounds that were in force when the connection came.
+    gateway: GatewayServer<Service>,
     /// Who the connection's certificate says calls.
-    certified: Option<Arc<Caller>>,
+    certified: Option<Arc<Certified>>,
 }
 
 struct Inner {
     access: Access,
+    clients: Arc<Clients>,
     metrics: Metrics,
-    gateway: GatewayServer<Service>,
     others: Routes,
 }
 
 impl Front {
     /// The gateway's own methods, and others.
-    pub fn new(access: Access, metrics: Metrics, gateway: GatewayServer<Service>, others: Routes) -> Self {
-        Self { inner: Arc::new(Inner { access, metrics, gateway, others: others.prepare() }), certified: None }
+    pub fn new(
+        (access, clients): (Access, Arc<Clients>),
+        metrics: Metrics,
+        gateway: GatewayServer<Service>,
+        others: Routes,
+    ) -> Self {
+        let inner = Arc::new(Inner { access, clients, metrics, others: others.prepare() });
+        Self { inner, gateway, certified: None }
     }
 
-    /// The same for a connection whose certificate names that caller.
-    pub fn of(&self, certified: Option<Caller>) -> Self {
-        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new) }
+    /// The same for a connection whose certificate names that caller, with messages of so many bytes at most.
+    pub fn of(&self, certified: Option<Certified>, request_bytes: usize) -> Self {
+        let gateway = self.gateway.clone().max_decoding_message_size(request_bytes);
+        Self { inner: Arc::clone(&self.inner), gateway, certified: certified.map(Arc::new) }
     }
 }
 
@@ -69,8 +81,9 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     type Future = Answer;
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
-        let Inner { access, metrics, gateway, others } = &*self.inner;
-        let deadline = access.note(&mut request, self.certified.as_deref());
+        let (Inner { access, clients, metrics, others }, gateway) = (&*self.inner, &self.gateway);
+        let certified = self.certified.as_deref().map(|certified| clients.present(certified));
+        let deadline = access.note(&mut request, certified.as_deref());
         let path = request.uri().path();
         let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
             gateway.clone().call(request)

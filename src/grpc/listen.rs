@@ -15,13 +15,15 @@ use futures_util::{Stream, stream};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 
-use super::clients::Clients;
+use super::{
+    Bounds,
+    clients::{Certified, Clients},
+};
 use crate::{
-    api::Caller,
     lifecycle::Lifecycle,
     limits::{self, Limit},
     metrics::{Failure, Metrics},
@@ -29,7 +31,6 @@ use crate::{
         self, Bound,
         tls::{self, HandshakeError, Secured, Tls},
     },
-    types::Count,
 };
 
 /// What a connection begins with (RFC 9113, 3.4).
@@ -42,7 +43,7 @@ pub struct Connection {
     head: [u8; PREFACE.len()],
     unread: Range<usize>,
     /// Who its certificate says calls.
-    certified: Option<Caller>,
+    certified: Option<Certified>,
     _counted: OwnedSemaphorePermit,
 }
 
@@ -61,8 +62,8 @@ pub struct Terms {
     pub clients: Arc<Clients>,
     /// Where failures are counted.
     pub metrics: Metrics,
-    /// Connections at once; further ones wait to be accepted.
-    pub most: Count,
+    /// Connections at once, among others; further ones wait to be accepted.
+    pub bounds: watch::Receiver<Bounds>,
 }
 
 /// The connections of a listener that have begun as they should, or clearly otherwise, until the stop.
@@ -78,14 +79,20 @@ pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item
     stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|connection| (connection, receiver)) })
 }
 
-async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
-    let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
+async fn accept(bound: Bound, mut terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
+    let mut room = Places::default();
     loop {
-        if room.available_permits() == 0 {
+        let most = terms.bounds.borrow_and_update().calls.connections.limit().min(Semaphore::MAX_PERMITS);
+        room.set_most(most);
+        if room.free.available_permits() == 0 {
             terms.metrics.hit(Limit::GrpcConnections);
         }
-        // The semaphore is never closed.
-        let Ok(counted) = Arc::clone(&room).acquire_owned().await else { return };
+        let counted = tokio::select! {
+            // The semaphore is never closed.
+            counted = Arc::clone(&room.free).acquire_owned() => counted,
+            Ok(()) = terms.bounds.changed() => continue,
+        };
+        let Ok(counted) = counted else { return };
         let (io, peer) = match &bound {
             Bound::Tcp(listener, _) => {
                 let (stream, peer) = net::accept_tcp(listener).await;
@@ -111,6 +118,30 @@ async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, li
     }
 }
 
+/// The places of a listener's connections.
+struct Places {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(0)), most: 0 }
+    }
+}
+
+impl Places {
+    /// So many from now on. Of those that are taken none is taken back; it is as many as can be until they are left.
+    fn set_most(&mut self, most: usize) {
+        if most > self.most {
+            self.free.add_permits(most - self.most);
+            self.most = most;
+        } else {
+            self.most -= self.free.forget_permits(self.most - most);
+        }
+    }
+}
+
 impl Connection {
     fn new(io: Io, counted: OwnedSemaphorePermit) -> Self {
         Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, _counted: counted }
@@ -130,7 +161,7 @@ impl Connection {
         };
         match tls.accept(stream, peer, until).await {
             Ok(secured) => {
-                let certified = terms.clients.caller(&tls::peer_names(&secured));
+                let certified = terms.clients.certified(tls::peer_names(&secured));
                 Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
             }
             Err(HandshakeError::Silent) => None,
@@ -142,7 +173,7 @@ impl Connection {
     }
 
     /// Who its certificate says calls.
-    pub fn take_certified(&mut self) -> Option<Caller> {
+    pub fn take_certified(&mut self) -> Option<Certified> {
         self.certified.take()
     }
 

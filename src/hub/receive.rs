@@ -20,9 +20,9 @@ impl Hub {
     pub fn received(&self, handle: &Arc<Handle>, bytes: usize) {
         begin_turn();
         let mut core = handle.core();
-        core.session.received(bytes, self.settings(), self.clock().now());
+        core.session.received(bytes, &self.settings(), self.clock().now());
         core.counts.bytes_received += bytes as u64;
-        let over = core.session.over_rate(self.settings());
+        let over = core.session.over_rate(&self.settings());
         drop(core);
         self.metrics().received.bytes.add(bytes as u64);
         if let Some(over) = over {
@@ -36,18 +36,18 @@ impl Hub {
             Incoming::Text(text) => {
                 self.count_message(handle);
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                self.said(handle, |session| session.on_text(text, self.settings(), now, unix));
+                self.said(handle, |session| session.on_text(text, &self.settings(), now, unix));
             }
             Incoming::Binary(bytes) => {
                 self.count_message(handle);
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                self.said(handle, |session| session.on_binary(bytes, self.settings(), now, unix));
+                self.said(handle, |session| session.on_binary(bytes, &self.settings(), now, unix));
             }
             Incoming::Ping(payload) => {
                 let mut core = handle.core();
                 core.outbox.set_pong(ControlFrame::pong(payload).as_bytes());
-                core.session.on_ping(self.settings());
-                let over = core.session.over_rate(self.settings());
+                core.session.on_ping(&self.settings());
+                let over = core.session.over_rate(&self.settings());
                 drop(core);
                 if let Some(over) = over {
                     self.over_rate(handle, over);
@@ -56,8 +56,8 @@ impl Hub {
             Incoming::Pong(payload) => {
                 let now = self.clock().now();
                 let mut core = handle.core();
-                let confirmed = core.session.on_pong(payload, self.settings(), now);
-                let over = core.session.over_rate(self.settings());
+                let confirmed = core.session.on_pong(payload, &self.settings(), now);
+                let over = core.session.over_rate(&self.settings());
                 drop(core);
                 if let Some(over) = over {
                     self.over_rate(handle, over);
@@ -80,7 +80,7 @@ impl Hub {
         let (reaction, over) = {
             let mut core = handle.core();
             let reaction = says(&mut core.session);
-            (reaction, core.session.over_rate(self.settings()))
+            (reaction, core.session.over_rate(&self.settings()))
         };
         if let Some(over) = over {
             self.over_rate(handle, over);
@@ -208,7 +208,7 @@ impl Hub {
                     return;
                 }
                 let stalled = core.outbox.stalled_since().is_some_and(|since| since + write_timeout <= now);
-                let tick = core.session.on_tick(self.settings(), now);
+                let tick = core.session.on_tick(&self.settings(), now);
                 match &tick {
                     Tick::Ping(payload) => core.push_ping(payload),
                     // Before a late reply can come between.
@@ -242,7 +242,7 @@ impl Hub {
         let deadline = {
             let core = handle.core();
             let stalled = core.outbox.stalled_since().map(|since| since + self.limits().write_timeout.0);
-            let deadline = core.session.next_deadline(self.settings());
+            let deadline = core.session.next_deadline(&self.settings());
             stalled.map_or(deadline, |stalled| stalled.min(deadline))
         };
         self.0.wheel.schedule(handle, deadline, self.clock().now());

@@ -27,6 +27,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
+use arc_swap::{ArcSwap, Guard};
 pub use config::{Compression, Config};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -63,24 +64,18 @@ pub struct Context {
     pub hub: Hub,
     /// Where tasks live.
     pub life: Lifecycle,
-    /// `http.path`.
-    pub path: String,
-    /// `auth.timeout`.
-    pub auth_timeout: Duration,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
-    /// Whether messages may be compressed.
-    pub compression: Compression,
     /// What stands at `/`.
     pub page: Option<Page>,
     /// TLS, where it is spoken.
     pub tls: Option<Tls>,
-    /// Who is believed about addresses, and which pages may connect.
-    pub addresses: Addresses,
+    /// What a reload may change.
+    terms: ArcSwap<Terms>,
     /// Who may begin or end a session just now.
     turns: Turns,
     /// Who may come in just now.
-    gates: Gates,
+    gates: ArcSwap<Gates>,
     /// Lines on those who were not let in, and on sessions that could not be opened.
     not_let_in: Quiet,
     not_opened: Quiet,
@@ -88,30 +83,54 @@ pub struct Context {
     open: crate::metrics::Gauge,
 }
 
+/// What a connection that comes meets.
+#[derive(Debug)]
+pub struct Terms {
+    /// `http.path`.
+    pub path: String,
+    /// `auth.timeout`.
+    pub auth_timeout: Duration,
+    /// Whether messages may be compressed.
+    pub compression: Compression,
+    /// Who is believed about addresses, and which pages may connect.
+    pub addresses: Addresses,
+}
+
 impl Context {
     /// A context with no connection yet.
-    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration, accepting: CancellationToken) -> Self {
+    pub fn new(hub: Hub, life: Lifecycle, terms: Terms, accepting: CancellationToken) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
-        let gates = Gates::new(hub.limits());
+        let gates = ArcSwap::from_pointee(Gates::new(&hub.limits()));
         let (not_let_in, not_opened) =
             (Quiet::new("not let in", &life), Quiet::new("a session could not be opened", &life));
-        let compression = Compression::default();
         Self {
             hub,
             life,
-            path,
-            auth_timeout,
             accepting,
-            compression,
             page: None,
             tls: None,
-            addresses: Addresses::default(),
+            terms: ArcSwap::from_pointee(terms),
             turns,
             gates,
             not_let_in,
             not_opened,
             open,
         }
+    }
+
+    /// What a connection that comes now meets.
+    pub fn terms(&self) -> Guard<Arc<Terms>> {
+        self.terms.load()
+    }
+
+    fn gates(&self) -> Guard<Arc<Gates>> {
+        self.gates.load()
+    }
+
+    /// Takes other terms, and the hub's limits as they are now, for what comes from now on.
+    pub fn reconfigure(&self, terms: Terms) {
+        self.terms.store(Arc::new(terms));
+        self.gates.store(Arc::new(self.gates().successor(&self.hub.limits())));
     }
 }
 
@@ -137,7 +156,8 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
             accepted = accept(&listener, &context) => accepted,
         };
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
-        let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
+        let is_proxy = context.terms().addresses.is_proxy(remote.ip());
+        let place = if is_proxy { Ok(None) } else { context.gates().socket(remote.ip()) };
         let place = match place {
             Ok(place) => place,
             Err(limit) => {
@@ -164,7 +184,8 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
 
 /// The next connection, once one may come.
 async fn accept(listener: &TcpListener, context: &Context) -> (TcpStream, SocketAddr) {
-    context.gates.accept(context.hub.metrics()).await;
+    let gates = context.gates.load_full();
+    gates.accept(context.hub.metrics()).await;
     net::accept_tcp(listener).await
 }
 
@@ -214,7 +235,7 @@ async fn prepare(
     until: Instant,
     context: &Context,
 ) -> Option<(Line, SocketAddr)> {
-    if context.addresses.has_proxy_header(remote) {
+    if context.terms().addresses.has_proxy_header(remote) {
         let refused = match timeout_at(until, proxy::source(&mut stream, remote)).await {
             Ok(Ok(source)) => {
                 remote = source;
@@ -248,7 +269,7 @@ async fn shake_hands(
     context: Arc<Context>,
     socket: (OpenSocket, Option<Box<Place>>),
 ) -> Option<Opening> {
-    let (line, remote) = if context.tls.is_none() && !context.addresses.has_proxy_header(remote) {
+    let (line, remote) = if context.tls.is_none() && !context.terms().addresses.has_proxy_header(remote) {
         (Line::Plain(stream), remote)
     } else {
         let preparing = Box::pin(prepare(stream, remote, until, &context));

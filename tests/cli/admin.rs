@@ -229,6 +229,24 @@ fn the_log_s_filter_is_set_and_the_one_before_is_told() {
 }
 
 #[test]
+fn a_reload_says_what_changed_and_what_needs_a_restart() {
+    let gateway = Gateway::new();
+    assert_eq!(gateway.command(&["reload"]).ok(), "nothing is other than before\n");
+    let text = std::fs::read_to_string(&gateway.file).unwrap();
+    std::fs::write(&gateway.file, format!("limits.connections = 7\nevents.buffer = 1024\n{text}")).unwrap();
+    let said = gateway.command(&["reload"]).ok();
+    assert_eq!(said, "changed: limits.connections: 100000 → 7\nneeds a restart: events.buffer: 65536 → 1024\n");
+    let again = gateway.command(&["reload", "--json"]).json();
+    let buffer = json!({ "key": "events.buffer", "old": "65536", "new": "1024" });
+    assert_eq!(again, json!({ "changed": [], "needsRestart": [buffer], "warnings": [] }));
+    std::fs::write(&gateway.file, format!("limits.connections = -1\n{text}")).unwrap();
+    let refused = gateway.command(&["reload"]);
+    refused.fails(1, "says FAILED_PRECONDITION: the configuration is not taken, and the one from before stays:");
+    refused.fails(1, "limits.connections: `-1` is not allowed");
+    gateway.over_tcp(&["reload"], READ_TOKEN).fails(77, "lacks the scope `admin`");
+}
+
+#[test]
 fn status_is_a_page_or_a_document() {
     let gateway = Gateway::new();
     let _alice = gateway.client("alice", &[]);
@@ -267,6 +285,7 @@ fn without_a_gateway_every_command_ends_with_69() {
         &["sessions"],
         &["users"],
         &["log", "info"],
+        &["reload"],
         &["topics"],
         &["publish", "news", "{}"],
         &["events"],

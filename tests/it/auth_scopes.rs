@@ -16,7 +16,7 @@ use tonic_prost::ProstCodec;
 use crate::support::{Gateway, Http, Rpc, rpc::SCOPES, soon};
 
 /// What each RPC takes.
-const RPCS: [(&str, &str); 21] = [
+const RPCS: [(&str, &str); 22] = [
     ("SendToUser", "send"),
     ("SendBatch", "send"),
     ("Broadcast", "send"),
@@ -29,6 +29,7 @@ const RPCS: [(&str, &str); 21] = [
     ("ForgetDevice", "admin"),
     ("ForgetUser", "admin"),
     ("StreamEvents", "events"),
+    ("Reload", "admin"),
     ("Backup", "admin"),
     ("SendToSession", "send"),
     ("ListUsers", "read"),
