@@ -1,7 +1,16 @@
-//! The life of the daemon's tasks: every one is tracked, an essential one that ends or panics stops the daemon, and
-//! a stop is joined under a deadline. Knows nothing of signals.
+//! The life of the daemon's tasks: every one is tracked, an essential one that ends or panics stops the daemon, those
+//! that have to be seen alive give signs of it, and a stop is joined under a deadline. Knows nothing of signals.
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
@@ -10,6 +19,9 @@ use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::types::Span;
+
+/// How far apart the signs of life of one task are at most, while it gets its turns.
+pub const BEAT: Duration = Duration::from_millis(500);
 
 /// The section `[shutdown]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -36,6 +48,45 @@ pub struct Lifecycle {
     tracker: TaskTracker,
     failure: Arc<Mutex<Option<String>>>,
     failed: CancellationToken,
+    beats: Beats,
+}
+
+type Beats = Arc<Mutex<Vec<Arc<Signs>>>>;
+
+/// What one task has shown of itself.
+#[derive(Debug)]
+struct Signs {
+    name: &'static str,
+    count: AtomicU64,
+}
+
+/// A task that gives signs of life for as long as it has this.
+#[derive(Debug)]
+pub struct Beat {
+    signs: Arc<Signs>,
+    all: Beats,
+}
+
+impl Beat {
+    /// Waits for something, however long, with a sign of life every [`BEAT`].
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            self.signs.count.fetch_add(1, Ordering::Relaxed);
+            // What is there at once needs no timer.
+            tokio::select! {
+                biased;
+                done = work.as_mut() => return done,
+                () = tokio::time::sleep(BEAT) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        self.all.lock().retain(|signs| !Arc::ptr_eq(signs, &self.signs));
+    }
 }
 
 impl Lifecycle {
@@ -79,6 +130,18 @@ impl Lifecycle {
             };
             life.fail(failure);
         });
+    }
+
+    /// A task that is to be seen alive from now on, by what people call it.
+    pub fn beat(&self, name: &'static str) -> Beat {
+        let signs = Arc::new(Signs { name, count: AtomicU64::new(0) });
+        self.beats.lock().push(Arc::clone(&signs));
+        Beat { signs, all: Arc::clone(&self.beats) }
+    }
+
+    /// The signs of life that each such task has given, oldest task first.
+    pub fn beats(&self) -> Vec<(&'static str, u64)> {
+        self.beats.lock().iter().map(|signs| (signs.name, signs.count.load(Ordering::Relaxed))).collect()
     }
 
     /// Records the first failure and wakes [`Lifecycle::failed`].
@@ -136,6 +199,18 @@ mod tests {
         });
         assert_eq!(life.stop(Duration::from_secs(5)).await, 0);
         assert_eq!(life.failure(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_waits_shows_that_it_lives_and_is_forgotten_with_its_end() {
+        let life = Lifecycle::new();
+        let beat = life.beat("the heart");
+        let waiting = tokio::spawn(async move { beat.during(tokio::time::sleep(BEAT * 10)).await });
+        tokio::time::sleep(BEAT * 5).await;
+        let [("the heart", count)] = life.beats()[..] else { panic!("{:?}", life.beats()) };
+        assert!((5..=6).contains(&count), "{count}");
+        waiting.await.unwrap();
+        assert_eq!(life.beats(), []);
     }
 
     #[tokio::test(start_paused = true)]

@@ -75,10 +75,8 @@ pub const KEY_FILES_LOOKED_AT: std::time::Duration = std::time::Duration::from_s
 pub const KEYS_TRIED_MAX: usize = 16;
 /// How long who brings no token has to send one before he is a guest (`auth.anonymous`), where `auth.timeout` is longer.
 pub const GUEST_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
-/// Topics that a session may join and leave at once, so that one that comes back finds its way; and how many more a second.
-/// Each of them may be told to a thousand others.
-pub const MEMBERSHIP_CHANGES_MAX: u32 = 1024;
-/// See [`MEMBERSHIP_CHANGES_MAX`].
+/// How many topics a session may join and leave a second, beyond `limits.membership_changes` at once. Each of them may be told
+/// to a thousand others.
 pub const MEMBERSHIP_CHANGES_PER_SECOND: u32 = 8;
 /// The most bytes of a token's claims that a session keeps, as JSON; a token with more is refused.
 pub const KEPT_CLAIMS_BYTES_MAX: usize = 4096;
@@ -134,9 +132,6 @@ pub const CLOSE_LINGER: std::time::Duration = std::time::Duration::from_secs(1);
 pub const HANDSHAKE_HEAD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// The longest header of the PROXY protocol, what is skipped of it included.
 pub const PROXY_HEADER_BYTES_MAX: usize = 4 * 1024;
-/// TLS handshakes under way on the listeners of one kind at once; further connections are dropped. One takes some 20 KiB
-/// until it is done or its time is over.
-pub const TLS_HANDSHAKES_MAX: usize = 4096;
 /// What a session's TLS keeps encrypted for a socket that takes nothing, in bytes of what is encrypted.
 pub const TLS_HELD_BACK_BYTES_MAX: usize = 32 * 1024;
 /// The largest file of certificates, of a key, or of authorities.
@@ -196,6 +191,12 @@ pub const STORE_BALLAST_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long the store waits before it is opened again after its disk was full: at first, and at most.
 pub const STORE_REOPEN_DELAY: (std::time::Duration, std::time::Duration) =
     (std::time::Duration::from_millis(100), std::time::Duration::from_secs(5));
+/// How often the service manager is told how the daemon stands.
+pub const STATUS_INTERVAL: std::time::Duration = std::time::Duration::from_secs(3);
+/// The same while it drains or stops.
+pub const STATUS_INTERVAL_STOPPING: std::time::Duration = std::time::Duration::from_secs(1);
+/// How soon health checks hear of a drain.
+pub const HEALTH_LOOK_INTERVAL: std::time::Duration = std::time::Duration::from_millis(250);
 /// How long one commit may run before the store counts as stuck.
 pub const STORE_STUCK_AFTER: std::time::Duration = std::time::Duration::from_secs(30);
 /// How long a stuck commit has before the process is ended.
@@ -207,12 +208,11 @@ pub const BROADCAST_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The most bytes of a gRPC call's headers. A list that goes on in CONTINUATION frames beyond it, or for more frames than
 /// it could need, ends the connection.
 pub const GRPC_HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// How long a connection to a gRPC listener over TCP may be there before a call with a token comes over it, or one that is
+/// answered OK; one that proves by a certificate who calls has no such bound.
+pub const GRPC_FIRST_CALL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// The smallest bound on a gRPC request; `limits.notification_bytes` may ask for more.
 pub const GRPC_REQUEST_BYTES_MIN: usize = 4 * 1024 * 1024;
-/// Calls that a caller begins and resets before they were looked at; with more the connection ends (CVE-2023-44487).
-pub const GRPC_PENDING_RESETS_MAX: usize = 64;
-/// Streams of one connection that are reset for what the caller did wrong; with more it ends.
-pub const GRPC_ERROR_RESETS_MAX: usize = 256;
 /// What a gRPC caller may send on a stream that is not read: as much as a batch has under way at 256 bytes a request, so
 /// that it never stops for leave to go on.
 pub const GRPC_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -277,7 +277,7 @@ pub const GROUP_BYTES_MAX: usize = 128;
 pub const MESSAGE_TYPES_MAX: usize = 1000;
 /// The sessions of a snapshot that are looked at in one go.
 pub const SNAPSHOT_PAGE_SESSIONS: usize = 256;
-/// Descriptors that are needed besides clients' connections: the store's, the listeners', those of callers.
+/// Descriptors that are kept from clients' connections: for the store, the listeners, callers; at most half of all.
 pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
 /// What a pass over the sessions hands to each of them: of the broadcasts that are pending, the first up to so many bytes,
 /// and one in any case.
@@ -392,6 +392,12 @@ pub struct Limits {
     pub topics_per_session: Count,
     /// Sessions that are in one topic; further ones are refused.
     pub topic_sessions: Count,
+    /// Topics that a session may join and leave at once; then [`MEMBERSHIP_CHANGES_PER_SECOND`].
+    pub membership_changes: Count,
+    /// Lists of users that a session may ask for at once; then two a second.
+    pub user_lists: Count,
+    /// TLS handshakes under way on the listeners of one kind at once; with one more the oldest is dropped.
+    pub tls_handshakes: Count,
     /// The process's resident memory, from which on no connection is let in: a size, or a share of what it may have.
     pub memory: Level,
 }
@@ -422,6 +428,9 @@ impl Default for Limits {
             new_devices_per_hour: Count(100),
             topics_per_session: Count(100),
             topic_sessions: Count(0),
+            membership_changes: Count(1024),
+            user_lists: Count(20),
+            tls_handshakes: Count(4096),
             memory: Level::Share(80),
         }
     }

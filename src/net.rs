@@ -1,9 +1,11 @@
 //! Listening: binding an address, accepting for as long as it takes, and whether a request means this machine.
 //!
 //! * `proxy.rs`: what a proxy says in front of a connection.
+//! * `stamp.rs`: whether files have changed.
 //! * `tls.rs`: TLS, from certificates in files to the handshake.
 
 pub mod proxy;
+mod stamp;
 pub mod tls;
 
 use std::{
@@ -20,6 +22,8 @@ use http::{
     uri::{Authority, Uri},
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+pub use self::stamp::Stamp;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -43,20 +47,20 @@ pub struct BindError {
 pub enum Bound {
     /// TCP.
     Tcp(TcpListener, SocketAddr),
-    /// A Unix socket, which is removed when the daemon ends.
+    /// A Unix socket. One that was bound here is removed when the daemon ends.
     Unix(UnixListener, SocketFile),
 }
 
-/// A Unix socket's file. Removed when dropped, unless another has taken its place.
+/// A Unix socket's file. Removed when dropped, unless another has taken its place, or it is the service manager's.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    inode: u64,
+    inode: Option<u64>,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|there| there.ino() == self.inode);
+        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|there| Some(there.ino()) == self.inode);
         if ours {
             // It may be gone by now; nothing depends on it.
             let _ = std::fs::remove_file(&self.path);
@@ -93,6 +97,19 @@ pub fn bind(address: &str) -> Result<Bound, BindError> {
     bound.map_err(|source| BindError { address: address.to_owned(), source })
 }
 
+/// A TCP listener that was bound elsewhere, as one of the runtime that this is called on.
+pub fn adopt_tcp(listener: std::net::TcpListener) -> io::Result<Bound> {
+    listener.set_nonblocking(true)?;
+    let local = listener.local_addr()?;
+    Ok(Bound::Tcp(TcpListener::from_std(listener)?, local))
+}
+
+/// A Unix socket that was bound elsewhere, likewise. Its file stays.
+pub fn adopt_unix(listener: std::os::unix::net::UnixListener, path: PathBuf) -> io::Result<Bound> {
+    listener.set_nonblocking(true)?;
+    Ok(Bound::Unix(UnixListener::from_std(listener)?, SocketFile { path, inode: None }))
+}
+
 fn bind_tcp(address: &str) -> io::Result<Bound> {
     let address = address
         .to_socket_addrs()?
@@ -124,7 +141,7 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
     rustix::process::umask(before);
     let listener = listener?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
-    let inode = std::fs::symlink_metadata(path)?.ino();
+    let inode = Some(std::fs::symlink_metadata(path)?.ino());
     Ok(Bound::Unix(listener, SocketFile { path: path.to_owned(), inode }))
 }
 

@@ -1,27 +1,37 @@
 //! The daemon: binds, opens, supervises, and stops in order.
 //!
-//! Order of a start: keys, tokens and certificates are read, every listener is bound, the store is opened, then all is served. So a
+//! Order of a start: keys, tokens and certificates are read, every listener is bound or taken from the service manager
+//! (`activation.rs`), the store is opened, then all is served. So a
 //! port in use or a missing key touches no data. Order of a stop: not ready → `shutdown.lb_delay` → no more
 //! connections → sessions told and closed → tasks joined → store flushed and closed, all under `shutdown.deadline`.
 
+pub mod activation;
 pub mod calls;
+mod descriptors;
+mod health;
+mod manager;
+mod memory;
 mod origins;
 pub mod pulse;
 mod reload;
 mod tls;
+pub mod watchdog;
 
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use self::reload::{Reloader, Source};
 use self::{
+    activation::Passed,
     calls::Calls,
+    health::Health,
     reload::{Made, Running},
 };
 use crate::{
@@ -35,13 +45,10 @@ use crate::{
     grpc, http,
     hub::{Hub, Parts},
     lifecycle::{Lifecycle, Shutdown},
-    limits,
     metrics::Metrics,
-    net::{self, BindError, Bound},
+    net::{BindError, Bound},
     store::{OpenError, Store, StoreError},
-    systemd,
-    types::ListenAddress,
-    ws,
+    systemd, ws,
 };
 
 /// Sessions that a drain closes in a second, where the deadline leaves it the choice.
@@ -116,6 +123,16 @@ impl Server {
 
     /// The same, with calls where the caller wants them.
     pub async fn bind_with(config: &Config, clock: Clock, calls: Calls) -> Result<Server, StartError> {
+        Self::bind_passed(config, clock, calls, Passed::none()).await
+    }
+
+    /// The same, with sockets that the service manager has bound.
+    pub async fn bind_passed(
+        config: &Config,
+        clock: Clock,
+        calls: Calls,
+        passed: Passed,
+    ) -> Result<Server, StartError> {
         let authenticator =
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
         let Made { rules, tokens, terms } = Made::of(config)?;
@@ -124,37 +141,14 @@ impl Server {
         let tls = tls::Listeners::open(config, &clock)?;
         let clients = config.grpc.clients.iter().map(|client| (client.name.as_str(), client.scope_set()));
         let clients = Arc::new(grpc::Clients::new(clients));
-        let mut bound = Vec::new();
-        let (mut access, mut ops_access) = (Vec::new(), Vec::new());
-        for address in &config.http.listen {
-            bound.push(("http", net::bind(address)?));
-        }
-        for address in &config.grpc.listen {
-            let listener = calls.within(|| net::bind(address))?;
-            access.push(match (&listener, config.grpc.insecure) {
-                (Bound::Unix(..), _) => Access::open("unix-socket"),
-                (Bound::Tcp(..), true) => Access::open("insecure"),
-                (Bound::Tcp(..), false) => Access::Tokens(tokens.clone()),
-            });
-            bound.push(("grpc", listener));
-        }
-        for address in &config.ops.listen {
-            let listener = calls.within(|| net::bind(address))?;
-            ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
-                (false, _) if tls.ops.is_none() => None,
-                (false, _) => Some(Access::Tokens(tokens.clone())),
-                (true, true) => Some(Access::open("insecure")),
-                (true, false) => Some(Access::Tokens(tokens.clone())),
-            });
-            bound.push(("ops", listener));
-        }
+        let activation::Open { bound, access, ops_access } = activation::open(config, passed, &calls, &tokens, &tls)?;
         let listener = |(name, bound): &(&'static str, Bound)| {
             let tls = matches!(bound, Bound::Tcp(..)) && tls.of(name).is_some();
             Listener { name, address: bound.to_string(), tls }
         };
         let listeners: Vec<Listener> = bound.iter().map(listener).collect();
 
-        let store = open_store(config, clock.clone()).await?;
+        let store = manager::while_it_starts(open_store(config, clock.clone())).await?;
         let life = Lifecycle::new();
         let hub = Hub::new(Parts {
             store,
@@ -234,18 +228,14 @@ impl Server {
         let Self { grpc_limits, tokens, config, tls, clients, source, hang_up, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let bounds = grpc_limits.subscribe();
-        if let Some(source) = source {
+        let reloader = source.map(|source| {
             let (api, hub, tls, clients) = (api.clone(), hub.clone(), tls.clone(), Arc::clone(&clients));
             let (ws, shutdown) = (Arc::clone(&ws), Arc::clone(&shutdown));
-            let running = Running { api: api.clone(), hub, ws, tls, tokens, clients, bounds: grpc_limits, shutdown };
-            let reloader = Reloader::new(running, config, source);
-            reloader.serve(&api, hang_up, &life);
-        }
+            let running = Running { api, hub, ws, tls, tokens, clients, bounds: grpc_limits, shutdown };
+            Reloader::new(running, config, source)
+        });
         let calls_life = life.on(calls.handle());
-        let (reporter, health) = tonic_health::server::health_reporter();
-        for name in grpc::HEALTH_NAMES {
-            reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
-        }
+        let (reporter, health) = Health::new().await;
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
         for (name, bound) in bound {
             match (name, bound) {
@@ -285,7 +275,14 @@ impl Server {
             tracing::info!(name = listener.name, address = %listener.address, tls = listener.tls, "listening");
         }
         tracing::info!(version = env!("CARGO_PKG_VERSION"), epoch = %hub.events().epoch(), "ready");
-        systemd::ready(&listeners.iter().map(|l| format!("{} {}", l.name, l.address)).collect::<Vec<_>>().join(", "));
+        let (places, stopping) = (manager::places(&listeners), CancellationToken::new());
+        systemd::ready(&manager::standing(&hub, &places, false));
+        let watchdog = watch(&life, &hub, &calls);
+        let report = tokio::spawn(manager::report(hub.clone(), places, stopping.clone()));
+        let _report = AbortOnDropHandle::new(report);
+        if let Some((reloader, hang_up)) = reloader.zip(hang_up) {
+            reloader.follow(hang_up, &life);
+        }
         if let Some(then) = on_ready {
             then();
         }
@@ -296,20 +293,23 @@ impl Server {
                 _ = life.failed() => {}
             }
         };
-        tokio::select! {
-            () = stop => tracing::info!("stopping"),
-            () = failed => {}
-            () = follow_health(&hub, &reporter) => {}
-        }
+        let supervised = async {
+            tokio::select! {
+                () = stop => tracing::info!("stopping"),
+                () = failed => {}
+                () = reporter.follow(&hub) => {}
+            }
+        };
+        life.beat("the supervisor").during(supervised).await;
 
         let started = tokio::time::Instant::now();
         let shutdown = shutdown.lock().clone();
         let deadline = started + shutdown.deadline.0;
         api.set_stopping(shutdown.deadline.0);
         systemd::stopping();
-        for name in grpc::HEALTH_NAMES {
-            reporter.set_service_status(name, tonic_health::ServingStatus::NotServing).await;
-        }
+        stopping.cancel();
+        let _extended = AbortOnDropHandle::new(tokio::spawn(manager::while_it_stops(deadline)));
+        reporter.set(false).await;
         if life.failure().is_none() {
             tokio::time::sleep(shutdown.lb_delay.0.min(shutdown.deadline.0 / 2)).await;
         }
@@ -334,24 +334,23 @@ impl Server {
             (None, Ok(())) => Ended::InOrder,
         };
         let took = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        drop(watchdog);
         tracing::info!(took_ms = took, in_order = ended == Ended::InOrder, "stopped");
         ended
     }
 }
 
-/// Says in the health service what the store says of itself. Does not end before the store.
-async fn follow_health(hub: &Hub, reporter: &tonic_health::server::HealthReporter) {
-    let mut changes = hub.store().health_changes();
-    while changes.changed().await.is_ok() {
-        let status = match hub.store().health() {
-            Ok(()) => tonic_health::ServingStatus::Serving,
-            Err(_) => tonic_health::ServingStatus::NotServing,
-        };
-        for name in grpc::HEALTH_NAMES {
-            reporter.set_service_status(name, status).await;
-        }
-    }
-    std::future::pending().await
+/// Feeds the service manager's watchdog, where it has one.
+fn watch(life: &Lifecycle, hub: &Hub, calls: &Calls) -> Option<watchdog::Watchdog> {
+    let interval = systemd::watchdog()?;
+    let runtimes = vec![("the sessions' runtime", Handle::current()), ("the calls' runtime", calls.handle())];
+    let vitals = watchdog::Vitals { life: life.clone(), store: hub.store().clone(), runtimes };
+    let started = watchdog::Watchdog::start(interval, vitals, |said| match said {
+        watchdog::Said::Alive => systemd::alive(),
+        watchdog::Said::Silent(dead) => tracing::error!(?dead, "no sign of life; the watchdog is not fed"),
+    });
+    // Without it the daemon would be ended, and started again, over and over: that is what a machine without threads needs.
+    started.inspect_err(|error| tracing::error!(%error, "the watchdog cannot be fed")).ok()
 }
 
 async fn open_store(config: &Config, clock: Clock) -> Result<Store, StartError> {
@@ -371,31 +370,9 @@ async fn close_store(store: Store, deadline: tokio::time::Instant) -> Result<(),
     }
 }
 
-/// Raises the soft limit on descriptors to the hard one, and says so where that is still too low for the clients that
-/// the configuration allows.
-fn raise_descriptor_limit(config: &Config) {
-    let (limit, raised) = net::raise_descriptor_limit();
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit on descriptors could not be raised");
-    }
-    let connections = u64::from(config.limits.connections.0);
-    // A machine's own users do not come in such numbers. Nor is a limit that is not there one to warn of.
-    let public = |text: &String| ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
-    if let Some(limit) = limit
-        && config.http.listen.iter().any(public)
-        && limit < connections.saturating_add(limits::DESCRIPTORS_BESIDE_CLIENTS)
-    {
-        tracing::warn!(
-            limit,
-            connections,
-            "the descriptor limit is too low for limits.connections; raise it (LimitNOFILE=) or lower that"
-        );
-    }
-}
-
-/// Runs the daemon until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP has the configuration
-/// read again. `prepare` sees it before it serves.
-pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
+/// Runs the daemon, with the sockets that were passed to it, until SIGTERM or SIGINT; a second one ends the process at once.
+/// SIGHUP has the configuration read again. `prepare` sees it before it serves.
+pub async fn run(config: &Config, passed: Passed, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -414,17 +391,21 @@ pub async fn run(config: &Config, prepare: impl FnOnce(&mut Server)) -> Result<E
             first.cancel();
         }
     });
-    raise_descriptor_limit(config);
+    let descriptors = descriptors::raise_limit(config);
     origins::warn(config);
     let hang_up = signal(SignalKind::hangup())?;
     let mut server = tokio::select! {
-        server = Server::bind(config, Clock::system()) => server?,
+        server = Server::bind_passed(config, Clock::system(), Calls::apart()?, passed) => server?,
         () = stop.cancelled() => {
             tracing::info!("stopped while starting");
             return Ok(Ended::InOrder);
         }
     };
     server.hang_up = Some(hang_up);
+    memory::warn(config);
+    if let Some(descriptors) = descriptors {
+        server.ws.keep_within(descriptors);
+    }
     prepare(&mut server);
     Ok(server.run(async move { stop.cancelled().await }).await)
 }

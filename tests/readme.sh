@@ -24,6 +24,8 @@ require curl jq python3 node npm systemd-analyze systemd-sysusers systemd-tmpfil
 find_binary
 
 SOURCE=$PWD
+VERSION=$("$BIN" --version)
+VERSION=${VERSION#pushgate }
 HERE=$WORK/here
 ROOT=$WORK/root
 SHIMS=$WORK/shims
@@ -221,6 +223,14 @@ run_line() {
         # This script is run by the one that runs these; the targets and the steps must be there.
         'cargo test'*) [[ -d tests && -f Cargo.toml ]] || fail "no tests here" ;;
         'cargo build --release'*) cargo metadata --no-deps --offline --format-version 1 >"$WORK/said" 2>&1 || fail "$(cat "$WORK/said")" ;;
+        # tests/package.sh and tests/boot.sh carry these out; here what they name must be there.
+        'packaging/build') [[ -x packaging/build ]] ;;
+        'sudo apt-get install ./target/package/'*) [[ $1 == *"/pushgate_$VERSION-1_amd64.deb" ]] || fail "this is version $VERSION: $1" ;;
+        'tar xzf '*)
+            [[ $1 == *" pushgate-$VERSION-x86_64-linux.tar.gz "* ]] || fail "this is version $VERSION: $1"
+            cp "$BIN" "$HERE/pushgate"
+            ;;
+        'docker '*) [[ -f Dockerfile ]] ;;
         'export PATH="$PWD/target/release:$PATH"'*) [[ -x $HERE/target/release/pushgate ]] ;;
         'export PUSHGATE_GRPC="unix:$PWD/admin.sock"') EXPORTS+=("PUSHGATE_GRPC=unix:$HERE/admin.sock") ;;
         'pushgate serve '*) serve "$line" ;;

@@ -20,6 +20,33 @@ sed "s|/usr/bin/pushgate|$BIN|" systemd/pushgate.service >"$WORK/pushgate.servic
 grep -q "^ExecStart=$BIN serve" "$WORK/pushgate.service" || fail "the unit does not start /usr/bin/pushgate"
 systemd-analyze verify "$WORK/pushgate.service" >"$WORK/verify" 2>&1 || fail "verify: $(cat "$WORK/verify")"
 [[ ! -s $WORK/verify ]] || fail "verify: $(cat "$WORK/verify")"
+cp systemd/*.socket "$WORK"
+systemd-analyze verify "$WORK"/pushgate*.socket "$WORK/pushgate.service" >"$WORK/verify" 2>&1 || fail "verify: $(cat "$WORK/verify")"
+[[ ! -s $WORK/verify ]] || fail "verify of the sockets: $(cat "$WORK/verify")"
+
+say "the sockets are the listeners of the configuration, by their names"
+for pair in "http pushgate.socket" "grpc pushgate-grpc.socket" "ops pushgate-ops.socket"; do
+    section=${pair%% *} unit=systemd/${pair##* }
+    grep -qx "FileDescriptorName=$section" "$unit" && grep -qx 'Service=pushgate.service' "$unit" || fail "$unit: not named $section"
+    stream=$(sed -n 's/^ListenStream=//p' "$unit")
+    [[ $stream != /* ]] || stream=unix:$stream
+    sed -n "/^\[$section\]/,/^\[/p" systemd/pushgate.toml | grep -qxF "#listen = [\"$stream\"]" || fail "$unit: $stream is not $section.listen"
+    grep -qxF 'Backlog=4096' "$unit" || fail "$unit: no Backlog"
+done
+grep -qx 'SocketMode=0660' systemd/pushgate-grpc.socket || fail "the admin API's socket is open to all"
+
+say "what newer versions can do: known to this one, or passed over with a warning of just that"
+mkdir "$WORK/pushgate.service.d"
+cp systemd/pushgate-254.conf "$WORK/pushgate.service.d/254.conf"
+systemd-analyze verify "$WORK/pushgate.service" >"$WORK/verify" 2>&1 || fail "verify: $(cat "$WORK/verify")"
+strange=$(grep -vE "notify-reload|'RestartSteps'|'RestartMaxDelaySec'" "$WORK/verify" || true)
+[[ -z $strange ]] || fail "verify: $strange"
+rm -r "$WORK/pushgate.service.d"
+
+say "a crash loop is never given up, and what is faster than it is"
+value() { sed -n "s/^$1=//p" systemd/pushgate.service; }
+(($(value StartLimitIntervalSec) / $(value RestartSec) < $(value StartLimitBurst))) || fail "it would be left alone"
+[[ $(value WatchdogSec) -gt 0 && $(value WatchdogSignal) == SIGKILL ]] || fail "no watchdog, or one that leaves a core"
 
 say "systemd-analyze security: at most $EXPOSURE_MAX"
 systemd-analyze security --offline=true --threshold="${EXPOSURE_MAX/./}" systemd/pushgate.service >"$WORK/security" 2>&1 ||

@@ -162,6 +162,11 @@ struct Call {
     deadline: Option<Instant>,
 }
 
+/// Whether a request that was noted comes from somebody who may call.
+pub fn has_caller(extensions: &http::Extensions) -> bool {
+    extensions.get::<Call>().is_some_and(|call| call.caller.is_some())
+}
+
 /// Reads `grpc-timeout` (gRPC over HTTP/2: 1 to 8 digits and a unit).
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

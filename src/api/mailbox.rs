@@ -42,11 +42,15 @@ impl Api {
         caller: &Caller,
         request: &proto::PurgePendingRequest,
     ) -> Result<proto::PurgePendingResponse, ApiError> {
-        let outcome = self.purge(caller, request).await;
+        let subject = Subject(&[("user", Some(&request.user_id)), ("device", request.device.as_deref())]);
         // What only counts, and may, takes nothing away.
-        if request.force || outcome.is_err() {
-            let subject = Subject(&[("user", Some(&request.user_id)), ("device", request.device.as_deref())]);
-            audit::note("purge", caller, &subject, &outcome, |answer| format!("{} purged", answer.purged));
+        let line = request.force.then(|| audit::begin("purge", caller, &subject));
+        let outcome = self.purge(caller, request).await;
+        let done = |answer: &proto::PurgePendingResponse| format!("{} purged", answer.purged);
+        match line {
+            Some(line) => line.note(&outcome, done),
+            None if outcome.is_err() => audit::note("purge", caller, &subject, &outcome, done),
+            None => {}
         }
         outcome
     }
@@ -85,9 +89,10 @@ impl Api {
         caller: &Caller,
         request: &proto::ForgetDeviceRequest,
     ) -> Result<proto::ForgetDeviceResponse, ApiError> {
-        let outcome = self.forget_one(caller, request).await;
         let subject = Subject(&[("user", Some(&request.user_id)), ("device", request.device.as_deref())]);
-        audit::note("forget device", caller, &subject, &outcome, |_| "forgotten".to_owned());
+        let line = audit::begin("forget device", caller, &subject);
+        let outcome = self.forget_one(caller, request).await;
+        line.note(&outcome, |_| "forgotten".to_owned());
         outcome
     }
 
@@ -114,8 +119,9 @@ impl Api {
         caller: &Caller,
         request: &proto::ForgetUserRequest,
     ) -> Result<proto::ForgetUserResponse, ApiError> {
+        let line = audit::begin("forget user", caller, &Subject(&[("user", Some(&request.user_id))]));
         let outcome = self.forget_all(caller, request).await;
-        audit::note("forget user", caller, &Subject(&[("user", Some(&request.user_id))]), &outcome, |answer| {
+        line.note(&outcome, |answer| {
             format!("{} devices and {} notifications forgotten", answer.devices, answer.notifications)
         });
         outcome

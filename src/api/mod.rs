@@ -87,7 +87,7 @@ impl Caller {
     }
 
     /// Whether he goes on as another who may do as much under his name.
-    fn goes_on_as(&self, other: &Self) -> bool {
+    pub fn goes_on_as(&self, other: &Self) -> bool {
         self.name == other.name && other.scopes.covers(self.scopes)
     }
 }

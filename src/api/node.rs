@@ -61,10 +61,9 @@ impl Api {
 
     /// Closes the sessions whose time is over, and deletes what has expired, now. Scope: admin.
     pub async fn clean_up(&self, caller: &Caller) -> Result<CleanedUp, ApiError> {
+        let line = audit::begin("clean up", caller, &Subject(&[("node", Some(&self.0.node))]));
         let outcome = self.clean(caller).await;
-        audit::note("clean up", caller, &Subject(&[("node", Some(&self.0.node))]), &outcome, |cleaned| {
-            format!("{} closed, {} expired", cleaned.closed, cleaned.expired)
-        });
+        line.note(&outcome, |cleaned| format!("{} closed, {} expired", cleaned.closed, cleaned.expired));
         outcome
     }
 

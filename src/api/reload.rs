@@ -53,8 +53,9 @@ impl Api {
         caller: &Caller,
         _request: proto::ReloadRequest,
     ) -> Result<proto::ReloadResponse, ApiError> {
+        let line = audit::begin("reload", caller, &Subject(&[("node", Some(&self.0.node))]));
         let outcome = self.reloaded(caller).await;
-        audit::note("reload", caller, &Subject(&[("node", Some(&self.0.node))]), &outcome, |answer| {
+        line.note(&outcome, |answer| {
             format!("{} changed, {} need a restart", answer.changed.len(), answer.needs_restart.len())
         });
         outcome

@@ -22,19 +22,20 @@ impl Api {
         caller: &Caller,
         request: proto::CloseUserSessionsRequest,
     ) -> Result<proto::CloseUserSessionsResponse, ApiError> {
-        let (user, session, device) = (request.user_id.clone(), request.session_id.clone(), request.device.clone());
-        let revokes = request.revoke_tokens;
-        let outcome = self.close(caller, request).await;
-        let subject = Subject(&[("user", Some(&user)), ("session", named(&session)), ("device", device.as_deref())]);
-        let action = if revokes { "close and revoke" } else { "close" };
-        audit::note(action, caller, &subject, &outcome, |answer| format!("{} closed", answer.closed));
+        let proto::CloseUserSessionsRequest { user_id, session_id, device, .. } = &request;
+        let subject =
+            Subject(&[("user", Some(user_id)), ("session", named(session_id)), ("device", device.as_deref())]);
+        let action = if request.revoke_tokens { "close and revoke" } else { "close" };
+        let line = audit::begin(action, caller, &subject);
+        let outcome = self.close(caller, &request).await;
+        line.note(&outcome, |answer| format!("{} closed", answer.closed));
         outcome
     }
 
     async fn close(
         &self,
         caller: &Caller,
-        request: proto::CloseUserSessionsRequest,
+        request: &proto::CloseUserSessionsRequest,
     ) -> Result<proto::CloseUserSessionsResponse, ApiError> {
         let mut hub = self.authorise(caller, Scope::Close)?;
         if request.revoke_tokens {
@@ -64,17 +65,17 @@ impl Api {
         caller: &Caller,
         request: proto::RevokeTokensRequest,
     ) -> Result<proto::RevokeTokensResponse, ApiError> {
-        let (jti, user) = (request.jti.clone(), request.user_id.clone());
-        let outcome = self.revoke(caller, request).await;
-        let subject = Subject(&[("jti", named(&jti)), ("user", named(&user))]);
-        audit::note("revoke", caller, &subject, &outcome, |answer| format!("{} closed", answer.closed));
+        let subject = Subject(&[("jti", named(&request.jti)), ("user", named(&request.user_id))]);
+        let line = audit::begin("revoke", caller, &subject);
+        let outcome = self.revoke(caller, &request).await;
+        line.note(&outcome, |answer| format!("{} closed", answer.closed));
         outcome
     }
 
     async fn revoke(
         &self,
         caller: &Caller,
-        request: proto::RevokeTokensRequest,
+        request: &proto::RevokeTokensRequest,
     ) -> Result<proto::RevokeTokensResponse, ApiError> {
         let hub = self.authorise(caller, Scope::Admin)?;
         let now = hub.clock().unix_millis();

@@ -29,7 +29,7 @@ struct Inner {
 
 impl Standing {
     /// Whether it is that very one.
-    pub(super) fn is(&self, other: &Self) -> bool {
+    pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 

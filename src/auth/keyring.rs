@@ -7,13 +7,7 @@
 //! * A token that names a key that nobody knows has the set fetched at once, [`limits::JWKS_ASKED_AT_ONCE`] times, and then
 //!   once per [`limits::JWKS_ASKED_EVERY`], whatever clients send. Whoever comes during a fetch waits for that one.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -30,6 +24,7 @@ use crate::{
     lifecycle::Lifecycle,
     limits,
     metrics::{Failure, Metrics},
+    net::Stamp,
 };
 
 /// How soon a fetch that failed is tried again: at first, and at most.
@@ -41,6 +36,8 @@ pub(super) struct Keyring {
     jwks: JwksConfig,
     weak_too: bool,
     current: RwLock<Arc<KeySet>>,
+    /// How the files looked before they were read first.
+    opened: Stamp,
     parts: Mutex<Parts>,
     remote: Option<Remote>,
 }
@@ -113,11 +110,13 @@ impl Keyring {
             let (outcome, _) = watch::channel(Outcome::default());
             Some(Remote { place, fetcher, outcome, wanted: Notify::new(), asking: Mutex::default() })
         };
+        let opened = Stamp::of(files(&config.keys, jwks));
         let keyring = Self {
             configs: config.keys.clone(),
             jwks: jwks.clone(),
             weak_too: config.weak_keys,
             current: RwLock::new(Arc::new(KeySet::new(Vec::new()))),
+            opened,
             parts: Mutex::default(),
             remote,
         };
@@ -193,15 +192,27 @@ impl Keyring {
         Ok(all)
     }
 
-    /// What all sources brought, in force from now on; whether it is other than before. Tokens that other keys vouched for
-    /// are verified anew.
-    fn put_together(&self, parts: &Parts) -> bool {
+    /// What all sources brought, in force from now on; what was before, where that is other. Tokens that other keys vouched
+    /// for are verified anew.
+    fn put_together(&self, parts: &Parts) -> Option<Arc<KeySet>> {
         let keys: Vec<_> = parts.files.iter().chain(&parts.fetched).cloned().collect();
         if self.current.read().is(&keys) {
-            return false;
+            return None;
         }
-        *self.current.write() = Arc::new(KeySet::new(keys));
-        true
+        Some(std::mem::replace(&mut *self.current.write(), Arc::new(KeySet::new(keys))))
+    }
+
+    /// Warns of the secrets that are shorter than they should be, but for those that were there before.
+    fn warn_of_weak(&self, before: &[Arc<Key>]) {
+        for key in self.current().keys().iter().filter(|key| !before.iter().any(|one| one.is(key))) {
+            if let Some((kid, bytes)) = key.weakness() {
+                tracing::warn!(
+                    kid,
+                    bytes,
+                    "this HMAC secret is too short for its algorithm; auth.weak_keys lets it pass"
+                );
+            }
+        }
     }
 
     /// Reads the files again, which blocks. What is wrong with one leaves all of them as they were.
@@ -212,7 +223,8 @@ impl Keyring {
             Ok(files) => {
                 parts.files = files;
                 parts.trouble = None;
-                if self.put_together(&parts) {
+                if let Some(before) = self.put_together(&parts) {
+                    self.warn_of_weak(before.keys());
                     tracing::info!(keys = self.current().len(), "keys were read again");
                 }
             }
@@ -234,37 +246,24 @@ impl Keyring {
         }
     }
 
-    /// Says which secrets are shorter than they should be.
-    fn say_weak(&self) {
-        for (key, bytes) in self.current().keys().iter().filter_map(|key| key.weakness()) {
-            tracing::warn!(
-                kid = key,
-                bytes,
-                "this HMAC secret is too short for its algorithm; auth.weak_keys lets it pass"
-            );
-        }
-    }
-
     /// The files that keys come from.
-    fn files(&self) -> Vec<PathBuf> {
-        let of_keys = self.configs.iter().flat_map(|config| [&config.secret_file, &config.public_key_file]);
-        of_keys.chain([&self.jwks.file]).filter(|file| !file.as_os_str().is_empty()).cloned().collect()
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        files(&self.configs, &self.jwks)
     }
 
     /// Reads the files again once one is another than it was, and has stayed so for a moment: half of a key is none.
     async fn follow_files(self: &Arc<Self>, metrics: &Metrics) {
-        let files = self.files();
-        if files.is_empty() {
+        if self.files().next().is_none() {
             return std::future::pending().await;
         }
-        let look = || files.iter().map(|file| Stamp::of(file)).collect::<Vec<_>>();
-        let mut read = look();
+        // Not how they look now: they may have changed since they were read.
+        let mut read = self.opened.clone();
         let mut seen = read.clone();
         let mut ticks = tokio::time::interval(limits::KEY_FILES_LOOKED_AT);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now = look();
+            let now = Stamp::of(self.files());
             if now != read && now == seen {
                 read.clone_from(&now);
                 let (keyring, metrics) = (Arc::clone(self), metrics.clone());
@@ -308,7 +307,7 @@ impl Keyring {
                 let keys = set.keys.len();
                 let mut parts = self.parts.lock();
                 parts.fetched = set.keys.into_iter().map(Arc::new).collect();
-                let changed = self.put_together(&parts);
+                let changed = self.put_together(&parts).is_some();
                 drop(parts);
                 if changed || before.trouble.is_some() {
                     say_passed_over(&remote.place, &set.passed_over);
@@ -378,9 +377,11 @@ pub(super) fn follow(
     });
     let (mut changed, metrics, stop) = (changes.clone(), metrics.clone(), life.stopping().clone());
     life.spawn_essential("the key files", async move {
+        let mut before: Option<Arc<Keyring>> = None;
         loop {
             let keyring = current();
-            keyring.say_weak();
+            let said = before.replace(Arc::clone(&keyring)).map(|before| before.current());
+            keyring.warn_of_weak(said.as_ref().map_or(&[], |said| said.keys()));
             tokio::select! {
                 () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
                 () = keyring.follow_files(&metrics) => {}
@@ -398,23 +399,53 @@ fn say_passed_over(from: &dyn std::fmt::Display, passed_over: &[String]) {
     }
 }
 
-/// What tells one content of a file from another without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp(Option<(u64, u64, u64, i64, i64, i64, i64)>);
-
-impl Stamp {
-    fn of(file: &Path) -> Self {
-        Self(
-            fs::metadata(file)
-                .ok()
-                .map(|of| (of.dev(), of.ino(), of.size(), of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec())),
-        )
-    }
+/// The files that keys come from.
+fn files<'a>(keys: &'a [KeyConfig], jwks: &'a JwksConfig) -> impl Iterator<Item = &'a Path> {
+    let of_keys = keys.iter().flat_map(|config| [&config.secret_file, &config.public_key_file]);
+    of_keys.chain([&jwks.file]).map(|file| &**file).filter(|file| !file.as_os_str().is_empty())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::auth::config::Algorithm;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_changed_between_the_start_and_the_first_look_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("secret");
+        // In its place at once, as who changes keys does it.
+        let put = |secret: &str| {
+            let new = folder.path().join("new");
+            fs::write(&new, secret).unwrap();
+            fs::rename(new, &file).unwrap();
+        };
+        put("a secret of 32 bytes and no less");
+        let key = KeyConfig {
+            kid: String::new(),
+            algorithm: Algorithm::HS256,
+            secret: Default::default(),
+            secret_file: file.clone(),
+            secret_base64: Default::default(),
+            public_key_file: Default::default(),
+        };
+        let keyring = Arc::new(Keyring::new(&Config { keys: vec![key], ..Config::default() }).unwrap());
+        let before = keyring.current();
+        put("b secret of 32 bytes and no less");
+        let life = Lifecycle::new();
+        let ((_changes, changed), followed) = (watch::channel(()), Arc::clone(&keyring));
+        follow(move || Arc::clone(&followed), &changed, &life, &Metrics::default());
+        // Hours, on a clock that nobody waits for.
+        let read = async {
+            while Arc::ptr_eq(&keyring.current(), &before) {
+                tokio::time::sleep(limits::KEY_FILES_LOOKED_AT).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(3600), read).await.expect("the new secret");
+        assert_eq!(life.stop(Duration::from_secs(5)).await, 0);
+    }
 
     #[test]
     fn unknown_names_have_keys_fetched_so_often_and_no_more() {

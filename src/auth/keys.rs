@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     cache::Cache,
     config::{Algorithm, KeyConfig, KeySource},
+    material::Form,
 };
 use crate::limits;
 
@@ -135,6 +136,9 @@ impl Key {
         if secret.is_empty() {
             return Err("holds an empty secret".to_owned());
         }
+        if let Some(form) = Form::of(secret) {
+            return Err(form.instead_of_a_secret());
+        }
         let weak = bytes < least;
         if weak && !weak_too {
             let name = algorithm.as_str();
@@ -145,6 +149,11 @@ impl Key {
         }
         let key = Self::new(kid, Algorithms::of(&[algorithm]), DecodingKey::from_secret(secret));
         Ok(Self { weak_bytes: weak.then_some(bytes), ..key })
+    }
+
+    /// Whether that is the same key, for the same use.
+    pub(super) fn is(&self, other: &Key) -> bool {
+        self.print == other.print
     }
 
     /// What to warn of: a secret that is shorter than it should be, by its name and its bytes.
@@ -251,6 +260,10 @@ fn load_key(index: usize, config: &KeyConfig, weak_too: bool) -> Result<Key, Key
         }
         KeySource::SecretFile(file) => {
             let bytes = read(file, KEY_FILE_BYTES_MAX, "a key").map_err(|problem| fail(field, Some(file), problem))?;
+            // Before its last byte is taken for the end of a line: that may be one of a key's.
+            if let Some(form) = Form::of(&bytes) {
+                return Err(fail(field, Some(file), form.instead_of_a_secret()));
+            }
             let line = bytes.strip_suffix(b"\n").map_or(&bytes[..], |line| line.strip_suffix(b"\r").unwrap_or(line));
             secret(line, Some(file))
         }
@@ -282,7 +295,7 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 /// Reads a PEM and makes sure that it holds a key of the sort, and of the curve or size, that `algorithm` takes: a
 /// wrong one would otherwise show only as tokens that never verify.
 fn public_key(algorithm: Algorithm, pem: &[u8]) -> Result<DecodingKey, String> {
-    if pem.windows(12).any(|window| window == b"PRIVATE KEY-") {
+    if Form::of(pem) == Some(Form::PrivatePem) {
         return Err("holds a private key; the gateway only needs, and only takes, the public one".to_owned());
     }
     let wrong = |what: &str| format!("does not hold {what} in PEM, which {} needs", algorithm.as_str());

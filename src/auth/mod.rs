@@ -3,8 +3,9 @@
 //! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device, topics, revocation.
 //! Nothing a token says is believed before its signature holds, and no message repeats what a token says.
 //!
-//! `keys.rs` is what a key may do, `keyring.rs` which there are and how they change, `jwk.rs` a set of them as others publish
-//! it, `fetch.rs` how that comes here; `succession.rs` what a reload puts in the place of what there is; `cache.rs` are tokens that were found good, `revocation.rs` those that are void.
+//! `keys.rs` is what a key may do, `material.rs` what its bytes are, `keyring.rs` which there are and how they change, `jwk.rs`
+//! a set of them as others publish it, `fetch.rs` how that comes here; `succession.rs` is what a reload puts in the place of
+//! what there is; `cache.rs` are tokens that were found good, `revocation.rs` those that are void.
 
 mod cache;
 mod config;
@@ -13,6 +14,7 @@ mod identity;
 mod jwk;
 mod keyring;
 mod keys;
+mod material;
 mod revocation;
 mod succession;
 #[cfg(test)]
@@ -358,6 +360,8 @@ fn device(claims: &Map<String, Value>) -> Result<Option<Device>, AuthError> {
 fn mark(claims: &Map<String, Value>, expires_at: Option<u64>) -> Result<TokenMark, AuthError> {
     let id = match claims.get("jti") {
         None | Some(Value::Null) => None,
+        // One that all tokens of an issuer may share names none of them.
+        Some(Value::String(jti)) if jti.is_empty() => None,
         Some(Value::String(jti)) => Some(TokenId::of(jti)),
         Some(Value::Number(jti)) => Some(TokenId::of(&jti.to_string())),
         Some(_) => return Err(invalid("the token's claim `jti` must be a string")),

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{EncodingKey, crypto};
 use proptest::prelude::*;
 use serde_json::json;
@@ -432,6 +433,76 @@ fn a_key_that_cannot_be_used_is_named_in_one_line() {
     );
     let wrong_sort = KeyConfig { algorithm: Algorithm::ES256, ..hmac_key("", "hunter2") };
     assert_eq!(key_error(wrong_sort), "auth.keys[1]: secret does not go with ES256, which needs public_key_file");
+    // Others know it: what is made with it proves nothing.
+    for (name, bytes, what) in public_keys() {
+        let written = write(name, &bytes);
+        let mut wrong = vec![
+            KeyConfig { secret_file: written, ..KeyConfig::new(Algorithm::HS256) },
+            KeyConfig { secret_base64: Secret::new(STANDARD.encode(&bytes)), ..KeyConfig::new(Algorithm::HS256) },
+        ];
+        wrong.extend(str::from_utf8(&bytes).map(|text| hmac_key("", text)));
+        for key in wrong {
+            let error = key_error(key);
+            assert!(error.starts_with("auth.keys[1].secret"), "{name}: {error}");
+            assert!(error.contains(&format!(": holds {what}, where a secret for HMAC belongs")), "{name}: {error}");
+            assert!(!error.contains('\n') && !error.contains("AAAA"), "{name}: {error}");
+        }
+    }
+}
+
+/// Keys in the forms in which they are handed about, and what they are called.
+fn public_keys() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let file = |name: &str| std::fs::read(key_file(name)).unwrap();
+    let der = |pem: &[u8]| {
+        let text = str::from_utf8(pem).unwrap();
+        STANDARD.decode(text.lines().filter(|line| !line.starts_with('-')).collect::<String>()).unwrap()
+    };
+    let rsa = der(RSA_PUBLIC);
+    // `RSAPublicKey` stands in the bit string behind the algorithm.
+    let at = rsa.windows(2).skip(4).position(|two| two == [0x30, 0x82]).unwrap() + 4;
+    let mut ends_a_line = der(&file("test-p256-public.pem"));
+    *ends_a_line.last_mut().unwrap() = b'\n';
+    let (pem, in_der, ssh) =
+        ("a public key or a certificate in PEM", "a public key or a certificate in DER", "a public key of SSH");
+    let ssh_key =
+        |name: &str| format!("{name} AAAAC3NzaC1lZDI1NTE5AAAAIMGgZ3s2xw8b4xkBYpHXvWm0Kd4m ann@host\n").into_bytes();
+    vec![
+        ("rsa.pem", RSA_PUBLIC.to_vec(), pem),
+        ("p256.pem", [b"\xef\xbb\xbf", &file("test-p256-public.pem")[..]].concat(), pem),
+        ("ed25519.pem", file("test-ed25519-public.pem"), pem),
+        ("certificate.pem", file("test-tls-certificate.pem"), pem),
+        ("rsa.der", rsa.clone(), in_der),
+        ("pkcs1.der", rsa[at..].to_vec(), in_der),
+        ("p384.der", der(&file("test-p384-public.pem")), in_der),
+        ("p256.der", ends_a_line, in_der),
+        ("certificate.der", der(&file("test-tls-certificate.pem")), in_der),
+        ("rsa.base64", STANDARD.encode(&rsa).into_bytes(), in_der),
+        ("rsa.ssh", ssh_key("ssh-rsa"), ssh),
+        ("ed25519.ssh", ssh_key("ssh-ed25519"), ssh),
+        ("p256.ssh", ssh_key("ecdsa-sha2-nistp256"), ssh),
+        ("key.json", br#"{"kty":"RSA","n":"AQ","e":"AQAB"}"#.to_vec(), "a JSON Web Key"),
+        ("private.pem", RSA_PRIVATE.to_vec(), "a private key"),
+    ]
+}
+
+#[test]
+fn a_public_key_in_a_set_is_no_secret_either() {
+    for (name, bytes, what) in public_keys() {
+        let k = URL_SAFE_NO_PAD.encode(&bytes);
+        let set = json!({ "keys": [{ "kty": "oct", "alg": "HS256", "kid": "k", "k": k }] }).to_string();
+        for weak_too in [false, true] {
+            let refused = jwk::parse(set.as_bytes(), jwk::From::File, weak_too).unwrap_err();
+            assert!(refused.contains(&format!("(kid `k`): holds {what}, where a secret")), "{name}: {refused}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_secret_that_is_drawn_is_taken(secret in prop::collection::vec(any::<u8>(), 32..600)) {
+        prop_assert!(keys::Key::secret(None, Algorithm::HS256, &secret, false).is_ok());
+        prop_assert!(keys::Key::secret(None, Algorithm::HS256, STANDARD.encode(&secret).as_bytes(), false).is_ok());
+    }
 }
 
 #[test]

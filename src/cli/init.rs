@@ -1,12 +1,13 @@
 //! `pushgate init`: a first configuration with secrets of its own.
 //!
 //! Nothing is overwritten: a file that is there stays, or with `--force` is moved aside. What is written is read back
-//! and checked as `config check` would.
+//! and checked as `config check` would. As root, at the default place, on a system that has the service's group, the file is
+//! made readable for that group and so for the service; elsewhere it is its maker's alone.
 
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
@@ -79,8 +80,9 @@ pub fn init(args: &Init) -> Outcome {
     if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|error| Failure::file("cannot make the folder", folder, &error))?;
     }
+    let group = service_group(file);
     let moved = if args.force { move_aside(file)? } else { None };
-    if let Err(failure) = write(file, &text) {
+    if let Err(failure) = write(file, &text, group) {
         if let Some(moved) = &moved {
             let _ = fs::rename(moved, file);
         }
@@ -95,12 +97,36 @@ pub fn init(args: &Init) -> Outcome {
         output::note(&format!("The file that was there is now {}.", moved.display()));
     }
     let shown = file.display();
+    let (access, next) = if group.is_some() {
+        ("mode 0640, root's to write and the service's to read", "systemctl enable --now pushgate".to_owned())
+    } else {
+        (
+            "mode 0600; the user that the gateway runs as must be able to read it",
+            format!("pushgate config check --config {shown}\n      pushgate serve --config {shown}"),
+        )
+    };
     output::note(&format!(
-        "Wrote {shown} (mode 0600; the user that the gateway runs as must be able to read it).\n\
+        "Wrote {shown} ({access}).\n\
          Standard output has the token of the caller `admin`, this once; services call 127.0.0.1:7001 with it.\n\
-         Next: pushgate config check --config {shown}\n      pushgate serve --config {shown}"
+         Next: {next}"
     ));
     Ok(())
+}
+
+/// Whose the file at the default place is to read, beside root: the group that systemd-sysusers made, where there is one.
+fn service_group(file: &Path) -> Option<u32> {
+    if file != Path::new(DEFAULT_FILE) || !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    group_id(&fs::read_to_string("/etc/group").ok()?, "pushgate")
+}
+
+/// A group's number, by group(5): `name:password:number:members`.
+fn group_id(groups: &str, name: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    })
 }
 
 fn configuration(places: &Places, secret: &str, token_sha256: &str) -> String {
@@ -133,8 +159,8 @@ secret_base64 = \"{secret}\"
     )
 }
 
-/// Writes a new file, and takes it away again where the gateway would not take it.
-fn write(file: &Path, text: &str) -> Outcome {
+/// Writes a new file, the group's to read as well, and takes it away again where the gateway would not take it.
+fn write(file: &Path, text: &str, group: Option<u32>) -> Outcome {
     let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file);
     let mut opened = created.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Failure::new(
@@ -145,6 +171,12 @@ fn write(file: &Path, text: &str) -> Outcome {
     })?;
     let written = opened
         .write_all(text.as_bytes())
+        // The group first: what it may read before that would be another's to read.
+        .and_then(|()| match group {
+            Some(group) => fchown(&opened, Some(0), Some(group))
+                .and_then(|()| opened.set_permissions(fs::Permissions::from_mode(0o640))),
+            None => Ok(()),
+        })
         .and_then(|()| opened.sync_all())
         .map_err(|error| Failure::file("cannot write", file, &error))
         .and_then(|()| {
@@ -176,4 +208,22 @@ fn move_aside(file: &Path) -> Outcome<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_found_by_its_whole_name() {
+        let groups = "root:x:0:\npushgate-ops:x:7:a,b\nbroken\npushgate:x:998:ops,admin\n";
+        assert_eq!(group_id(groups, "pushgate"), Some(998));
+        assert_eq!(group_id(groups, "push"), None);
+        assert_eq!(group_id("pushgate:x:many:\npushgate\n", "pushgate"), None);
+    }
+
+    #[test]
+    fn a_file_elsewhere_is_its_makers_alone() {
+        assert_eq!(service_group(Path::new("/tmp/pushgate.toml")), None);
+    }
 }

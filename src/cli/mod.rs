@@ -6,6 +6,7 @@
 //!   few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
+//! * `man.rs`: the manual pages, for packages.
 //! * `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
 //! Results go to standard output, notes and errors to standard error. Exit codes (those above 2 are of sysexits.h):
@@ -29,6 +30,7 @@ mod jwt;
 mod listen;
 mod log;
 mod mailbox;
+mod man;
 mod operator;
 mod output;
 mod reload;

@@ -9,7 +9,7 @@ use super::{
     failure::{Outcome, failed},
     init, listen, log,
     mailbox::{self, Devices, Forget, Pending, Purge},
-    output,
+    man, output,
     reload::{self, Reload},
     revoke,
     send::{self, Broadcast, Close, Send},
@@ -195,6 +195,9 @@ pub enum Operator {
   pushgate completions zsh > \"${fpath[1]}/_pushgate\"
   pushgate completions fish > ~/.config/fish/completions/pushgate.fish")]
     Completions(Completions),
+    /// Write the manual pages, one for each command, to a folder that is there
+    #[command(hide = true)]
+    Man(man::Man),
 }
 
 /// `pushgate completions`.
@@ -234,6 +237,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Backup(args) => backup::backup(args).await,
             Operator::Store(args) => store::store(args),
             Operator::Completions(args) => completions(&args, command),
+            Operator::Man(args) => man::man(&args, command),
         }
     });
     // The resolution of a name is not waited for.

@@ -8,7 +8,7 @@ use super::{Options, checked, complain, print, wrong_config};
 use crate::{
     config::{Config, ConfigError, Loaded, Sources},
     dev::{self, Dev},
-    server::{self, Ended, Server, StartError},
+    server::{self, Ended, Server, StartError, activation::Passed},
     telemetry,
 };
 
@@ -84,6 +84,11 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
     for (key, doubt) in loaded.doubts() {
         tracing::warn!(key, doubt, "this key will hardly do what is meant");
     }
+    // While there is one thread: it changes the environment.
+    let passed = match Passed::of_process() {
+        Ok(passed) => passed,
+        Err(error) => return wrong_config(&error),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -91,7 +96,7 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(server::run(&loaded.config, |server| {
+    let ended = runtime.block_on(server::run(&loaded.config, passed, |server| {
         server.set_log_control(Box::new(move |filter| log.set(filter)));
         prepare(server);
     }));

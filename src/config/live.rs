@@ -46,13 +46,13 @@ macro_rules! keys {
 
 keys! {
     Restart { http.listen }
-    Live { http.path, http.origins, http.trusted_proxies, http.proxy_protocol }
+    Live { http.path, http.origins, http.trusted_proxies, http.forwarded_header, http.proxy_protocol }
     Tls { http.tls.certificate_file, http.tls.key_file, http.tls.client_ca_file }
     Live { ws.compression }
     Restart { grpc.listen, grpc.insecure }
     Live {
         grpc.tokens, grpc.max_connections, grpc.max_streams, grpc.max_message_bytes, grpc.keepalive_interval,
-        grpc.keepalive_timeout, grpc.clients,
+        grpc.keepalive_timeout, grpc.max_pending_resets, grpc.max_error_resets, grpc.clients,
     }
     Tls { grpc.tls.certificate_file, grpc.tls.key_file, grpc.tls.client_ca_file }
     Restart { ops.listen }
@@ -74,7 +74,8 @@ keys! {
         limits.address_handshakes_per_second, limits.handshake_timeout, limits.handshake_bytes, limits.message_bytes,
         limits.messages_per_second, limits.bytes_per_second, limits.notification_bytes, limits.outbox_bytes,
         limits.write_timeout, limits.bad_messages, limits.reauths_per_minute, limits.new_devices_per_hour,
-        limits.topics_per_session, limits.topic_sessions, limits.memory,
+        limits.topics_per_session, limits.topic_sessions, limits.membership_changes, limits.user_lists,
+        limits.tls_handshakes, limits.memory,
     }
     Restart { events.buffer }
     Live {

@@ -6,6 +6,7 @@
 //! what is wrong, and what is allowed.
 
 mod check;
+mod credentials;
 mod layers;
 mod live;
 mod show;
@@ -80,7 +81,7 @@ pub struct Sources {
     pub default_file: Option<PathBuf>,
     /// What a mode sets; each is named by the flag that turns the mode on.
     pub mode: Vec<Flag>,
-    /// The environment; variables that do not begin with `PUSHGATE_` are not looked at.
+    /// The environment; variables that do not begin with `PUSHGATE_` are not looked at, except for `CREDENTIALS_DIRECTORY`.
     pub environment: Vec<(OsString, OsString)>,
     /// The command line.
     pub flags: Vec<Flag>,
@@ -114,6 +115,8 @@ pub struct Loaded {
     /// The configuration.
     pub config: Config,
     origins: Origins,
+    /// Where the service manager has put what `credential:NAME` names.
+    credentials: Option<PathBuf>,
 }
 
 /// Why a configuration was refused: one line for each thing that is wrong.
@@ -155,12 +158,13 @@ impl Problem {
 }
 
 impl Config {
-    /// Reads a configuration and checks that a daemon could run with it. No file but the configuration's is read.
+    /// Reads a configuration and checks that a daemon could run with it. No file but the configuration's is read. Each
+    /// `credential:NAME` becomes the path of its file.
     ///
     /// # Errors
     /// Everything that [`Config::read`] refuses, and impossible values and combinations, all at once.
     pub fn load(sources: Sources) -> Result<Loaded, ConfigError> {
-        let loaded = Self::read(sources)?;
+        let mut loaded = Self::read(sources)?;
         loaded.check()?;
         Ok(loaded)
     }
@@ -170,12 +174,14 @@ impl Config {
     /// # Errors
     /// A file that cannot be read, TOML that is none, unknown keys, wrong types.
     pub fn read(sources: Sources) -> Result<Loaded, ConfigError> {
+        let credentials = sources.environment.iter().find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
+        let credentials = credentials.map(|(_, folder)| folder.into());
         let (figment, file) = layers::gather(sources)?;
         let origins = Origins { figment, file };
         let problems = check::type_problems(&origins.values());
         origins.refuse(problems)?;
         match origins.figment.extract::<Config>() {
-            Ok(config) => Ok(Loaded { config, origins }),
+            Ok(config) => Ok(Loaded { config, origins, credentials }),
             Err(errors) => Err(ConfigError {
                 problems: errors.into_iter().map(|error| origins.line(&layers::problem_of(&error))).collect(),
             }),
@@ -189,12 +195,14 @@ impl Loaded {
         self.origins.file.as_deref()
     }
 
-    /// Checks that a daemon could run with it. Reads no file.
+    /// Checks that a daemon could run with it, and finds the files of credentials. Reads no file.
     ///
     /// # Errors
-    /// Impossible values and combinations, all at once.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        self.refuse(check::problems(&self.config))
+    /// Impossible values and combinations, and credentials that are not there, all at once.
+    pub fn check(&mut self) -> Result<(), ConfigError> {
+        let mut problems = credentials::resolve(&mut self.config, self.credentials.as_deref());
+        problems.extend(check::problems(&self.config));
+        self.refuse(problems)
     }
 
     /// Checks that it is fit for `serve --dev`, which is open to whoever reaches it.

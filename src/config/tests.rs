@@ -73,6 +73,8 @@ listen = ["unix:/run/pushgate/admin.sock"]
 insecure = false
 max_connections = 1024
 max_streams = 4096
+max_pending_resets = 64
+max_error_resets = 256
 max_message_bytes = "4MiB"
 keepalive_interval = "1m"
 keepalive_timeout = "20s"
@@ -150,6 +152,9 @@ messages_per_second = 10000
 bytes_per_second = "16MiB"
 reauths_per_minute = 10
 new_devices_per_hour = 100
+membership_changes = 1024
+user_lists = 20
+tls_handshakes = 4096
 memory = "80%"
 [events]
 buffer = 65536
@@ -299,7 +304,7 @@ fn a_refusal_names_the_variable_or_the_flag() {
         (
             "HTTP__LISTNE",
             "x",
-            "unknown key `http.listne`; allowed here: listen, origins, path, proxy_protocol, \
+            "unknown key `http.listne`; allowed here: forwarded_header, listen, origins, path, proxy_protocol, \
          tls, trusted_proxies",
         ),
         ("HTTP__LISTEN", "127.0.0.1:0", "http.listen: found a text, expected a list in brackets"),
@@ -338,7 +343,7 @@ fn a_variable_that_is_not_text_is_refused() {
 fn unknown_keys_are_refused_with_what_is_allowed() {
     refused(
         "[http]\nlistne = []",
-        "pushgate.toml: unknown key `http.listne`; allowed here: listen, origins, path, proxy_protocol, \
+        "pushgate.toml: unknown key `http.listne`; allowed here: forwarded_header, listen, origins, path, proxy_protocol, \
          tls, trusted_proxies",
     );
     refused(
@@ -766,6 +771,8 @@ fn quantities_have_bounds() {
             "\"4000\"",
             "`4000` has no unit; write a share of the machine's, such as \"80%\", or a size, such as \"4GiB\"",
         ),
+        ("grpc", "max_pending_resets", "0", "`0` is not allowed; allowed: 1 to 65536"),
+        ("grpc", "max_error_resets", "65537", "`65537` is not allowed; allowed: 1 to 65536"),
         ("limits", "memory", "4000", "found a number, expected a share, a number or a size in quotes, such as \"80%\""),
         ("limits", "connections_per_address", "\"many\"", "found a text, expected a whole number"),
         (

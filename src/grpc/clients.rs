@@ -2,7 +2,8 @@
 //! settled in the handshake; here its names become a caller.
 //!
 //! A caller is the first of the certificate's alternative names (RFC 5280 section 4.2.1.6) that `[[grpc.clients]]` lists, with
-//! the scopes that stand there. Where it lists none of them he is the first name there is, and may do nothing: what he tries
+//! the scopes that stand there. What stands there is a name of one sort (an address, a URI, an e-mail address or a host), and
+//! no name of another sort passes for it: an authority may check whose a host is, and not whose the rest. Where it lists none of them he is the first name there is, and may do nothing: what he tries
 //! is refused by his name. A certificate without such names is nobody's.
 
 use std::{borrow::Cow, sync::Arc};
@@ -14,9 +15,12 @@ use crate::{
     net::tls::x509::Name,
 };
 
+/// Who is listed: a name of one sort, and its caller.
+type Listed = Vec<(Name, Caller)>;
+
 /// What callers with a certificate may do, by their names.
 #[derive(Debug, Default)]
-pub struct Clients(ArcSwap<Vec<Caller>>);
+pub struct Clients(ArcSwap<Listed>);
 
 /// What the names of a connection's certificate came to.
 #[derive(Clone, Debug)]
@@ -24,27 +28,28 @@ pub struct Certified {
     names: Arc<[Name]>,
     caller: Caller,
     /// By which list.
-    by: Arc<Vec<Caller>>,
+    by: Arc<Listed>,
 }
 
 impl Clients {
     /// These names with their scopes.
     pub fn new<'a>(clients: impl Iterator<Item = (&'a str, ScopeSet)>) -> Self {
-        Self(ArcSwap::from_pointee(clients.map(|(name, scopes)| Caller::new(name, scopes)).collect()))
+        Self(ArcSwap::from_pointee(clients.map(|(name, scopes)| (sorted(name), Caller::new(name, scopes))).collect()))
     }
 
     /// These from now on. The standing of those that are not there any more, or may do less, ends.
     pub fn replace<'a>(&self, clients: impl Iterator<Item = (&'a str, ScopeSet)>) {
         let before = self.0.load_full();
         let going_on = |caller: Caller| {
-            let same = before.iter().find(|old| old.name == caller.name && caller.scopes.covers(old.scopes));
-            let standing = same.map_or_else(|| caller.standing.clone(), |old| old.standing.clone());
+            let same = before.iter().find(|(_, old)| old.goes_on_as(&caller));
+            let standing = same.map_or_else(|| caller.standing.clone(), |(_, old)| old.standing.clone());
             Caller { standing, ..caller }
         };
-        let now: Vec<_> = clients.map(|(name, scopes)| going_on(Caller::new(name, scopes))).collect();
-        let goes_on = |old: &Caller| now.iter().any(|new| new.name == old.name && new.scopes.covers(old.scopes));
-        let over: Vec<_> = before.iter().filter(|old| !goes_on(old)).cloned().collect();
+        let now: Vec<_> = clients.map(|(name, scopes)| (sorted(name), going_on(Caller::new(name, scopes)))).collect();
+        let goes_on = |old: &Caller| now.iter().any(|(_, new)| new.standing.is(&old.standing));
+        let over: Vec<_> = before.iter().map(|(_, old)| old).filter(|old| !goes_on(old)).cloned().collect();
         self.0.store(Arc::new(now));
+        // Not before, so that whoever comes back may do less.
         over.into_iter().for_each(|old| old.standing.end());
     }
 
@@ -65,16 +70,31 @@ impl Clients {
     }
 }
 
-fn caller(known: &[Caller], names: &[Name]) -> Option<Caller> {
-    let listed = |name: &Name| known.iter().find(|caller| is_name(name, &caller.name)).cloned();
+fn caller(known: &Listed, names: &[Name]) -> Option<Caller> {
+    let listed = |name: &Name| known.iter().find(|(listed, _)| is(name, listed)).map(|(_, caller)| caller.clone());
     names.iter().find_map(listed).or_else(|| Some(Caller::new(&names.first()?.to_string(), ScopeSet::NONE)))
 }
 
+/// Of which sort a name is that the configuration lists: an address; what has a scheme (RFC 3986 section 3.1) is a URI; what
+/// has an `@` is an e-mail address; a host otherwise.
+fn sorted(written: &str) -> Name {
+    let has_scheme = written.split_once(':').is_some_and(|(scheme, _)| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    });
+    match written.parse() {
+        Ok(address) => Name::Ip(address),
+        Err(_) if has_scheme => Name::Uri(written.to_owned()),
+        Err(_) if written.contains('@') => Name::Email(written.to_owned()),
+        Err(_) => Name::Dns(written.to_owned()),
+    }
+}
+
 /// DNS names know no case; a name is a text otherwise, with no pattern in it.
-fn is_name(name: &Name, written: &str) -> bool {
-    match name {
-        Name::Dns(name) => name.eq_ignore_ascii_case(written),
-        name => name.to_string() == written,
+fn is(name: &Name, listed: &Name) -> bool {
+    match (name, listed) {
+        (Name::Dns(name), Name::Dns(listed)) => name.eq_ignore_ascii_case(listed),
+        _ => name == listed,
     }
 }
 
@@ -116,5 +136,31 @@ mod tests {
         assert!(!clients.present(&certified).standing.has_ended());
         clients.replace(std::iter::empty());
         assert_eq!(clients.present(&certified).scopes, ScopeSet::NONE);
+    }
+
+    #[test]
+    fn a_name_of_one_sort_does_not_pass_for_one_of_another() {
+        let of_each_sort = |text: &str| {
+            let address = text.parse().map_or_else(|_| Name::Dns(text.to_owned()), Name::Ip);
+            [Name::Dns(text.to_owned()), Name::Email(text.to_owned()), Name::Uri(text.to_owned()), address]
+        };
+        type Sort = fn(&Name) -> bool;
+        let cases: [(&str, Sort); 8] = [
+            ("orders.internal", |name| matches!(name, Name::Dns(_))),
+            ("localhost", |name| matches!(name, Name::Dns(_))),
+            ("orders@internal", |name| matches!(name, Name::Email(_))),
+            ("spiffe://a/b", |name| matches!(name, Name::Uri(_))),
+            ("urn:service:orders", |name| matches!(name, Name::Uri(_))),
+            ("https://orders@internal/", |name| matches!(name, Name::Uri(_))),
+            ("10.0.0.7", |name| matches!(name, Name::Ip(_))),
+            ("2001:DB8:0::7", |name| matches!(name, Name::Ip(_))),
+        ];
+        for (listed, is_right) in cases {
+            let clients = Clients::new([(listed, ScopeSet::ALL)].into_iter());
+            for name in of_each_sort(listed) {
+                let scopes = clients.certified(vec![name.clone()]).unwrap().caller.scopes;
+                assert_eq!(scopes, if is_right(&name) { ScopeSet::ALL } else { ScopeSet::NONE }, "{listed}: {name:?}");
+            }
+        }
     }
 }

@@ -28,10 +28,14 @@ pub struct Config {
     pub insecure: bool,
     /// The tokens of callers over TCP.
     pub tokens: Vec<TokenConfig>,
-    /// Connections to one listener at once; further ones wait to be accepted.
+    /// Connections to one listener at once; further ones wait.
     pub max_connections: Count,
     /// Calls under way on one connection; further ones wait.
     pub max_streams: u32,
+    /// Calls that a caller begins and resets before they were looked at; with more the connection ends (CVE-2023-44487).
+    pub max_pending_resets: u32,
+    /// Streams of one connection that are reset for what the caller did wrong; with more it ends.
+    pub max_error_resets: u32,
     /// The largest message of a call; where `limits.notification_bytes` needs more, it is that.
     pub max_message_bytes: ByteSize,
     /// How long a connection may be silent before it is pinged.
@@ -59,6 +63,8 @@ impl Default for Config {
             tokens: Vec::new(),
             max_connections: Count(1024),
             max_streams: 4096,
+            max_pending_resets: 64,
+            max_error_resets: 256,
             max_message_bytes: ByteSize(limits::GRPC_REQUEST_BYTES_MIN as u64),
             keepalive_interval: Span::secs(60),
             keepalive_timeout: Span::secs(20),
@@ -88,7 +94,8 @@ pub struct TokenConfig {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClientConfig {
-    /// One of its certificate's alternative names: DNS name, URI, e-mail or IP address, without a pattern.
+    /// One of its certificate's alternative names, without a pattern: an IP address, a URI (it has a scheme), an e-mail address
+    /// (it has an `@`), or a DNS name. No name of another sort matches.
     pub name: String,
     /// What the caller may do.
     pub scopes: Vec<Scope>,

@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -26,7 +29,11 @@ use super::{
     service::Service,
 };
 use crate::{
-    api::{ApiError, access::Access, proto::gateway_server::GatewayServer},
+    api::{
+        ApiError,
+        access::{self, Access},
+        proto::gateway_server::GatewayServer,
+    },
     clock::Instant,
     limits::Limit,
     metrics::{Failure, Metrics},
@@ -47,6 +54,22 @@ pub struct Front {
     gateway: GatewayServer<Service>,
     /// Who the connection's certificate says calls.
     certified: Option<Arc<Certified>>,
+    used: Used,
+}
+
+/// Whether a connection has been of use: somebody has called over it who may, or whose call was answered OK.
+#[derive(Clone, Default)]
+pub struct Used(Arc<AtomicBool>);
+
+impl Used {
+    fn note(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 struct Inner {
@@ -65,13 +88,18 @@ impl Front {
         others: Routes,
     ) -> Self {
         let inner = Arc::new(Inner { access, clients, metrics, others: others.prepare() });
-        Self { inner, gateway, certified: None }
+        Self { inner, gateway, certified: None, used: Used::default() }
     }
 
-    /// The same for a connection whose certificate names that caller, with messages of so many bytes at most.
+    /// The same for another connection, whose certificate names that caller, with messages of so many bytes at most.
     pub fn of(&self, certified: Option<Certified>, request_bytes: usize) -> Self {
         let gateway = self.gateway.clone().max_decoding_message_size(request_bytes);
-        Self { inner: Arc::clone(&self.inner), gateway, certified: certified.map(Arc::new) }
+        Self { inner: Arc::clone(&self.inner), gateway, certified: certified.map(Arc::new), used: Used::default() }
+    }
+
+    /// Whether the connection has been of use.
+    pub fn used(&self) -> Used {
+        self.used.clone()
     }
 }
 
@@ -84,6 +112,10 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         let (Inner { access, clients, metrics, others }, gateway) = (&*self.inner, &self.gateway);
         let certified = self.certified.as_deref().map(|certified| clients.present(certified));
         let deadline = access.note(&mut request, certified.as_deref());
+        // Noted as it begins: it may take longer than a connection has for its first call.
+        if access::has_caller(request.extensions()) {
+            self.used.note();
+        }
         let path = request.uri().path();
         let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
             gateway.clone().call(request)
@@ -92,7 +124,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         } else {
             Box::pin(others.clone().call(request))
         };
-        Answer { work, deadline, over: None, metrics: metrics.clone() }
+        Answer { work, deadline, over: None, metrics: metrics.clone(), used: self.used.clone() }
     }
 }
 
@@ -112,6 +144,7 @@ pub struct Answer {
     /// The deadline's timer, once the answer turns out to take time.
     over: Option<Pin<Box<Sleep>>>,
     metrics: Metrics,
+    used: Used,
 }
 
 impl Future for Answer {
@@ -126,6 +159,7 @@ impl Future for Answer {
             match status {
                 Some(Code::OutOfRange) => this.metrics.hit(Limit::GrpcMessageBytes),
                 Some(Code::Internal | Code::Unimplemented) => this.metrics.failure(Failure::GrpcRefused),
+                None | Some(Code::Ok) => this.used.note(),
                 _ => {}
             }
             return Poll::Ready(Ok(answer));
@@ -165,7 +199,7 @@ mod tests {
         let (near, far) = tokio::io::duplex(4096);
         let nest = Nest::default();
         let serving = http2::Builder::new(nest.clone()).serve_connection(TokioIo::new(far), service);
-        tokio::spawn(nest.run(serving));
+        tokio::spawn(nest.run(serving, usize::MAX, || {}));
         let (mut sender, connection) =
             client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
         tokio::spawn(connection);

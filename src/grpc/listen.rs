@@ -9,9 +9,11 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures_util::{Stream, stream};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -26,7 +28,7 @@ use super::{
 use crate::{
     lifecycle::Lifecycle,
     limits::{self, Limit},
-    metrics::{Failure, Metrics},
+    metrics::Metrics,
     net::{
         self, Bound,
         tls::{self, HandshakeError, Secured, Tls},
@@ -44,7 +46,19 @@ pub struct Connection {
     unread: Range<usize>,
     /// Who its certificate says calls.
     certified: Option<Certified>,
+    heard: Heard,
     _counted: OwnedSemaphorePermit,
+}
+
+/// When the peer of a connection last said something; nothing: it has ended what it says.
+#[derive(Clone)]
+pub struct Heard(Arc<Mutex<Option<Instant>>>);
+
+impl Heard {
+    /// Whether the peer is there, as far as one knows, and has said nothing for so long.
+    pub fn nothing_for(&self, span: Duration) -> bool {
+        self.0.lock().is_some_and(|last| last.elapsed() >= span)
+    }
 }
 
 enum Io {
@@ -81,25 +95,17 @@ pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item
 
 async fn accept(bound: Bound, mut terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
     let mut room = Places::default();
+    let beat = life.beat("the gRPC listener");
     loop {
-        let most = terms.bounds.borrow_and_update().calls.connections.limit().min(Semaphore::MAX_PERMITS);
-        room.set_most(most);
-        if room.free.available_permits() == 0 {
-            terms.metrics.hit(Limit::GrpcConnections);
-        }
-        let counted = tokio::select! {
-            // The semaphore is never closed.
-            counted = Arc::clone(&room.free).acquire_owned() => counted,
-            Ok(()) = terms.bounds.changed() => continue,
-        };
-        let Ok(counted) = counted else { return };
         let (io, peer) = match &bound {
             Bound::Tcp(listener, _) => {
-                let (stream, peer) = net::accept_tcp(listener).await;
+                let (stream, peer) = beat.during(net::accept_tcp(listener)).await;
                 (Io::Tcp(stream), Some(peer))
             }
-            Bound::Unix(listener, _) => (Io::Unix(net::accept_unix(listener).await), None),
+            Bound::Unix(listener, _) => (Io::Unix(beat.during(net::accept_unix(listener)).await), None),
         };
+        // One is here and waits for a place where there is none; those behind it wait to be accepted.
+        let Some(counted) = beat.during(room.enter(&mut terms)).await else { return };
         let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {
             let begun = async {
@@ -131,6 +137,24 @@ impl Default for Places {
 }
 
 impl Places {
+    /// The next place, of as many as there may be by then. The semaphore is never closed, so there is one some day.
+    async fn enter(&mut self, terms: &mut Terms) -> Option<OwnedSemaphorePermit> {
+        let mut said = false;
+        loop {
+            self.set_most(terms.bounds.borrow_and_update().calls.connections.limit().min(Semaphore::MAX_PERMITS));
+            if let Ok(counted) = Arc::clone(&self.free).try_acquire_owned() {
+                return Some(counted);
+            }
+            if !std::mem::replace(&mut said, true) {
+                terms.metrics.hit(Limit::GrpcConnections);
+            }
+            tokio::select! {
+                counted = Arc::clone(&self.free).acquire_owned() => return counted.ok(),
+                Ok(()) = terms.bounds.changed() => {}
+            }
+        }
+    }
+
     /// So many from now on. Of those that are taken none is taken back; it is as many as can be until they are left.
     fn set_most(&mut self, most: usize) {
         if most > self.most {
@@ -144,7 +168,8 @@ impl Places {
 
 impl Connection {
     fn new(io: Io, counted: OwnedSemaphorePermit) -> Self {
-        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, _counted: counted }
+        let heard = Heard(Arc::new(Mutex::new(Some(Instant::now()))));
+        Self { io, head: [0; PREFACE.len()], unread: 0..0, certified: None, heard, _counted: counted }
     }
 
     /// Shakes hands where TLS is spoken. `None`: there is no connection any more.
@@ -165,11 +190,21 @@ impl Connection {
                 Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
             }
             Err(HandshakeError::Silent) => None,
-            Err(_) => {
-                terms.metrics.failure(Failure::TlsHandshake);
+            Err(error) => {
+                terms.metrics.handshake_failed(error.limit());
                 None
             }
         }
+    }
+
+    /// What tells when its peer was last heard.
+    pub fn heard(&self) -> Heard {
+        self.heard.clone()
+    }
+
+    /// Whether anybody can open it: it came over TCP, and no certificate that is known was shown.
+    pub fn is_strangers(&self) -> bool {
+        !matches!(self.io, Io::Unix(_)) && self.certified.is_none()
     }
 
     /// Who its certificate says calls.
@@ -207,11 +242,17 @@ impl AsyncRead for Connection {
             self.unread.start += count;
             return Poll::Ready(Ok(()));
         }
-        match &mut self.io {
+        let before = buf.filled().len();
+        let read = match &mut self.io {
             Io::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
             Io::Secured(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        if let Poll::Ready(read) = &read {
+            let said = read.is_ok() && buf.filled().len() > before;
+            *self.heard.0.lock() = said.then(Instant::now);
         }
+        read
     }
 }
 
@@ -259,8 +300,6 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::AsyncWriteExt as _;
 
     use super::*;

@@ -65,6 +65,8 @@ pub struct Bounds {
     pub calls: CallLimits,
     /// `grpc.keepalive_interval`, `grpc.keepalive_timeout`.
     pub keepalive: (Duration, Duration),
+    /// `grpc.max_pending_resets`, `grpc.max_error_resets`.
+    pub resets: (usize, usize),
 }
 
 impl Bounds {
@@ -72,7 +74,8 @@ impl Bounds {
     pub fn of(config: &Config, notification_bytes: ByteSize) -> Self {
         let message_bytes = config.message_bytes(notification_bytes);
         let calls = CallLimits { connections: config.max_connections, streams: config.max_streams, message_bytes };
-        Self { calls, keepalive: (config.keepalive_interval.0, config.keepalive_timeout.0) }
+        let resets = (config.max_pending_resets as usize, config.max_error_resets as usize);
+        Self { calls, keepalive: (config.keepalive_interval.0, config.keepalive_timeout.0), resets }
     }
 }
 
@@ -97,10 +100,10 @@ pub async fn serve<H: Health>(
     let accept = async {
         let mut incoming = pin!(listen::incoming(bound, terms, life));
         while let Some(mut connection) = incoming.next().await {
-            let bounds = *bounds.borrow();
+            let (stranger, bounds) = (connection.is_strangers(), *bounds.borrow());
             let front = front.of(connection.take_certified(), bounds.calls.message_bytes);
             let (metrics, stop) = (metrics.clone(), stop.clone());
-            let (serving, cut) = (serve_connection(connection, bounds, front, metrics, stop), cut.clone());
+            let (serving, cut) = (serve_connection((connection, stranger), bounds, front, metrics, stop), cut.clone());
             connections.spawn(async move { cut.run_until_cancelled(serving).await });
         }
     };
@@ -117,14 +120,16 @@ pub async fn serve<H: Health>(
     Ok(())
 }
 
-/// Serves one connection. hyper does it without tonic's own layers around each call, which are for what is not used here.
+/// Serves one connection; a stranger's to its first call only, if that takes too long. hyper does it without tonic's own
+/// layers around each call, which are for what is not used here.
 async fn serve_connection(
-    connection: Connection,
+    (connection, stranger): (Connection, bool),
     bounds: Bounds,
     front: Front,
     metrics: Metrics,
     stop: CancellationToken,
 ) {
+    let (used, heard) = (front.used(), connection.heard());
     let nest = Nest::default();
     let serving = http2::Builder::new(nest.clone())
         .timer(TokioTimer::new())
@@ -132,29 +137,49 @@ async fn serve_connection(
         .initial_stream_window_size(limits::GRPC_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::GRPC_CONNECTION_WINDOW_BYTES)
         .max_header_list_size(limits::GRPC_HEADER_BYTES_MAX)
-        .max_pending_accept_reset_streams(limits::GRPC_PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(limits::GRPC_ERROR_RESETS_MAX)
+        .max_pending_accept_reset_streams(bounds.resets.0)
+        .max_local_error_reset_streams(bounds.resets.1)
         .keep_alive_interval(bounds.keepalive.0)
         .keep_alive_timeout(bounds.keepalive.1)
         // gRPC has no use for it.
         .auto_date_header(false)
         .serve_connection(TokioIo::new(connection), front);
-    nest.run(async {
-        let mut serving = pin!(serving);
+    let unused = async {
+        if stranger {
+            tokio::time::sleep(limits::GRPC_FIRST_CALL_TIMEOUT).await;
+        }
+        if !stranger || used.get() {
+            std::future::pending::<()>().await;
+        }
+    };
+    let full = || metrics.hit(Limit::GrpcStreams);
+    let served = async {
+        let (mut serving, unused) = (pin!(serving), pin!(unused));
         tokio::select! {
             biased;
             // What a peer does wrong is its own affair; it was told.
             served = serving.as_mut() => {
                 if served.is_err_and(|error| is_excess(&error)) {
                     metrics.hit(Limit::GrpcExcess);
+                } else if heard.nothing_for(bounds.keepalive.1) {
+                    // hyper does not say why it closed one whose peer is still there.
+                    metrics.hit(Limit::GrpcKeepalive);
                 }
                 return;
             }
-            () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+            () = stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                let _ = serving.await;
+                return;
+            }
+            () = unused => {}
         }
-        let _ = serving.await;
-    })
-    .await;
+        // Its place is for those who call. A client that has nothing to ask yet connects again once it has.
+        metrics.hit(Limit::GrpcFirstCall);
+        serving.as_mut().graceful_shutdown();
+        let _ = tokio::time::timeout(limits::CLOSE_LINGER, serving).await;
+    };
+    nest.run(served, bounds.calls.streams as usize, full).await;
 }
 
 /// Whether a connection was cut off for what costs much and asks for nothing. hyper keeps the reason to itself, all but its

@@ -83,13 +83,22 @@ impl Drop for Emptied<'_> {
 }
 
 impl Nest {
-    /// Runs a connection that starts its calls in this nest, until it ends. Calls that are left then go with it.
-    pub async fn run<C: Future>(self, connection: C) -> C::Output {
+    /// Runs a connection that starts its calls in this nest, until it ends. Calls that are left then go with it. `full` hears
+    /// of each time that so many calls are there.
+    pub async fn run<C: Future>(self, connection: C, most: usize, full: impl Fn()) -> C::Output {
         let _emptied = Emptied(&self);
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(Arc::clone(&bell));
         let mut connection = pin!(connection);
         let mut calls = FuturesUnordered::new();
+        let mut was_full = false;
+        let mut there_are = |calls| {
+            let is_full = calls >= most;
+            if is_full && !was_full {
+                full();
+            }
+            was_full = is_full;
+        };
         std::future::poll_fn(|cx| {
             bell.task.register(cx.waker());
             let mut share = Share { begun: CALLS_MAX, ended: CALLS_MAX };
@@ -97,7 +106,7 @@ impl Nest {
                 // Whatever was rung for so far is seen in this turn.
                 bell.state.swap(POLLING, Ordering::AcqRel);
                 let cx = &mut Context::from_waker(&waker);
-                if let Poll::Ready(end) = self.turn(connection.as_mut(), &mut calls, &mut share, cx) {
+                if let Poll::Ready(end) = self.turn(connection.as_mut(), &mut calls, &mut share, &mut there_are, cx) {
                     return Poll::Ready(end);
                 }
                 if share.begun == 0 || share.ended == 0 {
@@ -121,6 +130,7 @@ impl Nest {
         connection: Pin<&mut C>,
         calls: &mut FuturesUnordered<BoxFuture<'static, ()>>,
         share: &mut Share,
+        there_are: &mut impl FnMut(usize),
         cx: &mut Context<'_>,
     ) -> Poll<C::Output> {
         let end = connection.poll(cx);
@@ -130,6 +140,7 @@ impl Nest {
         let mut waiting = self.0.lock();
         let begun = waiting.len().min(share.begun);
         calls.extend(waiting.drain(..begun));
+        there_are(calls.len() + waiting.len());
         drop(waiting);
         share.begun -= begun;
         while share.ended > 0
@@ -173,7 +184,7 @@ mod tests {
             }
             came
         };
-        assert_eq!(tokio::spawn(nest.run(connection)).await.unwrap(), ["fast", "slow"]);
+        assert_eq!(tokio::spawn(nest.run(connection, usize::MAX, || {})).await.unwrap(), ["fast", "slow"]);
     }
 
     #[test]
@@ -195,7 +206,7 @@ mod tests {
             cx.waker().wake_by_ref();
             Poll::Pending
         });
-        let mut nest = std::pin::pin!(Nest::default().run(connection));
+        let mut nest = std::pin::pin!(Nest::default().run(connection, usize::MAX, || {}));
         assert!(nest.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         assert_eq!(task.0.load(Ordering::Relaxed), 1, "once it has had its turns, and not before");
         assert!(nest.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
@@ -217,7 +228,7 @@ mod tests {
         }
         let (close, closed) = oneshot::channel();
         // The runtime has one thread, and these two tasks take turns on it.
-        let connection = tokio::spawn(nest.run(closed));
+        let connection = tokio::spawn(nest.run(closed, usize::MAX, || {}));
         let other = tokio::spawn(async move {
             for (count, opens) in [(begun, false), (ended, true)] {
                 open.send_replace(opens);
@@ -253,7 +264,7 @@ mod tests {
             drop(calls);
             tokio::task::yield_now().await;
         };
-        nest.run(connection).await;
+        nest.run(connection, usize::MAX, || {}).await;
         assert_eq!(Arc::strong_count(&held), 1);
     }
 
@@ -281,7 +292,8 @@ mod tests {
             let nest = Nest::default();
             let (tell, told) = oneshot::channel();
             nest.execute(async move { tell.send(hear(rung_call).await).unwrap() });
-            let heard = tokio::spawn(nest.run(async move { hear(rung).await + told.await.unwrap() }));
+            let heard =
+                tokio::spawn(nest.run(async move { hear(rung).await + told.await.unwrap() }, usize::MAX, || {}));
             bells.await.unwrap();
             assert_eq!(heard.await.unwrap(), RINGS);
         });

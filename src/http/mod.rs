@@ -43,7 +43,7 @@ use self::{
 use crate::{
     api::{Api, access::Access},
     lifecycle::Lifecycle,
-    limits,
+    limits::{self, Limit},
     metrics::Failure,
     net::{
         self,
@@ -86,10 +86,20 @@ pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -
     let calls = Calls::new(api.clone(), access);
     let ops = Arc::new(Ops { exposition: Exposition::new(api.clone()), calls, api });
     let room = Arc::new(Semaphore::new(limits::OPS_CONNECTIONS_MAX));
+    let beat = life.beat("the ops listener");
     let accept = async {
-        // The semaphore is never closed.
-        while let Ok(counted) = Arc::clone(&room).acquire_owned().await {
-            let (stream, peer) = net::accept_tcp(&listener).await;
+        loop {
+            let (stream, peer) = beat.during(net::accept_tcp(&listener)).await;
+            let counted = match Arc::clone(&room).try_acquire_owned() {
+                Ok(counted) => counted,
+                // One is here and waits for a place; those behind it wait to be accepted.
+                Err(_) => {
+                    ops.api.metrics().hit(Limit::OpsConnections);
+                    // The semaphore is never closed.
+                    let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await else { return };
+                    counted
+                }
+            };
             let (ops, tls, connection_life) = (Arc::clone(&ops), tls.clone(), life.clone());
             life.spawn(async move {
                 secure_and_serve(stream, peer, tls, ops, connection_life).await;
@@ -115,7 +125,7 @@ async fn secure_and_serve(stream: TcpStream, peer: SocketAddr, tls: Option<Tls>,
     match shaken {
         Ok(secured) => serve_connection(secured, ops, life).await,
         Err(HandshakeError::Silent) => {}
-        Err(_) => ops.api.metrics().failure(Failure::TlsHandshake),
+        Err(error) => ops.api.metrics().handshake_failed(error.limit()),
     }
 }
 

@@ -24,7 +24,7 @@ impl Drop for GuestPlace<'_> {
 
 impl Hub {
     /// Whether that is a guest.
-    pub(super) fn is_guest(&self, user: &UserId) -> bool {
+    pub fn is_guest(&self, user: &UserId) -> bool {
         self.authenticator().is_guest(user)
     }
 

@@ -30,6 +30,17 @@ impl Hub {
         }
     }
 
+    /// A message that arrived compressed came to so many bytes.
+    pub fn inflated(&self, handle: &Arc<Handle>, bytes: usize) {
+        let mut core = handle.core();
+        core.session.inflated(bytes, &self.settings());
+        let over = core.session.over_rate(&self.settings());
+        drop(core);
+        if let Some(over) = over {
+            self.over_rate(handle, over);
+        }
+    }
+
     /// One message or control frame from the client. Flush the session afterwards.
     pub fn incoming(&self, handle: &Arc<Handle>, incoming: Incoming<'_>) {
         match incoming {

@@ -124,7 +124,7 @@ impl Hub {
     /// further sessions may be closed, with 4401. How many of either.
     ///
     /// # Errors
-    /// As [`Hub::revoke`]; where there is no room, no session is closed.
+    /// As [`Hub::revoke`]; where there is no room, no session is closed, but for a token that came while they were closed.
     pub async fn close_and_revoke(
         &self,
         user: &UserId,
@@ -133,11 +133,18 @@ impl Hub {
         reason: &str,
     ) -> Result<u32, RevokeError> {
         let sessions = self.matching_sessions(user, filter);
-        let tokens: Vec<TokenMark> = sessions.iter().map(|handle| handle.core().session.token()).collect();
-        let revoked: Vec<(Revoked, Revocation)> = tokens.iter().map(|token| self.revocation_of(user, token)).collect();
+        let tokens_now = || sessions.iter().map(|handle| handle.core().session.token()).collect::<Vec<TokenMark>>();
+        let tokens = tokens_now();
+        let mut revoked: Vec<(Revoked, Revocation)> =
+            tokens.iter().map(|token| self.revocation_of(user, token)).collect();
         let rows: Vec<_> = revoked.iter().map(|(which, row)| (which.id(), *row)).collect();
         let written = self.make_void(&rows)?;
         let closed = sessions.iter().filter(|handle| handle.close(code, reason, ClosedBy::Caller)).count();
+        // Until it was closed one may have taken a newer token, by which its bearer would come back.
+        let newer = tokens_now().into_iter().zip(tokens).filter(|(now, before)| now != before);
+        let newer: Vec<_> = newer.map(|(now, _)| self.revocation_of(user, &now)).collect();
+        let newer_written = self.make_void(&newer.iter().map(|(which, row)| (which.id(), *row)).collect::<Vec<_>>());
+        revoked.extend(newer);
         let (told, further) = oneshot::channel();
         let (hub, which) = (self.clone(), revoked.into_iter().map(|(which, _)| which).collect::<Vec<_>>());
         self.0.life.spawn(async move {
@@ -145,6 +152,7 @@ impl Hub {
         });
         let further = further.await.unwrap_or(0);
         self.stored(written).await?;
+        self.stored(newer_written?).await?;
         Ok(u32::try_from(closed).unwrap_or(u32::MAX).saturating_add(further))
     }
 

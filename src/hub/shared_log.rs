@@ -24,7 +24,6 @@ use super::{
     outgoing::Outgoing,
     send::{Outcome, SendError, Sent},
     sessions::Job,
-    topics::Room,
 };
 use crate::{
     limits,
@@ -317,7 +316,8 @@ impl Hub {
             return Ok(repeated(offset, sessions));
         };
         if let Some(topic) = lane {
-            self.serve_lane(&topic);
+            // It rested, and runs with no lock held.
+            self.run_lane(&topic, |_| true);
         }
         let sessions = match handed {
             Some(handed) => handed.await.unwrap_or_default(),
@@ -386,11 +386,6 @@ impl Hub {
         let entries = state.take_expired(self.clock().unix_millis());
         self.end_shared(log, state, &entries, Why::Expired);
         entries.len()
-    }
-
-    /// Has a topic's lane run that rested. With no lock held.
-    fn serve_lane(&self, topic: &Arc<Room>) {
-        self.run_lane(topic, |_| true);
     }
 }
 

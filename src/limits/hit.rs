@@ -67,12 +67,22 @@ names! {
     MembershipChanges = "membership_changes",
     /// Too many lists of users were asked for.
     UserLists = "user_lists",
+    /// A TLS handshake made room for a newer one.
+    TlsHandshakes = "tls_handshakes",
     /// A connection was refused for want of memory.
     Memory = "memory",
     /// Connections to the admin API had to wait.
     GrpcConnections = "grpc.max_connections",
     /// A call was refused for the size of its message.
     GrpcMessageBytes = "grpc.max_message_bytes",
+    /// A connection to the admin API had as many calls under way as it may.
+    GrpcStreams = "grpc.max_streams",
+    /// A connection to the admin API was closed, for its peer answered no ping.
+    GrpcKeepalive = "grpc.keepalive_timeout",
+    /// A connection to the admin API over which nobody called in time was closed.
+    GrpcFirstCall = "grpc.first_call",
+    /// Connections to an ops listener had to wait.
+    OpsConnections = "ops.connections",
     /// A connection to the admin API was cut off: streams reset over and over, or headers without end.
     GrpcExcess = "grpc.excess",
 }

@@ -33,10 +33,16 @@ const fn failure_of(limit: Limit) -> Option<Failure> {
         Limit::TopicsPerSession | Limit::TopicSessions => Some(Failure::LimitReached),
         Limit::Memory => Some(Failure::MemoryLimit),
         Limit::GrpcMessageBytes | Limit::GrpcExcess => Some(Failure::GrpcRefused),
+        Limit::TlsHandshakes => Some(Failure::TlsHandshake),
         // The client is told so by `auth_failure`, which counts as that.
         Limit::NewDevicesPerHour | Limit::Devices => None,
-        // Nobody is refused.
-        Limit::AcceptsPerSecond | Limit::GrpcConnections => None,
+        // Nobody is refused: they wait, or come again once they have something to ask.
+        Limit::AcceptsPerSecond
+        | Limit::GrpcConnections
+        | Limit::GrpcStreams
+        | Limit::GrpcFirstCall
+        | Limit::GrpcKeepalive
+        | Limit::OpsConnections => None,
     }
 }
 
@@ -46,6 +52,14 @@ impl Metrics {
         self.hits.0[limit as usize].inc();
         if let Some(failure) = failure_of(limit) {
             self.failure(failure);
+        }
+    }
+
+    /// A TLS handshake failed, over that limit where one is named.
+    pub fn handshake_failed(&self, limit: Option<Limit>) {
+        match limit {
+            Some(limit) => self.hit(limit),
+            None => self.failure(Failure::TlsHandshake),
         }
     }
 

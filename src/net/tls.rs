@@ -5,10 +5,12 @@
 //! files is right; connections that are there go on with the one they began with. The keys of session tickets outlive a
 //! reload. Where callers prove who they are by a certificate there are no tickets: each connection proves it anew.
 //!
-//! * `files.rs`: from files to a configuration, and whether they have changed.
+//! * `files.rs`: from files to a configuration.
+//! * `room.rs`: the handshakes that are under way.
 //! * `x509.rs`: what a certificate says of itself.
 
 mod files;
+mod room;
 pub mod x509;
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -17,16 +19,16 @@ use parking_lot::{Mutex, RwLock};
 use rustls::{ServerConfig, server::ProducesTickets};
 use tokio::{
     net::TcpStream,
-    sync::Semaphore,
     time::{Instant, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-pub use self::files::{Stamp, TlsError};
-use self::{files::Loaded, x509::Name};
+pub use self::files::TlsError;
+use self::{files::Loaded, room::Room, x509::Name};
+use super::Stamp;
 use crate::{
-    limits,
-    types::{TlsFiles, UnixMillis},
+    limits::{self, Limit},
+    types::{Count, TlsFiles, UnixMillis},
 };
 
 /// A connection after its handshake.
@@ -61,6 +63,8 @@ pub struct Terms {
     pub speaks: Speaks,
     /// Whether a peer without a certificate is let in where `files` names authorities.
     pub anonymous: bool,
+    /// `limits.tls_handshakes`.
+    pub handshakes: Count,
 }
 
 /// TLS as listeners of one kind speak it. Cheap to clone.
@@ -70,10 +74,12 @@ pub struct Tls(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     listener: &'static str,
+    /// How the files looked before they were read first.
+    opened: Stamp,
     current: RwLock<Arc<State>>,
     tickets: Arc<dyn ProducesTickets>,
     /// Handshakes that may be under way.
-    room: Semaphore,
+    room: Room,
     failures: Mutex<Failures>,
 }
 
@@ -113,8 +119,8 @@ pub enum HandshakeError {
     /// The peer went without a word, as probes of TCP do: not worth counting.
     #[error("it was closed before anything came")]
     Silent,
-    /// Too many are under way.
-    #[error("{} handshakes are under way", limits::TLS_HANDSHAKES_MAX)]
+    /// It was the oldest of those under way, and made room for a newer one.
+    #[error("it made room for a newer one (limits.tls_handshakes)")]
     TooMany,
     /// It took too long.
     #[error("the handshake was not done in time")]
@@ -122,6 +128,13 @@ pub enum HandshakeError {
     /// It was none, or the two sides could not agree.
     #[error("{0}")]
     Failed(#[from] io::Error),
+}
+
+impl HandshakeError {
+    /// The limit that it ran into, if it is that.
+    pub fn limit(&self) -> Option<Limit> {
+        matches!(self, HandshakeError::TooMany).then_some(Limit::TlsHandshakes)
+    }
 }
 
 impl State {
@@ -144,6 +157,7 @@ impl Prepared {
 
     /// Puts it in place of what there was.
     pub fn install(self) -> Reloaded {
+        self.tls.0.room.set_most(self.state.terms.handshakes.limit());
         let mut current = self.tls.0.current.write();
         let same = current.loaded.is_same(&self.state.loaded);
         *current = Arc::new(self.state);
@@ -159,10 +173,9 @@ impl Tls {
     pub fn open(terms: Terms) -> Result<Self, TlsError> {
         let tickets = rustls::crypto::aws_lc_rs::Ticketer::new();
         let tickets = tickets.map_err(|error| TlsError::Config(error.to_string()))?;
-        let (listener, state) = (terms.listener, State::read(terms, &tickets)?);
-        let room = Semaphore::new(limits::TLS_HANDSHAKES_MAX);
-        let current = RwLock::new(Arc::new(state));
-        Ok(Self(Arc::new(Inner { listener, current, tickets, room, failures: Mutex::default() })))
+        let (listener, room, opened) = (terms.listener, Room::new(terms.handshakes.limit()), look(&terms.files));
+        let current = RwLock::new(Arc::new(State::read(terms, &tickets)?));
+        Ok(Self(Arc::new(Inner { listener, opened, current, tickets, room, failures: Mutex::default() })))
     }
 
     /// Reads the files of other terms, for [`Prepared::install`] to put in place. What is in use already may have expired.
@@ -204,7 +217,17 @@ impl Tls {
 
     /// How the files look, to be compared.
     pub fn stamp(&self) -> Stamp {
-        Stamp::of(&self.0.current.read().terms.files)
+        look(&self.0.current.read().terms.files)
+    }
+
+    /// How they looked before [`Tls::open`] read them: what differs from that may have changed since.
+    pub fn opened_stamp(&self) -> &Stamp {
+        &self.0.opened
+    }
+
+    /// Whether these are the files that it reads.
+    pub fn reads(&self, files: &TlsFiles) -> bool {
+        self.0.current.read().terms.files == *files
     }
 
     /// `http`, `grpc` or `ops`.
@@ -242,8 +265,12 @@ impl Tls {
         if stream.peek(&mut [0]).await? == 0 {
             return Err(HandshakeError::Silent);
         }
-        let _room = self.0.room.try_acquire().map_err(|_| HandshakeError::TooMany)?;
-        Ok(Box::new(TlsAcceptor::from(self.config()).accept(stream).await?))
+        let mut place = self.0.room.enter();
+        tokio::select! {
+            biased;
+            shaken = TlsAcceptor::from(self.config()).accept(stream) => Ok(Box::new(shaken?)),
+            () = place.lost() => Err(HandshakeError::TooMany),
+        }
     }
 
     fn note(&self, peer: SocketAddr, error: &HandshakeError) {
@@ -260,6 +287,10 @@ impl Tls {
         drop(failures);
         tracing::info!(listener, count, %peer, %error, "TLS handshakes failed; this is the latest of them");
     }
+}
+
+fn look(files: &TlsFiles) -> Stamp {
+    Stamp::of([&*files.certificate_file, &*files.key_file, &*files.client_ca_file])
 }
 
 /// The names that a peer's certificate holds, which was verified in the handshake. None: he brought no certificate.

@@ -23,6 +23,7 @@ use crate::{
     metrics::Failure,
     net::tls::Reloaded as Certificate,
     session::Settings,
+    systemd,
     types::Span,
     ws,
 };
@@ -121,17 +122,38 @@ struct Prepared {
 }
 
 impl Reloader {
+    /// Has it done by `Reload`.
     pub(super) fn new(running: Running, current: Config, source: Source) -> Self {
-        Self(Arc::new(Inner { running, source, current: tokio::sync::Mutex::new(current) }))
+        let api = running.api.clone();
+        let this = Self(Arc::new(Inner { running, source, current: tokio::sync::Mutex::new(current) }));
+        let called = this.clone();
+        api.set_reload_control(Some(Box::new(move || {
+            let called = called.clone();
+            Box::pin(async move { called.run().await })
+        })));
+        this
+    }
+
+    /// Has it done at each of these signals, too, until the stop.
+    pub(super) fn follow(self, mut hang_up: Signal, life: &Lifecycle) {
+        let stop = life.stopping().clone();
+        life.spawn(async move {
+            while let Some(Some(())) = stop.run_until_cancelled(hang_up.recv()).await {
+                if self.run().await.is_err() {
+                    self.0.running.hub.metrics().failure(Failure::ReloadRefused);
+                }
+            }
+        });
     }
 
     /// Reads the configuration again and puts it in force, as far as that goes; or says why not. Whoever asks while another
-    /// is at it waits for that. The log has the outcome.
+    /// is at it waits for that. The log has the outcome, and the service manager hears that it is under way and over.
     ///
     /// # Errors
     /// A line for each thing that is wrong; then nothing has changed.
     pub async fn run(&self) -> Result<Reloaded, ReloadRefused> {
         let mut current = self.0.current.lock().await;
+        systemd::reloading();
         let outcome = self.attempt(&mut current).await;
         match &outcome {
             Ok(reloaded) => {
@@ -148,6 +170,7 @@ impl Reloader {
                 }
             }
         }
+        systemd::reloaded();
         outcome
     }
 
@@ -161,24 +184,6 @@ impl Reloader {
         fetched.map_err(|problem| ReloadRefused(vec![problem]))?;
         let before = std::mem::replace(current, prepared.difference.config.clone());
         Ok(self.0.running.take(&before, prepared))
-    }
-
-    /// Has it done by `Reload`, and at each of these signals.
-    pub(super) fn serve(self, api: &Api, hang_up: Option<Signal>, life: &Lifecycle) {
-        let called = self.clone();
-        api.set_reload_control(Some(Box::new(move || {
-            let called = called.clone();
-            Box::pin(async move { called.run().await })
-        })));
-        let Some(mut hang_up) = hang_up else { return };
-        let stop = life.stopping().clone();
-        life.spawn(async move {
-            while let Some(Some(())) = stop.run_until_cancelled(hang_up.recv()).await {
-                if self.run().await.is_err() {
-                    self.0.running.hub.metrics().failure(Failure::ReloadRefused);
-                }
-            }
-        });
     }
 }
 

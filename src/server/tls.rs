@@ -15,7 +15,10 @@ use crate::{
     config::Config,
     limits,
     metrics::Metrics,
-    net::tls::{self, Reloaded, Speaks, Stamp, Terms, Tls, TlsError},
+    net::{
+        Stamp,
+        tls::{self, Reloaded, Speaks, Terms, Tls, TlsError},
+    },
     types::TlsFiles,
 };
 
@@ -76,7 +79,10 @@ impl Listeners {
                 Ok(prepared) => all.push(Prepared { key, prepared }),
                 Err(error) => {
                     problems.push(format!("{listener}.tls: {error}"));
-                    tell(metrics, listener, tls.expires_at(), Err(error));
+                    // Others are not taken, and what it has is as good as it was.
+                    if tls.reads(files) {
+                        tell(metrics, listener, tls.expires_at(), Err(error));
+                    }
                 }
             }
         }
@@ -107,7 +113,7 @@ impl Listeners {
 fn terms(config: &Config, listener: &'static str, files: &TlsFiles, speaks: Speaks) -> Terms {
     // Where there are tokens, a caller may have one of those.
     let anonymous = !config.grpc.tokens.is_empty() || config.grpc.insecure;
-    Terms { listener, files: files.clone(), speaks, anonymous }
+    Terms { listener, files: files.clone(), speaks, anonymous, handshakes: config.limits.tls_handshakes }
 }
 
 /// What a listener is to speak from now on.
@@ -142,7 +148,8 @@ type News = (&'static str, i64, Result<Reloaded, TlsError>);
 
 impl Watched {
     fn new(tls: Tls) -> Self {
-        let stamp = tls.stamp();
+        // Not how they look now: they may have changed since they were read.
+        let stamp = tls.opened_stamp().clone();
         Self { tls, seen: stamp.clone(), read: stamp, refused: None }
     }
 
@@ -212,5 +219,45 @@ fn tell(metrics: &Metrics, listener: &'static str, expires_at: i64, came: Result
             metrics.certificate_refused(listener);
             tracing::error!(listener, %error, "the new certificate cannot be used; the old one stays");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_that_changed_between_the_start_and_the_first_look_are_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        // In their place at once, as who renews certificates does it.
+        let put = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            let certificate = certificate.self_signed(&key).unwrap();
+            let [crt, key] = [("crt", certificate.pem()), ("key", key.serialize_pem())].map(|(name, text)| {
+                let (new, path) = (folder.path().join("new"), folder.path().join(name));
+                fs::write(&new, text).unwrap();
+                fs::rename(new, &path).unwrap();
+                path
+            });
+            TlsFiles { certificate_file: crt, key_file: key, ..TlsFiles::default() }
+        };
+        let (files, clock) = (put(), Clock::system());
+        let tls = Tls::open(Terms {
+            listener: "http",
+            files,
+            speaks: Speaks::Http1,
+            anonymous: false,
+            handshakes: crate::types::Count(0),
+        })
+        .unwrap();
+        put();
+        let mut watched = Watched::new(tls);
+        assert!(watched.look(&clock).is_none(), "it may not be whole yet");
+        let (_, _, came) = watched.look(&clock).unwrap();
+        assert_eq!(came.unwrap(), Reloaded::Changed);
+        assert!(watched.look(&clock).is_none());
     }
 }

@@ -11,10 +11,6 @@ use crate::{
     limits::{Limit, Limits},
 };
 
-/// The points that there are at most.
-const POINTS_MAX: u32 = 20;
-/// The points that come back a second.
-const POINTS_PER_SECOND: u32 = 2;
 /// A point.
 const POINT: u64 = 1_000_000;
 
@@ -26,12 +22,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Spends a point, if there is one.
-    pub fn admit(&mut self, now: Instant) -> bool {
-        self.admit_of(POINTS_MAX, POINTS_PER_SECOND, now)
-    }
-
-    /// The same where there are so many at most, and so many come back a second.
+    /// Spends a point, if there is one: of so many at most, of which so many come back a second.
     pub fn admit_of(&mut self, most: u32, a_second: u32, now: Instant) -> bool {
         let admitted = self.wait_of(most, a_second, now).is_zero();
         if admitted {
@@ -63,8 +54,8 @@ pub struct Rates {
     message_micros: u32,
     /// `limits.bytes_per_second`; 0: none.
     bytes_per_second: u64,
-    /// How many bytes may come at once: a second's, and two of the largest messages.
-    bytes_at_once: u64,
+    /// How many bytes may come at once, in µs of their rate: a second's, and two of the largest messages.
+    bytes_at_once_micros: u32,
 }
 
 /// A second, of messages.
@@ -76,7 +67,9 @@ impl Rates {
         let Limits { messages_per_second, bytes_per_second, message_bytes, .. } = limits;
         let bytes_at_once = bytes_per_second.0.max(message_bytes.0.saturating_mul(2));
         let message_micros = SECOND_MICROS.checked_div(messages_per_second.0).unwrap_or(0);
-        Self { message_micros, bytes_per_second: bytes_per_second.0, bytes_at_once }
+        let mut rates = Self { message_micros, bytes_per_second: bytes_per_second.0, bytes_at_once_micros: 0 };
+        rates.bytes_at_once_micros = rates.micros(bytes_at_once).max(1);
+        rates
     }
 
     /// Bytes in µs of their rate, rounded up; nothing where there is none.
@@ -111,6 +104,11 @@ impl Ahead {
         self.bytes = self.bytes.saturating_sub(passed).saturating_add(rates.micros(bytes as u64));
     }
 
+    /// What came was compressed, and came to so many bytes.
+    pub fn inflated(&mut self, bytes: usize, rates: &Rates) {
+        self.bytes = self.bytes.saturating_add(rates.micros(bytes as u64));
+    }
+
     /// A message came, or what counts as one.
     pub fn message(&mut self, rates: &Rates) {
         self.messages = self.messages.saturating_add(rates.message_micros);
@@ -119,7 +117,7 @@ impl Ahead {
     /// Whether it is ahead by more than it may be at once; and by twice that, in spite of the warning. That it was warned is
     /// noted beside it, where a session has room for a bit.
     pub fn over(&self, warned: &mut bool, rates: &Rates) -> Option<Over> {
-        let bytes_at_once = rates.micros(rates.bytes_at_once).max(1);
+        let bytes_at_once = rates.bytes_at_once_micros;
         let (limit, ahead, at_once) = if self.messages > SECOND_MICROS {
             (Limit::MessagesPerSecond, self.messages, SECOND_MICROS)
         } else if self.bytes > bytes_at_once {
@@ -147,7 +145,7 @@ mod tests {
         let (mut bucket, start) = (Bucket::default(), Instant::now());
         let admitted = |bucket: &mut Bucket, at: u64| {
             let now = start + Duration::from_millis(at);
-            std::iter::repeat_with(|| bucket.admit(now)).take_while(|admitted| *admitted).count()
+            std::iter::repeat_with(|| bucket.admit_of(20, 2, now)).take_while(|admitted| *admitted).count()
         };
         assert_eq!(admitted(&mut bucket, 0), 20);
         assert_eq!(admitted(&mut bucket, 499), 0);

@@ -12,6 +12,7 @@ mod rare;
 mod reaction;
 mod requests;
 mod settings;
+mod warning;
 
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use rare::Rare;
 pub use reaction::{Counts, Reaction, Saying, Tick, Unanswered, Verdict};
 pub use requests::Held;
 pub use settings::Settings;
+use warning::Warning;
 
 use crate::{
     clock::{Instant, Moment},
@@ -37,17 +39,22 @@ use crate::{
         error_code::ErrorCode,
         server,
     },
-    types::{TokenMark, UnixMillis},
+    types::{Count, TokenMark, UnixMillis},
 };
 
-/// How long before a token's end its session is told.
-const TOKEN_WARNING: Duration = Duration::from_secs(60);
 /// No token ends then.
 const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// No time from a ping to its pong was measured yet.
 const NO_RTT: u32 = u32::MAX;
 /// The users of a list that cost as much as asking for it.
 const USERS_PER_POINT: usize = 100;
+/// The lists that a session may ask for a second, beyond `limits.user_lists` at once.
+const LISTS_PER_SECOND: u32 = 2;
+
+/// A limit on how many may come at once, which is none at 0.
+fn at_once(most: Count) -> u32 {
+    if most.0 == 0 { u32::MAX } else { most.0 }
+}
 
 /// Refuses a message over a rate.
 fn limited(limit: Limit, text: &str, id: Option<&str>) -> Reaction<'static> {
@@ -85,7 +92,7 @@ pub struct Session {
     /// The heartbeat counts from here: the last receipt, or for the first one a jittered moment before the start.
     quiet_since: Instant,
     token_deadline: Option<Moment>,
-    token_warned: bool,
+    token_warning: Warning,
     ahead: Ahead,
     rate_warned: bool,
     rare: Option<Box<Rare>>,
@@ -113,7 +120,7 @@ impl Session {
             outstanding: None,
             quiet_since: now.checked_sub(jitter).unwrap_or(now),
             token_deadline: None,
-            token_warned: false,
+            token_warning: Warning::default(),
             ahead: Ahead::default(),
             rate_warned: false,
             rare: None,
@@ -127,9 +134,7 @@ impl Session {
         const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let deadline = expires_at.map(|end| now + Duration::from_millis(end.0.saturating_sub(unix.0)).min(FAR));
         self.token_deadline = deadline.map(Moment::of);
-        // One that has less than the warning time left is not warned of: where all tokens are so short, a client that
-        // answers each warning by a new token would do nothing else.
-        self.token_warned = deadline.is_none_or(|end| end <= now + TOKEN_WARNING);
+        self.token_warning = deadline.map(|end| Warning::of(end.saturating_duration_since(now))).unwrap_or_default();
     }
 
     /// Notes which token it lives by.
@@ -156,6 +161,11 @@ impl Session {
     pub fn received(&mut self, bytes: usize, settings: &Settings, now: Instant) {
         self.ahead.received(bytes, now.saturating_duration_since(self.quiet_since), &settings.rates);
         self.quiet_since = now;
+    }
+
+    /// What came was compressed, and came to so many bytes: they are work as much as those that are sent plain.
+    pub fn inflated(&mut self, bytes: usize, settings: &Settings) {
+        self.ahead.inflated(bytes, &settings.rates);
     }
 
     /// What is to be done about how much it sends, after each message of it.
@@ -325,7 +335,7 @@ impl Session {
             }
             Request::Subscribe(_) | Request::Unsubscribe(_)
                 if !self.rare().memberships.admit_of(
-                    limits::MEMBERSHIP_CHANGES_MAX,
+                    at_once(settings.membership_changes),
                     limits::MEMBERSHIP_CHANGES_PER_SECOND,
                     now,
                 ) =>
@@ -338,7 +348,9 @@ impl Session {
             }
             Request::Subscribe(of) => Reaction::Subscribe(of, id.map(str::to_owned)),
             Request::Unsubscribe(of) => Reaction::Unsubscribe(of, id.map(str::to_owned)),
-            Request::UserList(topic) if self.rare().lists.admit(now) => {
+            Request::UserList(topic)
+                if self.rare().lists.admit_of(at_once(settings.user_lists), LISTS_PER_SECOND, now) =>
+            {
                 Reaction::ListUsers(topic, id.map(str::to_owned))
             }
             Request::UserList(_) => {
@@ -368,8 +380,8 @@ impl Session {
             if end <= now {
                 return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
             }
-            if !self.token_warned && end <= now + TOKEN_WARNING {
-                self.token_warned = true;
+            if self.token_warning.ahead().is_some_and(|ahead| end <= now + ahead) {
+                self.token_warning = Warning::default();
                 return Tick::TokenExpiring(expires_at);
             }
         }
@@ -404,7 +416,7 @@ impl Session {
             next = next.min(deadline);
         }
         if let Some(end) = self.token_deadline.map(Moment::instant) {
-            let warning = end.checked_sub(TOKEN_WARNING).filter(|_| !self.token_warned);
+            let warning = self.token_warning.ahead().and_then(|ahead| end.checked_sub(ahead));
             next = next.min(warning.unwrap_or(end));
         }
         next
@@ -590,14 +602,43 @@ mod tests {
         let now = Instant::now();
         let settings = settings();
         let mut session = session(AckMode::Transport, now);
-        session.set_token_expiry(Some(UnixMillis(100_000)), now, UnixMillis(0));
-        session.received(1, &settings, now + Duration::from_secs(39));
-        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(39)), Tick::Idle);
-        let warned = session.on_tick(&settings, now + Duration::from_secs(40));
-        assert_eq!(warned, Tick::TokenExpiring(UnixMillis(100_000)));
-        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(41)), Tick::Idle, "once");
-        let Tick::Close(verdict) = session.on_tick(&settings, now + Duration::from_secs(100)) else { panic!() };
+        session.set_token_expiry(Some(UnixMillis(200_000)), now, UnixMillis(0));
+        session.received(1, &settings, now + Duration::from_secs(139));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(139)), Tick::Idle);
+        let warned = session.on_tick(&settings, now + Duration::from_secs(140));
+        assert_eq!(warned, Tick::TokenExpiring(UnixMillis(200_000)));
+        assert_eq!(session.on_tick(&settings, now + Duration::from_secs(141)), Tick::Idle, "once");
+        let Tick::Close(verdict) = session.on_tick(&settings, now + Duration::from_secs(200)) else { panic!() };
         assert_eq!((verdict.code, verdict.reason), (CloseCode::UNAUTHORIZED, "token_expired"));
+    }
+
+    #[test]
+    fn a_short_token_is_warned_of_halfway_to_its_end_also_where_it_is_a_new_one() {
+        let now = Instant::now();
+        let settings = settings();
+        let millis = Duration::from_millis;
+        let mut session = session(AckMode::Transport, now);
+        session.set_token_expiry(Some(UnixMillis(1_000_000)), now, UnixMillis(0));
+        let mut begin = now;
+        for (left, warned_after) in [(90_000, 30_000), (30_000, 15_000), (2_000, 1_000)] {
+            session.received(1, &settings, begin);
+            session.set_token_expiry(Some(UnixMillis(left)), begin, UnixMillis(0));
+            assert!(session.next_deadline(&settings) <= begin + millis(warned_after), "{left}");
+            let mut at = |after| {
+                session.received(1, &settings, begin + millis(after));
+                session.on_tick(&settings, begin + millis(after))
+            };
+            assert_eq!(at(warned_after - 1), Tick::Idle, "{left}");
+            assert_eq!(at(warned_after), Tick::TokenExpiring(UnixMillis(left)), "{left}");
+            assert_eq!(at(left - 1), Tick::Idle, "once");
+            assert!(matches!(at(left), Tick::Close(_)), "{left}");
+            begin += millis(left);
+        }
+        // So little that nobody can answer: a client would do nothing else.
+        session.received(1, &settings, begin);
+        session.set_token_expiry(Some(UnixMillis(1_999)), begin, UnixMillis(0));
+        assert_eq!(session.on_tick(&settings, begin + millis(1_998)), Tick::Idle);
+        assert!(matches!(session.on_tick(&settings, begin + millis(1_999)), Tick::Close(_)));
     }
 
     #[test]

@@ -19,6 +19,10 @@ pub struct Settings {
     pub bad_messages: Count,
     /// `limits.reauths_per_minute`.
     pub reauths_per_minute: Count,
+    /// `limits.membership_changes`.
+    pub membership_changes: Count,
+    /// `limits.user_lists`.
+    pub user_lists: Count,
     /// `limits.messages_per_second`, `limits.bytes_per_second`.
     pub rates: Rates,
 }
@@ -26,9 +30,16 @@ pub struct Settings {
 impl Settings {
     /// Those of the configuration.
     pub fn of(delivery: &Delivery, heartbeat: &Heartbeat, limits: &Limits) -> Self {
-        let Limits { bad_messages, reauths_per_minute, .. } = *limits;
-        let (delivery, heartbeat) = (delivery.clone(), heartbeat.clone());
-        Self { delivery, heartbeat, bad_messages, reauths_per_minute, rates: Rates::of(limits) }
+        let Limits { bad_messages, reauths_per_minute, membership_changes, user_lists, .. } = *limits;
+        Self {
+            delivery: delivery.clone(),
+            heartbeat: heartbeat.clone(),
+            bad_messages,
+            reauths_per_minute,
+            membership_changes,
+            user_lists,
+            rates: Rates::of(limits),
+        }
     }
 
     /// The shortest of all spans after which a session may need to act. A look at every session at least this often

@@ -220,6 +220,12 @@ impl Store {
         self.0.shared.health()
     }
 
+    /// How long ago the writer began its last turn: [`crate::limits::STORE_DISK_REST`] at most while it has nothing to do,
+    /// and what it does takes less than [`crate::limits::STORE_STUCK_AFTER`]. `None`: it has ended, as it should.
+    pub fn writer_quiet_for(&self) -> Option<std::time::Duration> {
+        self.0.shared.progress.quiet_for()
+    }
+
     /// Told whenever [`Store::health`] may answer otherwise than before.
     pub fn health_changes(&self) -> watch::Receiver<()> {
         self.0.shared.changed.subscribe()

@@ -16,6 +16,8 @@ pub struct Config {
     pub origins: Vec<String>,
     /// The proxies that are believed about where a connection comes from: addresses, and networks in CIDR notation.
     pub trusted_proxies: Vec<String>,
+    /// In which header of a request they say so.
+    pub forwarded_header: ForwardedHeader,
     /// Whether they say so in a header of the PROXY protocol, version 2.
     pub proxy_protocol: bool,
     /// `[http.tls]`.
@@ -29,10 +31,25 @@ impl Default for Config {
             path: "/ws".to_owned(),
             origins: Vec::new(),
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::Auto,
             proxy_protocol: false,
             tls: TlsFiles::default(),
         }
     }
+}
+
+/// The header in which trusted proxies say whom a request comes from. What stands in the other one comes from the client, where
+/// the proxies let it through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    /// Either; where both are there and disagree, none is believed.
+    #[default]
+    Auto,
+    /// `X-Forwarded-For` alone.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239) alone.
+    Forwarded,
 }
 
 /// The section `[ws]`.

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use super::{
     Context, OpenSocket,
     opening::{self, First, Opened},
+    quiet,
     socket::{self, Socket},
     upgrade::Connected,
 };
@@ -39,6 +40,9 @@ use crate::{
 
 /// Reads of one connection before others have their turn.
 const READS_MAX: usize = 4;
+/// What compressed messages of one connection may come to before others have their turn: one read may hold a thousand times
+/// as much.
+const INFLATED_BYTES_MAX: usize = 256 * 1024;
 
 /// Lets the peer of a finished handshake in. `None`: he was told why not, or is gone.
 pub async fn open(
@@ -65,7 +69,7 @@ pub async fn open(
     drop(read_buf);
     let Opened { handle, reader, said, early } = opening::open(&socket, opening, early, &peer, &context).await?;
     let connection =
-        Connection { context, socket, handle, reader, early, pull: None, paused_at: None, _counted: counted };
+        Connection { context, socket, handle, reader, unread: early, pull: None, paused_at: None, _counted: counted };
     if let Some(said) = said {
         connection.take_first(&said);
     }
@@ -81,14 +85,21 @@ pub struct Connection {
     socket: Arc<Socket>,
     handle: Arc<Handle>,
     reader: FrameReader,
-    /// What came behind the handshake and was not looked at yet.
-    early: Vec<u8>,
+    /// What was read and not looked at yet: what came behind the handshake, or behind the last message of a turn.
+    unread: Vec<u8>,
     /// The page that is being read.
     pull: Option<PageRead>,
     /// The last page did not fit into the window with so many in flight: nothing is pulled before there are fewer.
     paused_at: Option<usize>,
     /// Its places among the open sockets and the connections.
     _counted: (OpenSocket, Connected),
+}
+
+/// Whether a connection has had what it may have before others.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    Done,
+    Over,
 }
 
 /// Why the loop goes on.
@@ -114,6 +125,9 @@ impl Drop for Attached {
             hub.metrics().failure(Failure::Panic);
         }
         let ended = hub.detach(handle);
+        if quiet::is_cheap(&ended, hub.is_guest(&handle.user.id)) && !self.0.ended.admits() {
+            return;
+        }
         tracing::info!(
             session = %handle.id,
             user = %handle.user.id,
@@ -151,12 +165,9 @@ impl Connection {
     pub async fn run(&mut self) {
         let attached = Attached(Arc::clone(&self.context), Arc::clone(&self.handle));
         self.reader.set_max_message_bytes(self.context.hub.limits().message_bytes.as_usize());
-        let mut early = std::mem::take(&mut self.early);
-        if !early.is_empty() {
-            let _ = self.feed(&mut early);
-            self.handle.flush();
+        if !self.unread.is_empty() {
+            self.context.hub.received(&self.handle, self.unread.len());
         }
-        drop(early);
         self.serve().await;
         // Not through `self`, which is borrowed for writing below.
         let context = Arc::clone(&self.context);
@@ -188,7 +199,12 @@ impl Connection {
                     let _ = self.socket.finish();
                     self.handle.resume();
                 }
-                Woken::Readable => self.read(),
+                Woken::Readable => {
+                    // A client that sends without end would keep this thread to itself, and others from what they sent.
+                    if self.read() == Turn::Over {
+                        tokio::task::yield_now().await;
+                    }
+                }
             }
         }
     }
@@ -227,45 +243,81 @@ impl Connection {
         if (stalled || self.socket.holds_back()) && self.socket.poll_writable(cx).is_ready() {
             return Poll::Ready(Woken::Writable);
         }
+        if !self.unread.is_empty() {
+            return Poll::Ready(Woken::Readable);
+        }
         self.socket.poll_readable(cx).map(|_| Woken::Readable)
     }
 
-    fn read(&mut self) {
-        socket::with_buffer(|buffer| {
-            for _ in 0..READS_MAX {
-                match self.socket.try_read(buffer) {
-                    Ok(0) => return self.handle.broke(),
-                    Ok(count) => {
-                        if self.feed(&mut buffer[..count]).is_break() {
-                            return;
-                        }
-                        if count < buffer.len() {
-                            break;
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => return self.handle.broke(),
-                }
+    fn read(&mut self) -> Turn {
+        let turn = match std::mem::take(&mut self.unread) {
+            unread if unread.is_empty() => socket::with_buffer(|buffer| self.read_into(buffer)),
+            mut unread => {
+                let _ = self.feed(&mut unread);
+                Turn::Over
             }
-        });
+        };
         self.handle.flush();
+        turn
     }
 
-    fn feed(&mut self, input: &mut [u8]) -> ControlFlow<()> {
-        self.context.hub.received(&self.handle, input.len());
+    fn read_into(&mut self, buffer: &mut [u8]) -> Turn {
+        for _ in 0..READS_MAX {
+            match self.socket.try_read(buffer) {
+                Ok(0) => {
+                    self.handle.broke();
+                    return Turn::Done;
+                }
+                Ok(count) => {
+                    self.context.hub.received(&self.handle, count);
+                    if self.feed(&mut buffer[..count]).is_break() || !self.unread.is_empty() {
+                        return Turn::Over;
+                    }
+                    if count < buffer.len() {
+                        return Turn::Done;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Done,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.handle.broke();
+                    return Turn::Done;
+                }
+            }
+        }
+        Turn::Over
+    }
+
+    /// Hands over what was received; keeps what is beyond a turn.
+    fn feed(&mut self, mut input: &mut [u8]) -> ControlFlow<()> {
         let (hub, handle) = (&self.context.hub, &self.handle);
-        let fed = self.reader.feed(input, &mut |incoming| {
-            hub.incoming(handle, incoming);
-            if handle.core().closing.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        match fed {
-            Ok(flow) => flow,
-            Err(error) => {
-                // Answers to what came before go out, however it was cut: a close drops what was not started.
-                handle.flush();
-                handle.close_for_failure(error.close_code(), &error.to_string(), opening::counts_of(&error));
-                ControlFlow::Break(())
+        let mut inflated = 0;
+        loop {
+            let fed = self.reader.feed_some(input, &mut |incoming| {
+                hub.incoming(handle, incoming);
+                if handle.core().closing.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            let fed = match fed {
+                Ok(fed) => fed,
+                Err(error) => {
+                    // Answers to what came before go out, however it was cut: a close drops what was not started.
+                    handle.flush();
+                    handle.close_for_failure(error.close_code(), &error.to_string(), opening::counts_of(&error));
+                    return ControlFlow::Break(());
+                }
+            };
+            if fed.inflated > 0 {
+                hub.inflated(handle, fed.inflated);
+                inflated += fed.inflated;
+            }
+            if fed.flow.is_break() || fed.left == 0 {
+                return fed.flow;
+            }
+            let used = input.len() - fed.left;
+            input = &mut input[used..];
+            if inflated >= INFLATED_BYTES_MAX {
+                self.unread = input.to_vec();
+                return ControlFlow::Continue(());
             }
         }
     }

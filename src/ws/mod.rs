@@ -28,7 +28,7 @@ mod upgrade;
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, Guard};
-pub use config::{Compression, Config};
+pub use config::{Compression, Config, ForwardedHeader};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -52,11 +52,15 @@ use crate::{
     },
 };
 
-/// Connections beyond `limits.connections` that are let in to be told so; further ones are dropped unheard.
+/// Connections beyond `limits.connections` that are let in to be told so, at most; further ones are dropped unheard.
 const REFUSALS_MAX: u64 = 1024;
 
 /// What is left at least for a request's head, however late its first byte came.
 const HEAD_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// How long those who came in last have to ask and be answered, and how often it is looked whether somebody is left.
+const LAST_ANSWERS_MAX: Duration = Duration::from_millis(250);
+const LAST_ANSWERS_LOOK: Duration = Duration::from_millis(10);
 
 /// What every connection needs.
 pub struct Context {
@@ -66,6 +70,8 @@ pub struct Context {
     pub life: Lifecycle,
     /// Cancelled when no more connections are to be accepted.
     pub accepting: CancellationToken,
+    /// Cancelled a moment later, when those that are no sessions yet are given up: who came in last still gets his answer.
+    giving_up: CancellationToken,
     /// What stands at `/`.
     pub page: Option<Page>,
     /// TLS, where it is spoken.
@@ -79,8 +85,12 @@ pub struct Context {
     /// Lines on those who were not let in, and on sessions that could not be opened.
     not_let_in: Quiet,
     not_opened: Quiet,
+    /// And on sessions that ended, of those that anybody can have over and over.
+    ended: Quiet,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
+    /// What the process's descriptors allow: connections, and sockets beyond them.
+    within: (u64, u64),
 }
 
 /// What a connection that comes meets.
@@ -101,12 +111,14 @@ impl Context {
     pub fn new(hub: Hub, life: Lifecycle, terms: Terms, accepting: CancellationToken) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
         let gates = ArcSwap::from_pointee(Gates::new(&hub.limits()));
-        let (not_let_in, not_opened) =
-            (Quiet::new("not let in", &life), Quiet::new("a session could not be opened", &life));
+        let quiet = |what| Quiet::new(what, &life);
+        let (not_let_in, not_opened) = (quiet("not let in"), quiet("a session could not be opened"));
+        let ended = quiet("session ended");
         Self {
             hub,
             life,
             accepting,
+            giving_up: CancellationToken::new(),
             page: None,
             tls: None,
             terms: ArcSwap::from_pointee(terms),
@@ -114,8 +126,17 @@ impl Context {
             gates,
             not_let_in,
             not_opened,
+            ended,
             open,
+            within: (u64::MAX, REFUSALS_MAX),
         }
+    }
+
+    /// Leaves something of the process's descriptors to whatever else needs them: the store, callers, probes.
+    pub fn keep_within(&mut self, descriptors: u64) {
+        let clients = descriptors.saturating_sub(limits::DESCRIPTORS_BESIDE_CLIENTS.min(descriptors / 2));
+        let refusals = REFUSALS_MAX.min(clients / 8);
+        self.within = (clients - refusals, refusals);
     }
 
     /// What a connection that comes now meets.
@@ -127,10 +148,27 @@ impl Context {
         self.gates.load()
     }
 
+    /// Connections at once, and sockets that are let in beyond them to be told so; further ones are dropped unheard.
+    fn room(&self) -> (u64, u64) {
+        let connections = self.hub.limits().connections.limit() as u64;
+        (connections.min(self.within.0), self.within.1)
+    }
+
     /// Takes other terms, and the hub's limits as they are now, for what comes from now on.
     pub fn reconfigure(&self, terms: Terms) {
         self.terms.store(Arc::new(terms));
         self.gates.store(Arc::new(self.gates().successor(&self.hub.limits())));
+    }
+}
+
+impl Context {
+    /// Gives up the connections that are no sessions yet, once there are no more of them, and soon in any case.
+    async fn give_up(&self) {
+        let until = Instant::now() + LAST_ANSWERS_MAX;
+        while self.open.get() > 0 && Instant::now() < until {
+            tokio::time::sleep(LAST_ANSWERS_LOOK).await;
+        }
+        self.giving_up.cancel();
     }
 }
 
@@ -145,15 +183,17 @@ impl Drop for OpenSocket {
 
 /// Serves until no more connections are to be accepted.
 pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), Infallible> {
+    let beat = context.life.beat("the public listener");
     loop {
         let (stream, remote) = tokio::select! {
             () = context.accepting.cancelled() => {
                 // Closed from here on; as an essential task this one lives until the stop.
-                drop(listener);
+                drop((listener, beat));
+                context.give_up().await;
                 context.life.stopping().cancelled().await;
                 return Ok(());
             }
-            accepted = accept(&listener, &context) => accepted,
+            accepted = beat.during(accept(&listener, &context)) => accepted,
         };
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
         let is_proxy = context.terms().addresses.is_proxy(remote.ip());
@@ -167,7 +207,8 @@ pub async fn serve(listener: TcpListener, context: Arc<Context>) -> Result<(), I
         };
         let open = context.open.enter();
         let socket = OpenSocket(Arc::clone(&context));
-        if open.saturating_sub(REFUSALS_MAX) > context.hub.limits().connections.limit() as u64 {
+        let (most, beyond) = context.room();
+        if open > most.saturating_add(beyond) {
             context.hub.metrics().hit(Limit::Connections);
             continue;
         }
@@ -201,7 +242,7 @@ async fn begin(
     let first_byte = Box::pin(tokio::time::timeout(timeout, stream.readable()));
     let asked = Instant::now();
     let came = tokio::select! {
-        () = context.accepting.cancelled() => return None,
+        () = context.giving_up.cancelled() => return None,
         came = first_byte => came,
     };
     if came.is_err() {
@@ -254,8 +295,8 @@ async fn prepare(
     match tls.accept(stream, remote, until).await {
         Ok(secured) => Some((Line::Secured(secured), remote)),
         Err(HandshakeError::Silent) => None,
-        Err(_) => {
-            context.hub.metrics().failure(Failure::TlsHandshake);
+        Err(error) => {
+            context.hub.metrics().handshake_failed(error.limit());
             None
         }
     }
@@ -274,7 +315,7 @@ async fn shake_hands(
     } else {
         let preparing = Box::pin(prepare(stream, remote, until, &context));
         tokio::select! {
-            () = context.accepting.cancelled() => return None,
+            () = context.giving_up.cancelled() => return None,
             prepared = preparing => prepared?,
         }
     };
@@ -309,7 +350,7 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .serve_connection(TokioIo::new(line), service)
         .with_upgrades();
     tokio::select! {
-        () = context.accepting.cancelled() => {}
+        () = context.giving_up.cancelled() => {}
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
             let metrics = context.hub.metrics();

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, header};
 
-use super::Config;
+use super::{Config, ForwardedHeader};
 use crate::{
     protocol::forwarded,
     types::{InvalidNetwork, InvalidOrigin, Network, OriginPattern},
@@ -23,6 +23,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
     trusted: Vec<Network>,
+    header: ForwardedHeader,
     proxy_protocol: bool,
     origins: Vec<OriginPattern>,
 }
@@ -51,6 +52,7 @@ impl Addresses {
         Ok(Self {
             origins: origins.collect::<Result<_, _>>()?,
             trusted: trusted.collect::<Result<_, _>>()?,
+            header: config.forwarded_header,
             proxy_protocol: config.proxy_protocol,
         })
     }
@@ -71,8 +73,14 @@ impl Addresses {
         if self.trusted.is_empty() {
             return remote;
         }
-        let values = |name: HeaderName| headers.get_all(name).into_iter().map(|value| value.to_str().ok());
-        forwarded::client(remote, values(header::FORWARDED), values(X_FORWARDED_FOR), |ip| self.is_proxy(ip))
+        // The one that the proxies do not write is the client's own word.
+        let values = |name: HeaderName, other: ForwardedHeader| {
+            let written = self.header != other;
+            headers.get_all(name).into_iter().filter(move |_| written).map(|value| value.to_str().ok())
+        };
+        let standard = values(header::FORWARDED, ForwardedHeader::XForwardedFor);
+        let usual = values(X_FORWARDED_FOR, ForwardedHeader::Forwarded);
+        forwarded::client(remote, standard, usual, |ip| self.is_proxy(ip))
     }
 
     /// Whether a page of that origin may connect; whoever names none may.
@@ -117,6 +125,23 @@ mod tests {
         let two = appended(&[("origin", "https://app.example.com"), ("origin", "https://app.example.com")]);
         assert!(!some.lets_in(&two));
         assert!(some.lets_in(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn of_the_header_that_the_proxies_do_not_write_nothing_is_believed() {
+        let said = headers(&[("x-forwarded-for", "203.0.113.7"), ("forwarded", "for=198.51.100.9")]);
+        let junk = headers(&[("x-forwarded-for", "203.0.113.7"), ("forwarded", "for=\"")]);
+        for (forwarded_header, client, beside_junk) in [
+            (ForwardedHeader::Auto, "10.1.2.3:4", "10.1.2.3:4"),
+            (ForwardedHeader::XForwardedFor, "203.0.113.7:0", "203.0.113.7:0"),
+            (ForwardedHeader::Forwarded, "198.51.100.9:0", "10.1.2.3:4"),
+        ] {
+            let trusted_proxies = vec!["10.0.0.0/8".to_owned()];
+            let addresses = Addresses::new(&Config { trusted_proxies, forwarded_header, ..Config::default() }).unwrap();
+            let found = |said| addresses.client("10.1.2.3:4".parse().unwrap(), said).to_string();
+            assert_eq!(found(&said), client, "{forwarded_header:?}");
+            assert_eq!(found(&junk), beside_junk, "{forwarded_header:?}");
+        }
     }
 
     #[test]

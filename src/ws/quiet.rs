@@ -1,12 +1,17 @@
 //! Log lines that anybody can cause as often as he likes: beyond so many, one line says how many more there were.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     clock::Instant,
+    hub::Ended,
     lifecycle::Lifecycle,
     metrics::{Line, Repeats},
+    protocol::close::CloseCode,
 };
+
+/// A session that was shorter is one that anybody with a token, or as a guest, can have over and over.
+const SHORT_SESSION: Duration = Duration::from_secs(1);
 
 /// The lines of one kind.
 pub struct Quiet {
@@ -39,4 +44,18 @@ impl Quiet {
         });
         false
     }
+}
+
+/// Whether the end of a session is one of those that anybody can cause as often as he likes: a guest's, a short one's, one for
+/// what the client did wrong.
+pub fn is_cheap(ended: &Ended, guest: bool) -> bool {
+    const WRONG: [CloseCode; 6] = [
+        CloseCode::PROTOCOL,
+        CloseCode::UNSUPPORTED,
+        CloseCode::INVALID_UTF8,
+        CloseCode::TOO_BIG,
+        CloseCode::BAD_MESSAGES,
+        CloseCode::RATE_LIMIT,
+    ];
+    guest || ended.duration < SHORT_SESSION || WRONG.contains(&ended.closing.code)
 }

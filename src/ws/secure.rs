@@ -15,7 +15,7 @@ use rustls::ServerConnection;
 
 use crate::limits;
 
-/// The state of TLS on one connection.
+/// The state of TLS on one connection. `raw` is the socket below it, of which neither direction waits.
 pub struct Secure {
     connection: Mutex<ServerConnection>,
     /// What was decrypted was not all read.
@@ -61,7 +61,7 @@ impl Secure {
     }
 
     /// Reads what is there; `WouldBlock` where nothing is, 0 where the peer has ended TLS.
-    pub fn read(&self, raw: &mut impl Raw, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&self, raw: &mut (impl Read + Write), buffer: &mut [u8]) -> io::Result<usize> {
         let mut connection = self.connection.lock();
         loop {
             match connection.reader().read(buffer) {
@@ -84,7 +84,7 @@ impl Secure {
     }
 
     /// Encrypts and writes; `WouldBlock` where something is held back that the kernel does not take.
-    pub fn write(&self, raw: &mut impl Raw, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub fn write(&self, raw: &mut (impl Read + Write), slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let mut connection = self.connection.lock();
         if !self.flush(&mut connection, raw)? {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -95,7 +95,7 @@ impl Secure {
     }
 
     /// Writes what is held back; `WouldBlock` where the kernel does not take all of it.
-    pub fn finish(&self, raw: &mut impl Raw) -> io::Result<()> {
+    pub fn finish(&self, raw: &mut (impl Read + Write)) -> io::Result<()> {
         if !self.holds_back() {
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Secure {
     }
 
     /// Says that nothing more is written, as far as the kernel takes that.
-    pub fn say_goodbye(&self, raw: &mut impl Raw) {
+    pub fn say_goodbye(&self, raw: &mut (impl Read + Write)) {
         let mut connection = self.connection.lock();
         connection.send_close_notify();
         // The connection ends in any case.
@@ -114,7 +114,7 @@ impl Secure {
     }
 
     /// Whether nothing is held back any more.
-    fn flush(&self, connection: &mut ServerConnection, raw: &mut impl Raw) -> io::Result<bool> {
+    fn flush(&self, connection: &mut ServerConnection, raw: &mut (impl Read + Write)) -> io::Result<bool> {
         let done = loop {
             if !connection.wants_write() {
                 break Ok(true);
@@ -131,9 +131,6 @@ impl Secure {
         done
     }
 }
-
-/// The socket below TLS. Neither direction waits.
-pub trait Raw: Read + Write {}
 
 #[cfg(test)]
 mod tests {
@@ -181,8 +178,6 @@ mod tests {
             Ok(())
         }
     }
-
-    impl Raw for Line {}
 
     /// Both ends, their handshake done.
     fn pair() -> (ClientConnection, Secure) {

@@ -13,7 +13,7 @@ use rustix::{
 };
 use tokio::net::TcpStream;
 
-use super::secure::{Raw, Secure};
+use super::secure::Secure;
 use crate::{hub::Wire, limits, net::tls::Secured};
 
 /// What a worker reads at once.
@@ -108,8 +108,6 @@ impl Socket {
 
 /// What TLS reads from and writes to.
 struct Below<'a>(&'a TcpStream);
-
-impl Raw for Below<'_> {}
 
 impl Read for Below<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

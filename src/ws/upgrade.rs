@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, uri::Authority};
 use http_body_util::Full;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use parking_lot::Mutex;
@@ -72,7 +72,8 @@ pub fn answer(
 ) -> Reply {
     let (path, terms) = (request.uri().path(), context.terms());
     if path == "/livez" && path != terms.path {
-        return text(StatusCode::OK, "ok\n".to_owned());
+        // A probe asks once; kept open, its socket would be held without a bound on its time.
+        return closing(text(StatusCode::OK, "ok\n".to_owned()));
     }
     if let Some(page) = context.page.as_ref().filter(|_| path == "/" && path != terms.path) {
         return page.answer(&request);
@@ -187,10 +188,10 @@ pub(super) fn checked<B>(request: &Request<B>, compression: Compression) -> Resu
 pub struct Connected(Metrics, #[allow(dead_code, reason = "held")] Option<Box<Place>>);
 
 impl Connected {
-    /// `None` where `limits.connections` is reached.
+    /// `None` where `limits.connections` is reached, or what the descriptors are enough for.
     fn enter(context: &Context, place: Option<Box<Place>>) -> Option<Self> {
         let metrics = context.hub.metrics();
-        if !metrics.connections.enter_below(context.hub.limits().connections.limit() as u64) {
+        if !metrics.connections.enter_below(context.room().0) {
             return None;
         }
         metrics.connections_total.inc();
@@ -204,9 +205,18 @@ impl Drop for Connected {
     }
 }
 
-/// RFC 6455 section 4.2.1. Returns the value of `Sec-WebSocket-Accept`.
+/// RFC 6455 section 4.2.1; what stands behind the head belongs to WebSocket, so there can be no body (RFC 9110 section
+/// 7.8). Returns the value of `Sec-WebSocket-Accept`.
 fn check_handshake<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     let headers = request.headers();
+    if request.version() >= Version::HTTP_11 && !has_one_host(headers) {
+        // RFC 9112 section 3.2.
+        return Err(bad_request("Host must be there once, and name a host"));
+    }
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    if headers.contains_key(header::TRANSFER_ENCODING) || lengths.any(|length| length.as_bytes() != b"0") {
+        return Err(bad_request("a handshake has no body"));
+    }
     let upgrade_required = |text: &str| Refusal {
         status: StatusCode::UPGRADE_REQUIRED,
         text: text.to_owned(),
@@ -229,6 +239,12 @@ fn check_handshake<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
         return Err(bad_request("Sec-WebSocket-Key must be 16 bytes in base64, once"));
     }
     HeaderValue::try_from(derive_accept_key(key.as_bytes())).map_err(|_| bad_request("Sec-WebSocket-Key is not usable"))
+}
+
+fn has_one_host(headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    hosts.next().is_none() && host.is_some_and(|host| !host.host().is_empty() && !host.as_str().contains('@'))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
@@ -304,10 +320,12 @@ pub(super) fn text(status: StatusCode, body: String) -> Reply {
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    if status != StatusCode::OK {
-        // Who is refused over and over has to connect over and over, which the limits see.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
+    // Who is refused over and over has to connect over and over, which the limits see.
+    if status == StatusCode::OK { reply } else { closing(reply) }
+}
+
+fn closing(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 
@@ -323,11 +341,12 @@ mod tests {
         builder.body(()).unwrap()
     }
 
-    const GOOD: [(&str, &str); 4] = [
+    const GOOD: [(&str, &str); 5] = [
         ("connection", "keep-alive, Upgrade"),
         ("upgrade", "WebSocket"),
         ("sec-websocket-version", "13"),
         ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("host", "gateway"),
     ];
 
     #[test]
@@ -338,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_handshake_that_lacks_something_is_refused() {
-        for (index, status) in [(0, 426), (1, 426), (2, 426), (3, 400)] {
+        for (index, status) in [(0, 426), (1, 426), (2, 426), (3, 400), (4, 400)] {
             let mut headers = GOOD.to_vec();
             headers.remove(index);
             assert_eq!(check_handshake(&request(&headers, "/ws")).unwrap_err().status, status);

@@ -1,5 +1,7 @@
 //! What clients do who have a good token.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -7,7 +9,7 @@ use crate::{
     ground::Ground,
     support::{
         Raw, Token,
-        raw::{PING, PONG, TEXT, frame, header},
+        raw::{PING, PONG, TEXT, frame, handshake, header},
         soon, until,
     },
 };
@@ -86,6 +88,44 @@ async fn fragments_without_end() {
         })
         .await;
     assert!(ground.rpc.status().await.limits.unwrap().hits["bytes_per_second"] >= 40, "warned and closed, twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_compressed_messages() {
+    let mut ground = Ground::new().await;
+    let http = ground.http;
+    // 60,000 bytes that came in a hundred, five hundred of them in a read.
+    let message = json!({ "type": "ack", "offset": 1, "of": "x".repeat(60_000) }).to_string();
+    let mut stream = flate2::Compress::new(flate2::Compression::best(), false);
+    let mut deflated = vec![0; 2000];
+    stream.compress(message.as_bytes(), &mut deflated, flate2::FlushCompress::Sync).unwrap();
+    deflated.truncate(stream.total_out() as usize - 4);
+    let flood = frame(0xC1, &deflated).repeat(500);
+    ground
+        .survives("a flood of compressed messages", 10, async |_| {
+            all(4, |n| {
+                let flood = flood.clone();
+                async move {
+                    let query = format!("token={}", Token::of(&format!("bad-{n}")).sign());
+                    let mut raw = Raw::connect(http).await;
+                    let head =
+                        raw.request(&handshake(&query, "Sec-WebSocket-Extensions: permessage-deflate\r\n")).await;
+                    assert!(head.contains("permessage-deflate"), "{head}");
+                    for _ in 0..30 {
+                        if !raw.try_write(&flood).await {
+                            break;
+                        }
+                    }
+                    raw.drained().await;
+                }
+            })
+            .await;
+        })
+        .await;
+    let longest = *ground.latencies().last().unwrap();
+    assert!(longest < Duration::from_secs(5), "somebody waited {longest:?}");
+    let hits = ground.rpc.status().await.limits.unwrap().hits["bytes_per_second"];
+    assert!(hits >= 16, "each warned and closed, twice: {hits}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,6 +79,20 @@ fn completions_are_for_the_shells_that_there_are() {
 }
 
 #[test]
+fn manual_pages_are_there_for_each_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    pushgate(&["man", path]).ok();
+    for page in ["pushgate.1", "pushgate-send.1", "pushgate-store-check.1", "pushgate-token-user.1"] {
+        let text = std::fs::read_to_string(folder.path().join(page)).unwrap();
+        assert!(text.contains("\n.TH ") && text.contains("\n.SH SYNOPSIS\n"), "{page}: {text}");
+    }
+    assert!(!folder.path().join("pushgate-man.1").exists(), "what --help does not show has no page");
+    let nowhere = folder.path().join("missing");
+    pushgate(&["man", nowhere.to_str().unwrap()]).fails(1, "cannot write the manual pages to");
+}
+
+#[test]
 fn a_wrong_command_line_ends_with_2() {
     for args in [
         &["send"][..],

@@ -5,6 +5,7 @@ use std::{
     fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -16,8 +17,11 @@ const POOL_MAX: usize = 4096;
 const INPUT_BYTES_MAX: usize = 8 * 1024;
 /// What takes longer is a failure of its own.
 const SLOW: Duration = Duration::from_secs(3);
-/// How often a failing input is tried to be made smaller.
+/// How often a failing input is tried to be made smaller, and for how long: one that is slow takes its time every time.
 const SHRINKS_MAX: usize = 3000;
+const SHRINKING_MAX: Duration = Duration::from_secs(20);
+/// What takes longer hangs: it is told of while it does.
+const HANGS: Duration = Duration::from_secs(30);
 /// Of a corpus that grows: its files, and their bytes.
 const CORPUS: (usize, usize) = (60, 600);
 
@@ -78,13 +82,46 @@ pub struct Fuzzer<'a> {
     pool: Vec<Vec<u8>>,
     kinds: HashSet<u64>,
     executions: u64,
+    /// What is being run, and since when.
+    running: Running,
+}
+
+type Running = Arc<Mutex<Option<(Instant, Vec<u8>)>>>;
+
+/// Writes an input down: the file, and whether that could be done.
+fn keep(root: &Path, name: &str, input: &[u8]) -> (PathBuf, std::io::Result<()>) {
+    let folder = root.join("target/fuzz");
+    let hash = input
+        .iter()
+        .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3));
+    let file = folder.join(format!("{name}-{hash:016x}"));
+    let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&file, input));
+    (file, written)
+}
+
+/// Tells of an input that hangs, in a thread of its own, and ends the process: there is no other end to it.
+fn watch(running: &Running, root: &Path, name: &'static str) {
+    let (running, root) = (Arc::downgrade(running), root.to_owned());
+    std::thread::spawn(move || {
+        while let Some(running) = running.upgrade() {
+            let hanging = running.lock().unwrap().clone().filter(|(since, _)| since.elapsed() > HANGS);
+            drop(running);
+            if let Some((_, input)) = hanging {
+                let (file, written) = keep(&root, name, &input);
+                eprintln!("FAILED: {name}: hangs, for more than {HANGS:?}; in {} {written:?}", file.display());
+                std::process::exit(1);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    });
 }
 
 impl<'a> Fuzzer<'a> {
     pub fn new(target: &'static Target, root: &'a Path, seed: u64) -> Self {
         let of_name = target.name.bytes().fold(seed, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
-        let random = Random::new(of_name);
-        Self { target, root, random, seed, pool: Vec::new(), kinds: HashSet::new(), executions: 0 }
+        let (random, running) = (Random::new(of_name), Running::default());
+        watch(&running, root, target.name);
+        Self { target, root, random, seed, pool: Vec::new(), kinds: HashSet::new(), executions: 0, running }
     }
 
     fn folder(&self) -> PathBuf {
@@ -125,6 +162,7 @@ impl<'a> Fuzzer<'a> {
     /// What is wrong with it, told with all that is needed to see it again.
     fn execute(&mut self, input: Vec<u8>) -> Option<String> {
         self.executions += 1;
+        *self.running.lock().unwrap() = Some((Instant::now(), input.clone()));
         match outcome(self.target, &input) {
             Ok(kind) => {
                 if self.kinds.insert(kind) {
@@ -137,13 +175,21 @@ impl<'a> Fuzzer<'a> {
                 }
                 None
             }
-            Err(why) => Some(self.failed(input, &why)),
+            Err(why) => {
+                // Making it smaller is bounded by itself.
+                *self.running.lock().unwrap() = None;
+                Some(self.failed(input, &why))
+            }
         }
     }
 
     fn failed(&mut self, mut input: Vec<u8>, why: &str) -> String {
         let length = input.len();
+        let until = Instant::now() + SHRINKING_MAX;
         for _ in 0..SHRINKS_MAX {
+            if Instant::now() > until {
+                break;
+            }
             let (from, size) = (self.random.below(input.len()), 1 + self.random.below(input.len() / 2 + 1));
             let mut smaller = input.clone();
             smaller.drain(from..(from + size).min(input.len()));
@@ -151,12 +197,7 @@ impl<'a> Fuzzer<'a> {
                 input = smaller;
             }
         }
-        let folder = self.root.join("target/fuzz");
-        let hash = input
-            .iter()
-            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3));
-        let file = folder.join(format!("{}-{hash:016x}", self.target.name));
-        let written = fs::create_dir_all(&folder).and_then(|()| fs::write(&file, &input));
+        let (file, written) = keep(self.root, self.target.name, &input);
         let (name, seed, file, tries) = (self.target.name, self.seed, file.display(), self.executions);
         format!(
             "FAILED: {name}: {why}\n  at execution {tries} with FUZZ_SEED={seed}; {} bytes, of {length}, in {file} {written:?}\n  \

@@ -66,6 +66,16 @@ async fn a_trusted_proxy_says_whom_it_speaks_for() {
     assert_eq!(gateway.rpc().await.list(filter).await.unwrap().sessions.len(), 1);
 }
 
+/// A proxy appends to one of the headers, and lets the other one through as its client wrote it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cannot_hide_in_the_header_that_its_proxy_does_not_write() {
+    for (name, address) in [("auto", "127.0.0.1:"), ("x-forwarded-for", "203.0.113.7"), ("forwarded", "198.51.100.9")] {
+        let gateway = believing(&[("http.forwarded_header", name)]).await;
+        let found = shown(&gateway, &[("x-forwarded-for", "203.0.113.7"), ("forwarded", "for=198.51.100.9")]).await;
+        assert!(found.starts_with(address), "{name}: {found}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_else_is_believed() {
     for trusted in ["[]", "[\"192.0.2.0/24\"]"] {

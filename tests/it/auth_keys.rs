@@ -403,13 +403,45 @@ async fn sighup_has_keys_read_again_and_short_secrets_are_refused_or_warned_of()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_short_secret_that_comes_later_is_warned_of_once() {
+    const WARNING: &str = "this HMAC secret is too short for its algorithm; auth.weak_keys lets it pass";
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    let put = |text: &str| std::fs::write(&secret, text).unwrap();
+    put(&"1".repeat(32));
+    let file = config(folder.path(), "auth.weak_keys = true\n");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let start = text.find("auth.keys").unwrap();
+    let end = start + text[start..].find('\n').unwrap();
+    let keys =
+        format!("auth.keys = [{{ algorithm = \"HS256\", kid = \"k\", secret_file = \"{}\" }}]", secret.display());
+    std::fs::write(&file, text.replace(&text[start..end], &keys)).unwrap();
+    let mut daemon = Daemon::start(&file).await;
+    assert!(!daemon.log.contains(WARNING), "{}", daemon.log);
+    put("short");
+    daemon.signal(rustix::process::Signal::HUP);
+    let line = daemon.logged(WARNING).await;
+    assert_eq!((&line["level"], &line["kid"], &line["bytes"]), (&json!("WARN"), &json!("k"), &json!(5)));
+    daemon.logged("keys were read again").await;
+    // Nothing has changed.
+    daemon.signal(rustix::process::Signal::HUP);
+    put(&"2".repeat(32));
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.logged("keys were read again").await;
+    daemon.signal(rustix::process::Signal::TERM);
+    assert!(daemon.ended().await.success());
+    assert_eq!(daemon.log.matches(WARNING).count(), 1, "{}", daemon.log);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_far_exp_is_clamped_and_the_session_ends_then() {
-    let gateway = Gateway::with(&[("auth.max_lifetime", "2s")]).await;
+    let gateway = Gateway::with(&[("auth.max_lifetime", "3s")]).await;
     let began = std::time::SystemTime::now();
     let mut client = gateway.client("ann").await;
     let end = humantime::parse_rfc3339(client.hello["tokenExpiresAt"].as_str().unwrap()).unwrap();
     let lifetime = end.duration_since(began).unwrap();
-    assert!((Duration::from_millis(1990)..Duration::from_secs(10)).contains(&lifetime), "{lifetime:?}");
+    assert!((Duration::from_millis(2990)..Duration::from_secs(10)).contains(&lifetime), "{lifetime:?}");
+    assert_eq!(client.next().await["type"], "token_expiring");
     assert_eq!(client.closed().await, (4401, "token_expired".to_owned()));
     // The token itself is as good as it was.
     assert_eq!(answer(&gateway, &Token::of("ann")).await, "ann");

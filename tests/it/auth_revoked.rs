@@ -168,6 +168,56 @@ async fn sessions_are_closed_together_with_the_tokens_that_they_live_by() {
     assert_eq!(answer(&gateway, &Token::of("ann").with("iat", 2001)).await, "in");
 }
 
+/// Sessions take newer tokens in the very moment in which they are closed: whatever one lived by at its end is void.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_a_session_takes_while_it_is_closed_is_void_too() {
+    use tokio_tungstenite::tungstenite::Message;
+    let gateway = Gateway::start().await;
+    let rpc = gateway.rpc().await;
+    for round in 0..5 {
+        let mut clients = Vec::new();
+        for n in 0..60 {
+            let name = format!("{round}-{n}");
+            let client = gateway.client_by(&token("ann", &format!("old-{name}"), 1000), "").await;
+            clients.push((client, token("ann", &format!("new-{name}"), 1000)));
+        }
+        let mut caller = rpc.clone();
+        let close = CloseUserSessionsRequest { user_id: "ann".into(), revoke_tokens: true, ..Default::default() };
+        let closing = tokio::spawn(async move { caller.close(close).await.unwrap() });
+        let ends = clients.into_iter().map(|(mut client, newer)| async move {
+            client.say(&json!({ "type": "auth", "token": newer.sign() })).await;
+            let mut taken = false;
+            loop {
+                match client.next_frame().await {
+                    Some(Ok(Message::Text(text))) => taken |= text.contains("auth_success"),
+                    Some(Ok(Message::Close(_))) | None => return taken.then_some(newer),
+                    _ => {}
+                }
+            }
+        });
+        let taken = futures_util::future::join_all(ends).await;
+        assert_eq!(closing.await.unwrap(), 60);
+        for newer in taken.iter().flatten() {
+            assert_eq!(answer(&gateway, newer).await, "token_revoked");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_jti_is_no_name_that_all_who_have_one_share() {
+    let gateway = Gateway::start().await;
+    let (ann, bob) = (token("ann", "", 1000), token("bob", "", 1000));
+    let mut of_ann = gateway.client_by(&ann, "").await;
+    let mut of_bob = gateway.client_by(&bob, "").await;
+    let close = CloseUserSessionsRequest { user_id: "ann".into(), revoke_tokens: true, ..Default::default() };
+    assert_eq!(gateway.rpc().await.close(close).await.unwrap(), 1);
+    assert_eq!(of_ann.closed().await.0, 1000);
+    of_bob.nothing_more().await;
+    assert_eq!(answer(&gateway, &ann).await, "token_revoked", "by its user and when it was issued");
+    assert_eq!(answer(&gateway, &bob).await, "in");
+    assert_eq!(answer(&gateway, &token("ann", "", 1001)).await, "in");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_revocation_may_not_say() {
     let gateway = Gateway::start().await;

@@ -13,6 +13,7 @@ use crate::support::{
     gateway::ADMIN,
     soon,
     token::SECRET,
+    until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,7 +40,7 @@ async fn refused(more: &str, lines: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_run_is_refused_with_78_by_check_and_serve_alike() {
-    let allowed = "listen, origins, path, proxy_protocol, tls, trusted_proxies";
+    let allowed = "forwarded_header, listen, origins, path, proxy_protocol, tls, trusted_proxies";
     refused("http.pth = \"/ws\"", &[&format!("unknown key `http.pth`; allowed here: {allowed}")]).await;
     refused(
         "heartbeat.interval = 30",
@@ -270,5 +271,63 @@ async fn a_threshold_that_is_never_exceeded_is_said_at_the_start() {
         assert!(!daemon.log.contains("alerts.reply_p99"), "{}", daemon.log);
         daemon.signal(Signal::TERM);
         daemon.ended().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_leave_descriptors_to_callers_probes_and_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start_with_descriptors(&config(folder.path(), ""), 200).await;
+    let (http, grpc, ops) = (daemon.address("http"), daemon.address("grpc"), daemon.address("ops"));
+    let token = Token::of("alice").sign();
+    // Far more than there are descriptors for: those that come too late are told so, or dropped.
+    let (mut sessions, mut refused, mut dropped) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..300 {
+        let mut raw = Raw::connect(http).await;
+        raw.write(crate::support::raw::handshake(&format!("token={token}"), "").as_bytes()).await;
+        match raw.try_head().await {
+            Some(head) if head.starts_with("HTTP/1.1 101 ") => sessions.push(raw),
+            Some(head) => {
+                assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+                refused.push(raw);
+            }
+            None => dropped += 1,
+        }
+    }
+    // Half of 200, less an eighth for those who are told.
+    assert_eq!((sessions.len(), refused.len() + dropped), (88, 212));
+    let half: Vec<_> = futures_util::future::join_all((0..300).map(async |_| Raw::connect(http).await)).await;
+    let mut rpc = Rpc::over_tcp(grpc, Some(ADMIN)).await;
+    rpc.send("bob", "stored").await;
+    let probed = Raw::connect(ops).await.request("GET /readyz HTTP/1.1\r\nHost: ops\r\n\r\n").await;
+    assert!(probed.starts_with("HTTP/1.1 200 "), "{probed}");
+    let hits = rpc.status().await.limits.unwrap().hits["connections"];
+    assert!(hits >= 212, "{hits}");
+    drop(half);
+    sessions.pop().unwrap().reset();
+    until("there is room again", true, async || {
+        let mut raw = Raw::connect(http).await;
+        raw.write(crate::support::raw::handshake(&format!("token={token}"), "").as_bytes()).await;
+        raw.try_head().await.is_some_and(|head| head.starts_with("HTTP/1.1 101 "))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_at_the_start_what_would_keep_clients_out_or_let_every_page_in() {
+    for (more, warned) in [
+        ("", [false, false]),
+        ("limits.memory = \"1MiB\"\n", [true, false]),
+        ("http.listen = [\"0.0.0.0:0\"]\n", [false, true]),
+        ("http.listen = [\"0.0.0.0:0\"]\nhttp.origins = [\"https://app.example.com\"]\n", [false, false]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = config(folder.path(), "");
+        let base = std::fs::read_to_string(&file).unwrap();
+        let kept = base.lines().filter(|line| !(line.contains("http.listen") && more.contains("http.listen")));
+        std::fs::write(&file, kept.flat_map(|line| [line, "\n"]).collect::<String>() + more).unwrap();
+        let daemon = Daemon::start(&file).await;
+        let said = ["limits.memory is about", "http.origins is empty"].map(|text| daemon.log.contains(text));
+        assert_eq!(said, warned, "{more}: {}", daemon.log);
     }
 }

@@ -227,6 +227,52 @@ async fn compressed_messages_that_are_wrong_are_counted() {
     assert_eq!(gateway.errors("invalid_utf8").await, 0);
 }
 
+/// A message of 60,000 bytes that asks for nothing, compressed to some hundred: many in one write.
+fn flood(messages: usize) -> Vec<u8> {
+    let message = json!({ "type": "ack", "offset": 1, "of": "x".repeat(60_000) }).to_string();
+    raw::frame(DEFLATED_TEXT, &deflated(message.as_bytes())).repeat(messages)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_message_comes_to_is_what_counts() {
+    let gateway = Gateway::with(&[("limits.bytes_per_second", "64KiB")]).await;
+    let mut raw = session(&gateway, "alice", "", "permessage-deflate").await;
+    // 128 KiB at once: the third is too much, and by the fifth it was warned in vain.
+    raw.write(&flood(20)).await;
+    let warned = next(&mut raw).await.json();
+    assert_eq!((&warned["type"], &warned["code"]), (&json!("error"), &json!("rate_limited")), "{warned}");
+    assert!(warned["message"].as_str().unwrap().contains("bytes_per_second"), "{warned}");
+    assert_eq!(raw.close_frame().await.close_code(), Some(4429));
+    assert_eq!(gateway.errors("rate_limited").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn others_have_their_turn_while_a_read_comes_to_many_megabytes() {
+    let gateway = Gateway::with(&[("limits.bytes_per_second", "0B"), ("limits.messages_per_second", "0")]).await;
+    let mut other = session(&gateway, "bob", "", "").await;
+    let mut raw = session(&gateway, "alice", "", "permessage-deflate").await;
+    // What fits into one read: a moment where it is handed over at once, and it is not.
+    let flood = flood(300);
+    assert!(flood.len() < 64 * 1024, "{}", flood.len());
+    raw.write(&flood).await;
+    raw.say(&json!({ "type": "ping", "id": "behind" })).await;
+    let (mut done, mut answers) = (Box::pin(next(&mut raw)), 0);
+    loop {
+        other.say(&json!({ "type": "ping" })).await;
+        tokio::select! {
+            biased;
+            frame = &mut done => {
+                assert_eq!(frame.json()["replyTo"], "behind");
+                break;
+            }
+            frame = next(&mut other) => assert_eq!(frame.json()["type"], "pong"),
+        }
+        answers += 1;
+    }
+    // Eighteen megabytes in 60 turns; without them it is answered once.
+    assert!(answers >= 5, "another session was answered {answers} times meanwhile");
+}
+
 /// A message as a client sends it.
 fn deflated(message: &[u8]) -> Vec<u8> {
     let mut stream = flate2::Compress::new(flate2::Compression::best(), false);

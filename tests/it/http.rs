@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::support::{
     Gateway, Http, Raw, Rpc,
     gateway::ADMIN,
-    rpc::{notification, ttl},
+    rpc::{SCOPES, notification, ttl},
     soon, until,
 };
 
@@ -154,6 +154,14 @@ async fn a_clean_up_deletes_what_has_expired_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_table_holds_every_path_that_there_is() {
+    let gateway = Gateway::start().await;
+    let nothing = gateway.ops().get("/nothing").await.refused(404, 5, "PATH_UNKNOWN");
+    let named = nothing.split([' ', ',']).filter(|word| word.starts_with("/ws/"));
+    assert_eq!(named.collect::<BTreeSet<_>>(), CALLS.iter().map(|(_, path, _)| *path).collect(), "{nothing}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_call_needs_a_token_with_its_scope() {
     let gateway = Gateway::start().await;
     let nobody = Http::new(gateway.ops);
@@ -171,7 +179,7 @@ async fn a_call_needs_a_token_with_its_scope() {
             16,
             "UNAUTHENTICATED",
         );
-        for held in ["send", "close", "read", "events", "admin"] {
+        for held in SCOPES {
             let answer = ask(&nobody.bearer(&format!("{held}-token")), method, path).await;
             if held == scope || held == "admin" {
                 answer.good();

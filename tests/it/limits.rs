@@ -9,7 +9,7 @@ use pushgate::{api::process, limits::ADDRESS_REFUSALS_MAX};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Gateway, Raw, Token,
+    Gateway, Raw, Rpc, Token,
     raw::{PING, TEXT, frame, handshake},
     soon, until,
 };
@@ -283,7 +283,7 @@ async fn new_tokens_come_so_often_a_minute() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_has_so_many_new_devices_an_hour() {
     let gateway = Gateway::with(&[("limits.new_devices_per_hour", "2"), ("store.max_devices_per_user", "0")]).await;
-    let come = async |device: &str| {
+    let come = async |gateway: &Gateway, device: &str| {
         let query = format!("device={device}&token={}", Token::of("alice").sign());
         let mut raw = Raw::connect(gateway.http).await.upgraded(&query).await;
         let hello = raw.frame().await.json();
@@ -291,21 +291,16 @@ async fn a_user_has_so_many_new_devices_an_hour() {
     };
     let success = ("auth_success".to_owned(), Value::Null);
     for device in ["a", "b", "a"] {
-        assert_eq!(come(device).await, success);
+        assert_eq!(come(&gateway, device).await, success);
     }
     let refused = ("auth_failure".to_owned(), json!("device_limit"));
-    assert_eq!(come("c").await, refused);
+    assert_eq!(come(&gateway, "c").await, refused);
     assert_eq!(gateway.hits("new_devices_per_hour").await, 1);
     // Those that are known come as they like, also after a restart.
     let gateway = gateway.restart().await;
-    let come = async |device: &str| {
-        let query = format!("device={device}&token={}", Token::of("alice").sign());
-        let mut raw = Raw::connect(gateway.http).await.upgraded(&query).await;
-        raw.frame().await.json()["type"].as_str().unwrap().to_owned()
-    };
-    assert_eq!((come("b").await, come("c").await), ("auth_success".to_owned(), "auth_failure".to_owned()));
+    assert_eq!((come(&gateway, "b").await, come(&gateway, "c").await), (success.clone(), refused));
     gateway.later(Duration::from_secs(3601));
-    assert_eq!(come("c").await, "auth_success");
+    assert_eq!(come(&gateway, "c").await, success);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,16 +348,119 @@ async fn the_status_page_shows_the_limits() {
 async fn connections_of_callers_beyond_their_number_wait() {
     let gateway = Gateway::with(&[("grpc.max_connections", "1")]).await;
     // The Unix socket has places of its own.
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    let hits = async |rpc: &mut Rpc| rpc.status().await.limits.unwrap().hits["grpc.max_connections"];
     let mut first = Raw::connect(gateway.grpc).await;
     first.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     first.some_bytes().await;
+    assert_eq!(hits(&mut rpc).await, 0, "nobody waits");
     let mut second = Raw::connect(gateway.grpc).await;
     second.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-    let mut rpc = crate::support::Rpc::over_unix(&gateway.socket).await;
-    let hits = rpc.status().await.limits.unwrap().hits["grpc.max_connections"];
-    assert!(hits >= 1, "{hits}");
+    until("the second waits", 1, async || hits(&mut rpc.clone()).await).await;
+    assert!(tokio::time::timeout(Duration::from_millis(100), second.some_bytes()).await.is_err(), "it was let in");
     first.reset();
     second.some_bytes().await;
+}
+
+/// What a connection to the admin API begins with: the preface, and SETTINGS.
+const BEGINS: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_to_the_admin_api_and_never_calls_loses_his_place() {
+    let gateway = Gateway::with(&[("grpc.max_connections", "3")]).await;
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    // One who calls, one whose calls are refused, and one who says nothing.
+    let mut caller = gateway.rpc().await;
+    caller.send("alice", 1).await;
+    let mut stranger = Rpc::over_tcp(gateway.grpc, Some("no-token")).await;
+    stranger.try_send(crate::support::rpc::request("alice", crate::support::rpc::notification(1))).await.unwrap_err();
+    let mut silent = Raw::connect(gateway.grpc).await;
+    silent.write(BEGINS).await;
+    silent.some_bytes().await;
+    let mut waiting = Raw::connect(gateway.grpc).await;
+    waiting.write(BEGINS).await;
+    // Within the ten seconds that the two have.
+    waiting.some_bytes().await;
+    silent.drained().await;
+    let hits = rpc.status().await.limits.unwrap().hits;
+    assert_eq!(hits["grpc.max_connections"], 1, "{hits:?}");
+    assert_eq!(hits["grpc.first_call"], 2, "both, and not the one who called: {hits:?}");
+    caller.send("alice", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_connection_beyond_their_number_wait() {
+    let gateway = Gateway::with(&[("grpc.max_streams", "2")]).await;
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    let hits = async |rpc: &mut Rpc| rpc.status().await.limits.unwrap().hits["grpc.max_streams"];
+    let mut caller = gateway.rpc().await;
+    let first = caller.events(&[], "").await;
+    assert_eq!(hits(&mut rpc).await, 0, "one is not all");
+    let _second = caller.events(&[], "").await;
+    until("as many as there may be", 1, async || hits(&mut rpc.clone()).await).await;
+    let mut third = tokio::spawn(async move { caller.send("alice", 1).await });
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut third).await.is_err(), "it did not wait");
+    drop(first);
+    soon("the third", third).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_answers_no_ping_is_let_go() {
+    let gateway = Gateway::with(&[("grpc.keepalive_interval", "1s"), ("grpc.keepalive_timeout", "1s")]).await;
+    let mut rpc = Rpc::over_unix(&gateway.socket).await;
+    let mut caller = gateway.rpc().await;
+    let mut silent = Raw::connect(gateway.grpc).await;
+    silent.write(BEGINS).await;
+    silent.drained().await;
+    // One who answers stays, and one who goes by himself is none of these.
+    let mut gone = Raw::connect(gateway.grpc).await;
+    gone.write(BEGINS).await;
+    gone.some_bytes().await;
+    gone.reset();
+    caller.send("alice", 1).await;
+    assert_eq!(rpc.status().await.limits.unwrap().hits["grpc.keepalive_timeout"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_the_probes_beyond_their_number_wait() {
+    let gateway = Gateway::start().await;
+    let ask = b"GET /livez HTTP/1.1\r\nHost: ops\r\n\r\n";
+    let mut all = Vec::new();
+    for _ in 0..pushgate::limits::OPS_CONNECTIONS_MAX {
+        let mut raw = Raw::connect(gateway.ops).await;
+        raw.write(ask).await;
+        assert!(raw.head().await.starts_with("HTTP/1.1 200 "));
+        all.push(raw);
+    }
+    assert_eq!(gateway.hits("ops.connections").await, 0, "nobody waits");
+    let mut over = Raw::connect(gateway.ops).await;
+    over.write(ask).await;
+    until("it waits", 1, async || gateway.hits("ops.connections").await).await;
+    all.pop().unwrap().reset();
+    assert!(over.head().await.starts_with("HTTP/1.1 200 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_and_lists_come_so_often() {
+    let rule = r#"[{ pattern = "room.*", subscribe = ["*"], presence = ["*"] }]"#;
+    let gateway =
+        Gateway::with(&[("limits.membership_changes", "3"), ("limits.user_lists", "2"), ("topics", rule)]).await;
+    let mut client = gateway.client("alice").await;
+    for (limit, most, message) in [
+        ("membership_changes", 3, json!({ "type": "subscribe", "topic": "room.1" })),
+        ("user_lists", 2, json!({ "type": "user_list", "topic": "room.1" })),
+    ] {
+        let started = Instant::now();
+        let mut refused = 0;
+        for _ in 0..most + 100 {
+            let answer = client.ask(&message).await;
+            refused += u64::from(answer["code"] == "rate_limited");
+        }
+        // Some come back while it asks.
+        let back = 1 + started.elapsed().as_secs() * 9;
+        assert!(refused <= 100 && refused + back >= 100, "{limit}: {refused} in {:?}", started.elapsed());
+        assert_eq!(gateway.hits(limit).await, refused);
+    }
 }
 
 #[test]

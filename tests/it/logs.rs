@@ -177,3 +177,29 @@ async fn no_token_and_no_payload_is_logged_at_any_level() {
     let base64 = "cGF5bG9hZC10aGF0LW11c3QtbmV2ZXI";
     assert!(!daemon.log.contains(base64));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_come_and_go_do_not_flood_the_log() {
+    const SESSIONS: u64 = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&config(folder.path(), "")).await;
+    let http = daemon.address("http");
+    for n in 0..SESSIONS {
+        let mut raw = Raw::connect(http).await.welcomed("alice", "").await;
+        if n % 2 == 0 {
+            raw.reset();
+        } else {
+            // A frame that is not masked.
+            raw.write(b"\x81\0").await;
+            assert_eq!(raw.close_frame().await.close_code(), Some(1002));
+        }
+    }
+    let (mut lines, mut more) = (0, 0);
+    while lines + more < SESSIONS {
+        let line = daemon.line().await.expect("it runs");
+        lines += u64::from(line["message"] == "session ended");
+        more += line["more"].as_u64().unwrap_or_default();
+    }
+    // Twenty in ten seconds, however slow the machine is.
+    assert!(lines + more == SESSIONS && more >= SESSIONS / 3, "{lines} and {more}");
+}

@@ -8,6 +8,7 @@ mod support;
 
 mod addresses;
 mod alerts;
+mod audit;
 mod auth_guests;
 mod auth_keys;
 mod auth_revoked;

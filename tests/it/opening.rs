@@ -334,6 +334,8 @@ async fn plain_http_gets_426_on_the_path_and_404_elsewhere() {
         let mut raw = Raw::connect(gateway.http).await;
         let head = raw.request(&format!("GET {path} HTTP/1.1\r\nHost: gateway\r\n\r\n")).await;
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+        assert!(head.to_lowercase().contains("\r\nconnection: close\r\n"), "{path} keeps its socket: {head}");
+        raw.drained().await;
     }
     let mut raw = Raw::connect(gateway.http).await;
     let head = raw.request("POST /ws HTTP/1.1\r\nHost: gateway\r\nContent-Length: 0\r\n\r\n").await;
@@ -431,15 +433,23 @@ async fn new_auth_messages_are_limited_to_ten_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_told_a_minute_before_its_token_runs_out() {
+async fn a_client_is_told_of_a_short_token_halfway_to_its_end_and_of_a_new_one_as_well() {
     let gateway = Gateway::start().await;
     let exp = unix_now() + 1000;
-    leave_millis(&gateway, exp, 60_300);
-    let token = Token::of("alice").with("exp", exp).sign();
-    let mut client = Client::connect(&gateway.url(&format!("token={token}"))).await;
-    let warning = client.next().await;
-    assert_eq!(warning, json!({ "type": "token_expiring", "expiresAt": client.hello["tokenExpiresAt"] }));
-    client.nothing_more().await;
+    leave_millis(&gateway, exp, 2_800);
+    let (short, long) = (Token::of("alice").with("exp", exp), Token::of("alice").with("exp", exp + 5000));
+    let mut renewed = gateway.client_by(&long, "device=b").await;
+    let mut client = gateway.client_by(&short, "device=a").await;
+    let answer = renewed.ask(&auth(&short.sign())).await;
+    assert_eq!(answer["type"], "auth_success");
+    for (client, hello) in [(&mut client, None), (&mut renewed, Some(&answer))] {
+        let end = hello.unwrap_or(&client.hello)["tokenExpiresAt"].clone();
+        assert_eq!(client.next().await, json!({ "type": "token_expiring", "expiresAt": end }));
+        assert!(gateway.clock.unix_micros() < exp * 1_000_000, "in time");
+    }
+    for mut client in [client, renewed] {
+        assert_eq!(client.closed().await, (4401, "token_expired".to_owned()), "once");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

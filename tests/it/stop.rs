@@ -206,3 +206,26 @@ async fn one_store_serves_one_gateway_at_a_time() {
     raw.send(raw::CLOSE, b"").await;
     assert_eq!(raw.close_frame().await.close_code(), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_the_health_hears_of_a_drain_and_of_the_stop() {
+    let gateway = Gateway::start().await;
+    let mut health = HealthClient::new(gateway.rpc().await.channel.clone());
+    for service in ["", "pushgate.v1.Gateway"] {
+        let watched = soon("a watch", health.watch(HealthCheckRequest { service: service.into() })).await.unwrap();
+        let mut watched = watched.into_inner();
+        let first = soon("the first word", watched.message()).await.unwrap().unwrap();
+        assert_eq!(first.status(), ServingStatus::Serving, "{service}");
+    }
+    let mut watched =
+        soon("a watch", health.watch(HealthCheckRequest { service: String::new() })).await.unwrap().into_inner();
+    assert_eq!(soon("a word", watched.message()).await.unwrap().unwrap().status(), ServingStatus::Serving);
+    gateway.hub.begin_drain();
+    assert_eq!(soon("a word", watched.message()).await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    gateway.begin_stop();
+    // The stream ends with the node; until then it says nothing else.
+    while let Ok(Some(more)) = soon("the end", watched.message()).await {
+        assert_eq!(more.status(), ServingStatus::NotServing);
+    }
+    assert_eq!(gateway.ended().await, Ended::InOrder);
+}

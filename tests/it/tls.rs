@@ -323,6 +323,58 @@ async fn a_callers_certificate_says_who_he_is_and_the_configuration_what_he_may(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_services_and_operators_change_while_a_stream_lives_and_bad_authorities_do_not() {
+    let authority = Authority::new();
+    let mut files = Files::new(&server(&authority), &authority);
+    let mut keys = mutual(&files);
+    keys.extend(files.keys("ops"));
+    let gateway = gateway(&keys, &[]).await;
+    let config = || client_config(&authority.pem, None);
+    let mut rpc = Rpc::through(channel(&gateway, config()).await.unwrap(), Some(ADMIN));
+    let mut events = rpc.events(&["alert", "session_opened"], "").await;
+
+    let second = authority.server(&["localhost", "127.0.0.1"], 60);
+    files.swap(&second.certificate, &second.key, &authority.pem);
+    until("the second certificate on both", vec![second.expires_at; 2], async || {
+        let with_tls = rpc.clone().status().await.listeners.into_iter().filter(|one| one.tls);
+        with_tls.map(|one| one.certificate_expires_at.unwrap().seconds).collect::<Vec<_>>()
+    })
+    .await;
+    for address in [gateway.grpc, gateway.ops] {
+        assert_eq!(shown(&connect(address, &Arc::new(config())).await.unwrap()), der(&second.certificate));
+    }
+    // The stream does not notice.
+    gateway.client("alice").await.close().await;
+    assert!(matches!(events.body().await, Body::SessionOpened(opened) if opened.user_id == "alice"));
+
+    // Authorities that are none: those that were there stay.
+    let calls_by = async |authority: &Authority, trusted: &str| {
+        let issued = authority.client(&["orders.internal"]);
+        match channel(&gateway, client_config(trusted, Some(&issued))).await {
+            Ok(channel) => sends(&mut Rpc::through(channel, None)).await.is_ok(),
+            Err(_) => false,
+        }
+    };
+    let other = Authority::new();
+    for bad in ["junk", "", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        files.swap(&second.certificate, &second.key, bad);
+        let Body::Alert(fired) = events.body().await else { panic!() };
+        assert_eq!((fired.name.as_str(), fired.state()), ("certificate_reload", AlertState::Firing), "{fired:?}");
+        assert!(calls_by(&authority, &authority.pem).await, "{bad:?}");
+        assert!(!calls_by(&other, &authority.pem).await, "{bad:?}");
+        files.swap(&second.certificate, &second.key, &authority.pem);
+        let Body::Alert(cleared) = events.body().await else { panic!() };
+        assert_eq!((cleared.name.as_str(), cleared.state()), ("certificate_reload", AlertState::Cleared));
+    }
+    // Another one takes their place, and the stream lives on.
+    files.swap(&second.certificate, &second.key, &other.pem);
+    until("the other authority", true, async || calls_by(&other, &authority.pem).await).await;
+    assert!(!calls_by(&authority, &authority.pem).await);
+    gateway.client("bob").await.close().await;
+    assert!(matches!(events.body().await, Body::SessionOpened(opened) if opened.user_id == "bob"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_tokens_every_caller_needs_a_certificate() {
     let authority = Authority::new();
     let files = Files::new(&server(&authority), &authority);
@@ -395,6 +447,29 @@ async fn who_does_not_shake_hands_is_counted_and_holds_nobody_up() {
         let _ = soon("the end", stream.read_to_end(&mut rest)).await;
     }
     assert_eq!(gateway.errors("tls_handshake").await, 301);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_handshake_makes_room_for_one_too_many() {
+    let authority = Authority::new();
+    let files = Files::new(&server(&authority), &authority);
+    let gateway = gateway(&files.keys("http"), &[("limits.tls_handshakes", "3")]).await;
+    let config = Arc::new(client_config(&authority.pem, None));
+    let mut half = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(gateway.http).await.unwrap();
+        stream.write_all(b"\x16").await.unwrap();
+        half.push(stream);
+        // They come in this order.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let client = session(&gateway, &config, "alice", "").await;
+    // Well before its time was over.
+    let mut oldest = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(5), half[0].read_to_end(&mut oldest)).await.expect("it goes");
+    let hits = gateway.rpc().await.status().await.limits.unwrap().hits["tls_handshakes"];
+    assert_eq!((hits, gateway.errors("tls_handshake").await), (1, 1));
+    client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

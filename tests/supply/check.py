@@ -20,6 +20,9 @@ import sys
 import tempfile
 import tomllib
 
+# After so many days a look-up of advisories is warned of.
+ADVISORY_DAYS_MAX = 180
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The keys of deny.toml that are understood; a tuple is all the values that are.
 KNOWN = {
@@ -198,6 +201,18 @@ def advisories(inputs):
     for name, used in ignored.items():
         if not used:
             yield f"deny.toml: advisories.ignore: {name} concerns nothing in Cargo.lock (any more); take it out"
+
+
+def stale(text, today):
+    """What to warn of where the advisories were last looked up too long ago: the last date of their head says when."""
+    head = "\n".join(line for line in text.split("[[advisory]]")[0].splitlines() if line.startswith("#"))
+    dates = [datetime.date.fromisoformat(found) for found in re.findall(r"\d{4}-\d{2}-\d{2}", head)]
+    if not dates:
+        return "the head of tests/supply/advisories.toml does not say when they were looked up (`2026-01-31`)"
+    days = (today - max(dates)).days
+    if days <= ADVISORY_DAYS_MAX:
+        return None
+    return f"tests/supply/advisories.toml was looked up {days} days ago, on {max(dates)}; look the crates up anew"
 
 
 def yanked(inputs):
@@ -393,7 +408,18 @@ def self_test(inputs):
         if len(found) != len(wanted) or not all(part in line for part, line in zip(wanted, found)):
             failed += 1
             print(f"FAILED: {name}: wanted {wanted}, found {found}", file=sys.stderr)
-    print(f"self-test: {len(cases) - failed} of {len(cases)} tampered copies were told from the real one")
+    for text, today, wanted in [
+        ("# found on 2026-01-01.\n[[advisory]]\n# 2030-01-01", "2026-06-30", None),
+        ("# found on 2026-01-01.\n[[advisory]]\n# 2030-01-01", "2026-07-01", "181 days ago"),
+        ("# found on 2025-01-01, and\n# on 2026-01-01.\n", "2026-07-01", "on 2026-01-01"),
+        ("# found.\n[[advisory]]\n", "2026-01-01", "does not say when"),
+    ]:
+        found = stale(text, datetime.date.fromisoformat(today))
+        cases.append((f"advisories of {today}", None, wanted))
+        if (found is None) != (wanted is None) or (wanted and wanted not in found):
+            failed += 1
+            print(f"FAILED: advisories on {today}: wanted {wanted}, found {found}", file=sys.stderr)
+    print(f"self-test: {len(cases) - failed} of {len(cases)} tampered copies and dates were told from the real ones")
     return failed
 
 
@@ -401,6 +427,9 @@ def main():
     inputs = read()
     if self_test(inputs):
         return 1
+    warning = stale((ROOT / "tests/supply/advisories.toml").read_text(), datetime.date.today())
+    if warning:
+        print(f"WARNING: {warning}", file=sys.stderr)
     found = violations(inputs)
     for line in found:
         print(f"NOT ALLOWED: {line}", file=sys.stderr)

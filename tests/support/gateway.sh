@@ -23,6 +23,12 @@ trap 'exit 130' INT TERM
 
 say() { printf -- '-- %s\n' "$*"; }
 
+# What the summary of .ci/run is to say as well, such as what could not be tried.
+note() {
+    say "$*"
+    printf '%s\n' "$*" >>"${CI_NOTES:-/dev/null}"
+}
+
 fail() {
     printf 'FAILED: %s\n' "$*" >&2
     exit 1

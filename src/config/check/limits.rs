@@ -10,6 +10,8 @@ use crate::{
 const A_SECOND_MAX: Count = Count(100_000);
 /// The most streams that HTTP/2 can number on one connection.
 const STREAMS_MAX: u32 = 1 << 30;
+/// What bounds a flood of resets bounds none above this.
+const RESETS_MAX: u32 = 65_536;
 
 pub(super) fn check(config: &Config, found: &mut Found) {
     let (limits, grpc) = (&config.limits, &config.grpc);
@@ -44,6 +46,11 @@ pub(super) fn check(config: &Config, found: &mut Found) {
     found.require((least..=most).contains(&size), "grpc.max_message_bytes", || not_allowed(size, least, most));
     let streams = grpc.max_streams;
     found.require((1..=STREAMS_MAX).contains(&streams), "grpc.max_streams", || not_allowed(streams, 1, STREAMS_MAX));
+    for (key, resets) in
+        [("grpc.max_pending_resets", grpc.max_pending_resets), ("grpc.max_error_resets", grpc.max_error_resets)]
+    {
+        found.require((1..=RESETS_MAX).contains(&resets), key, || not_allowed(resets, 1, RESETS_MAX));
+    }
     let memory = limits.memory;
     found.require(matches!(memory, Level::Share(_) | Level::Size(_) | Level::Count(0)), "limits.memory", || {
         format!("`{memory}` has no unit; write a share of the machine's, such as \"80%\", or a size, such as \"4GiB\"")

@@ -90,7 +90,13 @@ pub(super) fn knows_callers(config: &Config) -> bool {
 
 /// What keeps a listener's files from being used.
 pub(in crate::config) fn certificate_problem(section: &'static str, files: &TlsFiles) -> Option<Problem> {
-    let terms = Terms { listener: section, files: files.clone(), speaks: Speaks::Http1, anonymous: true };
+    let terms = Terms {
+        listener: section,
+        files: files.clone(),
+        speaks: Speaks::Http1,
+        anonymous: true,
+        handshakes: crate::types::Count(0),
+    };
     let error = files.is_set().then(|| Tls::open(terms).err()).flatten()?;
     Some(Problem::new(format!("{section}.tls"), error.to_string()))
 }

@@ -1,10 +1,8 @@
-//! From files to a configuration of TLS: a chain with its key, and the authorities of clients. And how files look, so
-//! that a change is noticed: through symbolic links, which is how certificates are mostly swapped.
+//! From files to a configuration of TLS: a chain with its key, and the authorities of clients.
 
 use std::{
     fs,
     io::Read as _,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -162,31 +160,6 @@ fn moment(seconds: i64) -> String {
     UnixMillis(u64::try_from(seconds).unwrap_or_default().saturating_mul(1000)).rfc3339().to_string()
 }
 
-/// How files look: another look that is the same is no proof that they are the same, but nobody swaps certificates within
-/// the clock's grain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Vec<Option<[u64; 7]>>);
-
-impl Stamp {
-    pub(super) fn of(files: &TlsFiles) -> Self {
-        let look = |file: &PathBuf| {
-            // Of what a symbolic link leads to.
-            let there = fs::metadata(file).ok()?;
-            let signed = |n: i64| n.cast_unsigned();
-            Some([
-                there.dev(),
-                there.ino(),
-                there.len(),
-                signed(there.mtime()),
-                signed(there.mtime_nsec()),
-                signed(there.ctime()),
-                signed(there.ctime_nsec()),
-            ])
-        };
-        Self([&files.certificate_file, &files.key_file, &files.client_ca_file].map(look).to_vec())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{
@@ -210,7 +183,14 @@ mod tests {
             key_file: file("key", key.serialize_pem()),
             ..TlsFiles::default()
         };
-        let tls = Tls::open(Terms { listener: "http", files, speaks: Speaks::Http1, anonymous: false }).unwrap();
+        let tls = Tls::open(Terms {
+            listener: "http",
+            files,
+            speaks: Speaks::Http1,
+            anonymous: false,
+            handshakes: crate::types::Count(0),
+        })
+        .unwrap();
         let shown = format!("{tls:?}").to_lowercase();
         assert!(shown.contains("certificate"), "{shown}");
         // PKCS #8 (RFC 5958) of an EC key: the octets behind the tag and length of the first string of 32 are the secret.

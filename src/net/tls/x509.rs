@@ -1,5 +1,5 @@
-//! The little of a certificate (RFC 5280) that no library here tells: when it is valid, and whose it is. Reads DER;
-//! whether it is to be trusted is for others to verify.
+//! The little of a certificate (RFC 5280) that no library here tells: when it is valid, and whose it is; and whether
+//! something is a public key. Reads DER; whether it is to be trusted is for others to verify.
 
 use std::net::IpAddr;
 
@@ -39,6 +39,8 @@ impl std::fmt::Display for Name {
 const SEQUENCE: u8 = 0x30;
 const OID: u8 = 0x06;
 const BOOLEAN: u8 = 0x01;
+const INTEGER: u8 = 0x02;
+const BITS: u8 = 0x03;
 const OCTETS: u8 = 0x04;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
@@ -104,6 +106,18 @@ impl Certificate {
         }
         Some(Self { not_before, not_after, names })
     }
+}
+
+/// Whether that is a public key: a `SubjectPublicKeyInfo` (RFC 5280 section 4.1) or an `RSAPublicKey` (RFC 8017 appendix
+/// A.1.1), and possibly something behind it.
+pub fn is_public_key(der: &[u8]) -> bool {
+    let Some(whole) = Reader(der).expect(SEQUENCE) else { return false };
+    let is = |(first, second): (u8, u8)| {
+        let mut fields = Reader(whole);
+        let value = fields.expect(first).filter(|_| fields.expect(second).is_some() && fields.0.is_empty());
+        value.is_some_and(|value| first != SEQUENCE || Reader(value).expect(OID).is_some())
+    };
+    [(SEQUENCE, BITS), (INTEGER, INTEGER)].into_iter().any(is)
 }
 
 fn alternative_names(extensions: &[u8], names: &mut Vec<Name>) -> Option<()> {

@@ -20,11 +20,12 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use super::{FIN, LENGTH_16, LENGTH_64, LENGTH_BITS, RSV1, ReadError, write::header};
 use crate::limits;
 
-/// The end of a sync flush, which is not sent, and behind it a last block without content: whoever inflates up to its end
-/// has met no block that was cut off.
-const TAIL: [u8; 9] = [0x00, 0x00, 0xFF, 0xFF, 0x01, 0x00, 0x00, 0xFF, 0xFF];
-/// What of [`TAIL`] the compressor writes, and the wire leaves out.
-const FLUSHED: usize = 4;
+/// The end of a sync flush, which the compressor writes and the wire leaves out.
+const FLUSHED: [u8; 4] = [0x00, 0x00, 0xFF, 0xFF];
+/// A last block that holds [`PROBE`] as it is. Whoever inflates it behind a message, and gets just that and the end, has
+/// met no block that was cut off: inside one it would be taken for that one's data.
+const LAST: [u8; 13] = [0x01, 0x08, 0x00, 0xF7, 0xFF, b'p', b'u', b's', b'h', b'g', b'a', b't', b'e'];
+const PROBE: &[u8; 8] = b"pushgate";
 /// The buffer that a thread keeps for the next message.
 const KEPT_BYTES: usize = 64 * 1024;
 
@@ -93,7 +94,7 @@ pub fn deflate_frame(frame: &[u8], window: Window) -> Option<Bytes> {
         Box::new(Compressor { stream, window: bits, out: Vec::new() })
     });
     let whole = compressor.deflate(payload)?;
-    let deflated = compressor.out[..whole].strip_suffix(&TAIL[..FLUSHED]).filter(|made| made.len() < payload.len());
+    let deflated = compressor.out[..whole].strip_suffix(&FLUSHED).filter(|made| made.len() < payload.len());
     let frame = deflated.map(|deflated| {
         let (header, length) = header(first | RSV1, deflated.len());
         Bytes::from([&header[header.len() - length..], deflated].concat())
@@ -206,8 +207,10 @@ impl Inflater {
         let mut length = 0;
         // A message without content may come without a block.
         let mut ended = deflated.is_empty();
-        for mut input in [deflated, &TAIL[..]] {
-            while !input.is_empty() {
+        for mut input in [deflated, &FLUSHED[..]] {
+            // The room ended before what was read had all been written: there may be more of it, the last block's end too.
+            let mut full = false;
+            while full || !input.is_empty() {
                 self.make_room(length, limit)?;
                 let end = self.out.len().min(limit.saturating_add(1));
                 let (read, written) = (self.stream.total_in(), self.stream.total_out());
@@ -220,19 +223,33 @@ impl Inflater {
                 let made = (self.stream.total_out() - written) as usize;
                 input = &input[used..];
                 length += made;
+                full = status != Status::StreamEnd && length == end && made > 0;
                 if status == Status::StreamEnd {
                     // Its last block; another may follow in the message (section 7.2.3.4).
                     self.stream.reset(false);
                     ended = input.is_empty();
-                } else if used == 0 && made == 0 {
+                } else if used == 0 && made == 0 && !input.is_empty() {
                     return Err(ReadError::Inflate);
                 }
             }
             if ended {
-                return if length <= limit { Ok(length) } else { Err(ReadError::MessageTooBig { limit }) };
+                break;
             }
         }
-        Err(ReadError::Inflate)
+        if length > limit {
+            return Err(ReadError::MessageTooBig { limit });
+        }
+        if ended || self.is_between_blocks() { Ok(length) } else { Err(ReadError::Inflate) }
+    }
+
+    /// Whether the last block that was begun has been read whole. Nothing can be inflated after that.
+    fn is_between_blocks(&mut self) -> bool {
+        let (read, written, mut out) = (self.stream.total_in(), self.stream.total_out(), [0; LAST.len()]);
+        let status = self.stream.decompress(&LAST, &mut out, FlushDecompress::None);
+        let (used, made) = (self.stream.total_in() - read, self.stream.total_out() - written);
+        matches!(status, Ok(Status::StreamEnd))
+            && (used, made) == (LAST.len() as u64, PROBE.len() as u64)
+            && out.starts_with(PROBE)
     }
 
     /// Room for at least a byte behind the first `length`, up to one more than there may be.
@@ -316,6 +333,40 @@ mod tests {
         assert_eq!(reading(&deflated, LIMIT).unwrap(), json(2000));
         for length in 1..deflated.len() {
             assert_eq!(reading(&deflated[..length], LIMIT), Err(ReadError::Inflate), "{length}");
+        }
+    }
+
+    #[test]
+    fn what_stands_behind_a_message_is_none_of_it() {
+        // A stored block, once the last one, that lacks all that could be behind it: it is cut off, for its sender has no more.
+        for (first, missing) in [0, 1].into_iter().flat_map(|first| (1..=20).map(move |missing| (first, missing))) {
+            let length: u8 = 5 + missing;
+            let stored = [&[first, length, 0, !length, 0xFF][..], b"Hello"].concat();
+            // Four bytes are behind every message, by section 7.2.2; what they then are is its sender's affair.
+            let expected = if missing == 4 { Ok([b"Hello", &FLUSHED[..]].concat()) } else { Err(ReadError::Inflate) };
+            assert_eq!(reading(&stored, LIMIT), expected, "{first}, {missing} bytes missing");
+        }
+    }
+
+    #[test]
+    fn a_last_block_may_end_where_the_room_does() {
+        // Section 7.2.3.4: a message that ends with a last block, all read before it is all written.
+        // The code for the end of a block has seven bits or more: only some messages have all of it in their last match's byte.
+        for bytes in (1..4).chain(280..320).chain(4090..4100) {
+            let plain: Vec<u8> = (0..bytes).map(|n| if n < bytes / 9 { (n * 7) as u8 } else { 0 }).collect();
+            let mut stream = Compress::new(Compression::best(), false);
+            let mut last = vec![0; bytes + 100];
+            let status = stream.compress(&plain, &mut last, FlushCompress::Finish).unwrap();
+            assert_eq!(status, Status::StreamEnd);
+            last.truncate(stream.total_out() as usize);
+            for room in [0, 1].into_iter().chain(bytes.saturating_sub(260)..=bytes + 1) {
+                for limit in [bytes, LIMIT] {
+                    let mut inflater = Inflater { stream: Decompress::new(false), out: vec![0; room] };
+                    let length = inflater.inflate(&last, limit);
+                    assert_eq!(length, Ok(bytes), "room for {room} at first, {limit} at most");
+                    assert!(inflater.out[..bytes] == plain);
+                }
+            }
         }
     }
 

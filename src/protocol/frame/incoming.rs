@@ -22,7 +22,39 @@ pub enum Incoming<'a> {
     Close(Option<(CloseCode, &'a str)>),
 }
 
+/// What a data message says that it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum MessageKind {
+    Text,
+    Binary,
+}
+
+/// Control frames.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ControlKind {
+    Close,
+    Ping,
+    Pong,
+}
+
 impl<'a> Incoming<'a> {
+    /// Checks a whole message.
+    pub(super) fn message(kind: MessageKind, bytes: &'a [u8]) -> Result<Self, ReadError> {
+        Ok(match kind {
+            MessageKind::Text => Self::Text(str::from_utf8(bytes).map_err(|_| ReadError::TextNotUtf8)?),
+            MessageKind::Binary => Self::Binary(bytes),
+        })
+    }
+
+    /// Checks a whole control frame's payload.
+    pub(super) fn control(kind: ControlKind, payload: &'a [u8]) -> Result<Self, ReadError> {
+        match kind {
+            ControlKind::Ping => Ok(Self::Ping(payload)),
+            ControlKind::Pong => Ok(Self::Pong(payload)),
+            ControlKind::Close => Self::close(payload),
+        }
+    }
+
     /// Reads the payload of a close frame (section 5.5.1): nothing, or a code of two bytes and a reason.
     pub(super) fn close(payload: &'a [u8]) -> Result<Self, ReadError> {
         if payload.is_empty() {

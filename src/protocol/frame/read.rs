@@ -20,6 +20,7 @@ use super::{
     CONTROL_PAYLOAD_BYTES_MAX, FIN, Incoming, LENGTH_16, LENGTH_64, LENGTH_BITS, MASKED, OPCODE_BITS, Opcode,
     RESERVED_BITS, RSV1, ReadError,
     deflate::{self, deflated_bytes_max},
+    incoming::{ControlKind, MessageKind},
     mask::unmask,
 };
 
@@ -40,6 +41,25 @@ pub struct FrameReader {
     message: Option<Message>,
     /// Whether permessage-deflate was negotiated.
     inflates: bool,
+}
+
+/// What became of a part of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fed {
+    /// Whether the connection has more to say.
+    pub flow: ControlFlow<()>,
+    /// How many bytes, at the end of the input, were left untouched: the next to be fed.
+    pub left: usize,
+    /// The length of the compressed message behind which it stopped, inflated; 0: it did not stop behind one.
+    pub inflated: usize,
+}
+
+/// Behind which data message the reader stops, whatever is left.
+#[derive(Clone, Copy)]
+enum Stop {
+    Never,
+    First,
+    Inflated,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -76,19 +96,6 @@ enum FrameKind {
 struct Message {
     kind: MessageKind,
     deflated: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum MessageKind {
-    Text,
-    Binary,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum ControlKind {
-    Close,
-    Ping,
-    Pong,
 }
 
 impl FrameReader {
@@ -133,7 +140,17 @@ impl FrameReader {
         input: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
-        self.read(input, sink, false).map(|(flow, _)| flow)
+        self.read(input, sink, Stop::Never).map(|fed| fed.flow)
+    }
+
+    /// As [`FrameReader::feed`], but stops behind every message that was compressed, since a few bytes may be much work: so
+    /// that its caller reckons with what it came to, and lets others have their turn.
+    pub fn feed_some(
+        &mut self,
+        input: &mut [u8],
+        sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
+    ) -> Result<Fed, ReadError> {
+        self.read(input, sink, Stop::Inflated)
     }
 
     /// As [`FrameReader::feed`], but stops behind the first whole data message (control frames before it are handed out
@@ -144,17 +161,17 @@ impl FrameReader {
         input: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
     ) -> Result<(ControlFlow<()>, usize), ReadError> {
-        self.read(input, sink, true)
+        self.read(input, sink, Stop::First).map(|fed| (fed.flow, fed.left))
     }
 
     fn read(
         &mut self,
         input: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
-        only_first: bool,
-    ) -> Result<(ControlFlow<()>, usize), ReadError> {
-        let result = self.read_frames(input, sink, only_first);
-        if !matches!(result, Ok((ControlFlow::Continue(()), _))) {
+        stop: Stop,
+    ) -> Result<Fed, ReadError> {
+        let result = self.read_frames(input, sink, stop);
+        if !matches!(result, Ok(Fed { flow: ControlFlow::Continue(()), .. })) {
             self.state = State::Ended;
             self.end_message();
         }
@@ -165,8 +182,8 @@ impl FrameReader {
         &mut self,
         mut input: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
-        only_first: bool,
-    ) -> Result<(ControlFlow<()>, usize), ReadError> {
+        stop: Stop,
+    ) -> Result<Fed, ReadError> {
         loop {
             let mut frame = match self.state {
                 State::Payload(frame) => frame,
@@ -175,9 +192,9 @@ impl FrameReader {
                         input = &mut input[used..];
                         frame
                     }
-                    None => return Ok((ControlFlow::Continue(()), 0)),
+                    None => return Ok(Fed { flow: ControlFlow::Continue(()), left: 0, inflated: 0 }),
                 },
-                State::Ended => return Ok((ControlFlow::Break(()), 0)),
+                State::Ended => return Ok(Fed { flow: ControlFlow::Break(()), left: 0, inflated: 0 }),
             };
 
             let taken = input.len().min(frame.remaining_bytes as usize);
@@ -188,13 +205,18 @@ impl FrameReader {
             frame.remaining_bytes -= taken as u32;
             self.state = if frame.remaining_bytes > 0 { State::Payload(frame) } else { State::START };
 
+            let mut inflated = 0;
             let flow = match frame.kind {
-                FrameKind::Data { fin, .. } => self.data(&frame, fin, payload, sink)?,
+                FrameKind::Data { fin, .. } => self.data(&frame, fin, payload, &mut inflated, sink)?,
                 FrameKind::Control(kind) => self.control(&frame, kind, payload, sink)?,
             };
-            let first_done = only_first && matches!(frame.kind, FrameKind::Data { fin: true, .. });
-            if flow.is_break() || frame.remaining_bytes > 0 || first_done {
-                return Ok((flow, input.len()));
+            let stops = match stop {
+                Stop::Never => false,
+                Stop::First => matches!(frame.kind, FrameKind::Data { fin: true, .. }),
+                Stop::Inflated => inflated > 0,
+            };
+            if flow.is_break() || frame.remaining_bytes > 0 || stops {
+                return Ok(Fed { flow, left: input.len(), inflated });
             }
         }
     }
@@ -320,6 +342,7 @@ impl FrameReader {
         frame: &Frame,
         fin: bool,
         payload: &[u8],
+        inflated: &mut usize,
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
         let ends_message = fin && frame.remaining_bytes == 0;
@@ -336,9 +359,12 @@ impl FrameReader {
         // There is always a message here: a data frame opens one or was refused for want of one.
         let flow = match self.message {
             Some(Message { kind, deflated: true }) => {
-                deflate::inflate(bytes, self.max_message_bytes as usize, |bytes| hand_out_message(kind, bytes, sink))?
+                deflate::inflate(bytes, self.max_message_bytes as usize, |bytes| {
+                    *inflated = bytes.len();
+                    Ok(sink(Incoming::message(kind, bytes)?))
+                })?
             }
-            message => hand_out_message(message.map_or(MessageKind::Binary, |message| message.kind), bytes, sink)?,
+            message => sink(Incoming::message(message.map_or(MessageKind::Binary, |message| message.kind), bytes)?),
         };
         self.end_message();
         Ok(flow)
@@ -352,20 +378,20 @@ impl FrameReader {
         sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
         if payload.len() == frame.payload_bytes as usize {
-            return hand_out_control(kind, payload, sink);
+            return Ok(flow_behind(kind, sink(Incoming::control(kind, payload)?)));
         }
         self.keep(payload);
         if frame.remaining_bytes > 0 {
             return Ok(ControlFlow::Continue(()));
         }
         let message_bytes = self.buf.len() - frame.payload_bytes as usize;
-        let flow = hand_out_control(kind, &self.buf[message_bytes..], sink);
+        let flow = flow_behind(kind, sink(Incoming::control(kind, &self.buf[message_bytes..])?));
         if message_bytes == 0 {
             self.buf = Vec::new();
         } else {
             self.buf.truncate(message_bytes);
         }
-        flow
+        Ok(flow)
     }
 
     /// Adds to the buffer. It doubles, but not past what a message and a control frame can need.
@@ -400,6 +426,11 @@ impl FrameReader {
     }
 }
 
+/// Nothing follows a close frame, whatever the sink says.
+fn flow_behind(kind: ControlKind, said: ControlFlow<()>) -> ControlFlow<()> {
+    if matches!(kind, ControlKind::Close) { ControlFlow::Break(()) } else { said }
+}
+
 impl fmt::Debug for FrameReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the buffer: payloads must not reach a log.
@@ -408,34 +439,6 @@ impl fmt::Debug for FrameReader {
             .field("max_message_bytes", &self.max_message_bytes)
             .finish_non_exhaustive()
     }
-}
-
-fn hand_out_message(
-    kind: MessageKind,
-    bytes: &[u8],
-    sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, ReadError> {
-    Ok(sink(match kind {
-        MessageKind::Text => Incoming::Text(str::from_utf8(bytes).map_err(|_| ReadError::TextNotUtf8)?),
-        MessageKind::Binary => Incoming::Binary(bytes),
-    }))
-}
-
-/// Checks a whole control frame's payload and hands it out. Nothing follows a close frame.
-fn hand_out_control(
-    kind: ControlKind,
-    payload: &[u8],
-    sink: &mut impl FnMut(Incoming<'_>) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, ReadError> {
-    match kind {
-        ControlKind::Ping => return Ok(sink(Incoming::Ping(payload))),
-        ControlKind::Pong => return Ok(sink(Incoming::Pong(payload))),
-        ControlKind::Close => {}
-    }
-    let close = Incoming::close(payload)?;
-    // What the sink says no longer matters.
-    let _ = sink(close);
-    Ok(ControlFlow::Break(()))
 }
 
 #[cfg(test)]

@@ -190,7 +190,7 @@ fn opened_or_set_aside(config: &Config, clock: &Clock, opened: Result<Opened, Fa
             if cut_short {
                 tracing::warn!(path = %path_name, moved_to = %moved_to_name, detail, "a store whose making was cut short was moved aside");
             } else {
-                tracing::error!(path = %path_name, moved_to = %moved_to_name, detail, "the store is damaged; it was moved aside and a new one is begun");
+                tracing::error!(path = %path_name, moved_to = %moved_to_name, detail, "the store is damaged; it was moved aside and a new one is begun, empty: what was stored is not delivered, and tokens that were revoked are good again until they are revoked anew");
             }
             if panicked {
                 return Err(OpenError::Panicked { path: path.clone(), moved_to, detail });

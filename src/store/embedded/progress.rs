@@ -1,4 +1,4 @@
-//! What the writer shows of itself: what it does on the disk, since when, and whether it has ended. Commits mostly, and
+//! What the writer shows of itself: that it goes on, what it does on the disk, since when, and whether it has ended. Commits mostly, and
 //! whatever else may hang there: taking the store's size, opening it again, a backup's last reads.
 
 use std::time::{Duration, Instant};
@@ -12,15 +12,33 @@ pub struct Progress {
     ended: Condvar,
 }
 
-#[derive(Default)]
 struct State {
+    /// When it began its last turn; it takes one every [`crate::limits::STORE_DISK_REST`] at least.
+    turned: Instant,
     /// How many of these have begun.
     begun: u64,
     since: Option<Instant>,
     over: bool,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self { turned: Instant::now(), begun: 0, since: None, over: false }
+    }
+}
+
 impl Progress {
+    /// The writer begins a turn.
+    pub fn turn(&self) {
+        self.state.lock().turned = Instant::now();
+    }
+
+    /// How long ago the writer began its last turn; once it has ended, `None`.
+    pub fn quiet_for(&self) -> Option<Duration> {
+        let state = self.state.lock();
+        (!state.over).then(|| state.turned.elapsed())
+    }
+
     /// It runs until the returned guard is dropped. One at a time.
     pub fn begin(&self) -> impl Drop {
         let mut state = self.state.lock();

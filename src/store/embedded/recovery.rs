@@ -60,6 +60,7 @@ impl Writer {
             _ => Duration::ZERO,
         };
         loop {
+            self.shared.progress.turn();
             if self.shared.queue.is_closed_within(delay) {
                 break;
             }

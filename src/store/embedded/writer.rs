@@ -96,6 +96,7 @@ impl Writer {
 
     fn work(&mut self) {
         loop {
+            self.shared.progress.turn();
             let until = if self.disk_stale { limits::STORE_DISK_INTERVAL } else { limits::STORE_DISK_REST };
             match self.shared.queue.next(Some(self.disk_read + until)) {
                 Next::Stop => return,

@@ -28,6 +28,7 @@ pub const WORDS: &[&[u8]] = &[
     b"Sec-WebSocket-Version: 13\r\n",
     b"Sec-WebSocket-Protocol: pushgate.v1.json, bearer.x\r\n",
     b"Authorization: Bearer x\r\n",
+    b"Host: gateway\r\n",
     b"Connection: Upgrade\r\n",
     b"Upgrade: websocket\r\n",
     b"Content-Length: 5\r\n",
@@ -150,6 +151,7 @@ fn answered(pieces: &[&[u8]]) -> Vec<u8> {
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .max_buf_size(limits::HTTP_HEAD_BYTES_MAX)
+            .max_header_size(limits::HTTP_HEAD_BYTES_MAX)
             .auto_date_header(false)
             // All that is asked before the end is answered.
             .half_close(true)

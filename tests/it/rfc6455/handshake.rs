@@ -66,6 +66,27 @@ fn rows() -> Vec<Row> {
     row("4.2.1", "the method is GET", instead(0, "POST /ws HTTP/1.1\r\n"), 426, &[]);
     row("4.2.1", "the version is HTTP/1.1 or higher", instead(0, "GET /ws HTTP/1.0\r\n"), 426, &[]);
     row("4.2.1", "the path is the endpoint's", instead(0, "GET /other HTTP/1.1\r\n"), 404, &[]);
+    row("4.2.1", "Host is there (RFC 9112 section 3.2)", instead(1, ""), 400, &["connection: close"]);
+    row("4.2.1", "Host is there once", with("Host: gateway"), 400, &["connection: close"]);
+    for host in ["", "a b", "user@gateway", "gateway/path", ":80"] {
+        let line = format!("Host: {host}\r\n");
+        row("4.2.1", &format!("Host names a host, unlike `{host}`"), instead(1, &line), 400, &["connection: close"]);
+    }
+    for host in ["gateway:443", "10.0.0.1:8080", "[::1]:8080", "[2001:db8::1]", "push.example.org."] {
+        let line = format!("Host: {host}\r\n");
+        row("4.2.1", &format!("Host may be `{host}`"), instead(1, &line), 101, &upgraded);
+    }
+    for body in ["Transfer-Encoding: chunked", "Content-Length: 5", "Content-Length: 1"] {
+        let request = with(body) + "5\r\nabcde\r\n0\r\n\r\n";
+        row(
+            "4.1",
+            &format!("there is no body, as with `{body}` (RFC 9112 section 6)"),
+            request,
+            400,
+            &["connection: close", "!sec-websocket-accept"],
+        );
+    }
+    row("4.1", "that there is no body may be said", with("Content-Length: 0"), 101, &upgraded);
     row("4.2.1", "Upgrade is there", instead(2, ""), 426, &["upgrade: websocket"]);
     row("4.2.1", "Upgrade holds websocket", instead(2, "Upgrade: h2c\r\n"), 426, &[]);
     row("4.2.1", "Upgrade is no matter of case, nor alone", instead(2, "Upgrade: h2c, WebSocket\r\n"), 101, &upgraded);

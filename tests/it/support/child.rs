@@ -52,7 +52,20 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it and waits until it is ready.
     pub async fn start(config: &Path) -> Self {
-        let mut command = command(&["serve", "--config", config.to_str().unwrap()]);
+        Self::of(command(&["serve", "--config", config.to_str().unwrap()])).await
+    }
+
+    /// The same with so many descriptors.
+    #[allow(dead_code, reason = "tests/it needs it")]
+    pub async fn start_with_descriptors(config: &Path, most: u64) -> Self {
+        let shell = format!("ulimit -n {most}; exec \"$0\" serve --config \"$1\"");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &shell, env!("CARGO_BIN_EXE_pushgate"), config.to_str().unwrap()]);
+        Self::of(limited.stdin(Stdio::null()).kill_on_drop(true)).await
+    }
+
+    async fn of(mut command: impl std::borrow::BorrowMut<Command>) -> Self {
+        let command = command.borrow_mut();
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // Read all the time: a daemon whose log nobody reads would come to wait for its reader.
         let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
