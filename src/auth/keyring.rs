@@ -203,7 +203,7 @@ impl Keyring {
     }
 
     /// Warns of the secrets that are shorter than they should be, but for those that were there before.
-    fn warn_of_weak(&self, before: &[Arc<Key>]) {
+    pub(super) fn warn_of_weak(&self, before: &[Arc<Key>]) {
         for key in self.current().keys().iter().filter(|key| !before.iter().any(|one| one.is(key))) {
             if let Some((kid, bytes)) = key.weakness() {
                 tracing::warn!(
@@ -354,13 +354,14 @@ impl Keyring {
     }
 }
 
-/// Follows all sources of whatever keyring there is, until the stop.
+/// Follows all sources of whatever keyring there is, until the stop. Of the keys that there are now weak ones are said.
 pub(super) fn follow(
     current: impl Fn() -> Arc<Keyring> + Clone + Send + 'static,
     changes: &watch::Receiver<()>,
     life: &Lifecycle,
     metrics: &Metrics,
 ) {
+    current().warn_of_weak(&[]);
     let (keyring, mut changed) = (current.clone(), changes.clone());
     let (of, stop) = (metrics.clone(), life.stopping().clone());
     life.spawn_essential("the key set", async move {
@@ -377,11 +378,8 @@ pub(super) fn follow(
     });
     let (mut changed, metrics, stop) = (changes.clone(), metrics.clone(), life.stopping().clone());
     life.spawn_essential("the key files", async move {
-        let mut before: Option<Arc<Keyring>> = None;
         loop {
             let keyring = current();
-            let said = before.replace(Arc::clone(&keyring)).map(|before| before.current());
-            keyring.warn_of_weak(said.as_ref().map_or(&[], |said| said.keys()));
             tokio::select! {
                 () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
                 () = keyring.follow_files(&metrics) => {}

@@ -36,6 +36,12 @@ impl Authenticator {
         self.keys.current().is(other.keys.current().keys())
     }
 
+    /// Says that the keys are others than those of the one before, and which of the new ones are weak.
+    pub fn tell_of_keys(&self, before: &Authenticator) {
+        self.keys.warn_of_weak(before.keys.current().keys());
+        tracing::info!(keys = self.keys.current().len(), "keys were read again");
+    }
+
     /// Fetches the keys that a server has, where some are to be fetched and never were.
     ///
     /// # Errors

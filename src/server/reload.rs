@@ -213,6 +213,7 @@ impl Running {
         let now = self.hub.authenticator();
         let same_keys = authenticator.has_keys_of(&now);
         if !same_keys {
+            authenticator.tell_of_keys(&now);
             by_content.push(if config.auth.keys.is_empty() { "auth.jwks.file" } else { "auth.keys" });
         }
         let same_rules = config.auth == before.auth && authenticator.kept_claims() == now.kept_claims();

@@ -264,7 +264,7 @@ fn a_file_that_is_wrong_is_refused_in_the_words_of_config_check_and_changes_noth
         let checked = gateway.command(&["config", "check"]);
         assert!(checked.code == 78 && checked.stderr.contains("heartbeat.interval"), "{checked:?}");
         for how in [&["reload"][..], &["reload", "--json"]] {
-            let refused = gateway.command(how);
+            let refused = gateway.over_tcp(how, ADMIN_TOKEN);
             assert_eq!((refused.code, refused.stdout.as_str()), (78, ""), "{refused:?}");
             let (first, lines) = refused.stderr.split_once('\n').unwrap();
             assert!(
@@ -273,6 +273,9 @@ fn a_file_that_is_wrong_is_refused_in_the_words_of_config_check_and_changes_noth
                 )
             );
             assert_eq!(lines, checked.stderr);
+            // With the file for its address, too: what cannot be understood at all is said before anybody is asked.
+            let refused = gateway.command(how);
+            assert!(refused.code == 78 && refused.stderr.ends_with(&checked.stderr), "{refused:?}");
         }
         gateway.over_tcp(&["status"], new).ok();
     }
