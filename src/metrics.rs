@@ -4,16 +4,22 @@
 
 mod alerts;
 mod certificates;
+mod classes;
+mod distribution;
+mod entrances;
 mod fates;
 mod limits;
 mod repeats;
+mod requests;
+mod runtimes;
 mod spans;
+mod spread;
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -21,9 +27,15 @@ use std::{
 pub use self::{
     alerts::{Since, Slice},
     certificates::LISTENERS,
+    classes::{Class, PerClass, Traffic},
+    distribution::{Distribution, SIZE_BYTES, WAIT_MICROS, WORK_MICROS},
+    entrances::Handshake,
     fates::Fate,
     repeats::{Line, Repeats},
+    requests::Requests,
+    runtimes::{RUNTIMES, Runtime, Runtimes},
     spans::{Buckets, Percentiles, Spans},
+    spread::{SpreadCounter, SpreadCounters},
 };
 use parking_lot::Mutex;
 
@@ -45,41 +57,6 @@ impl Counter {
     /// How many so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Cells of a [`SpreadCounter`]; threads share them in turn.
-const CELLS: usize = 16;
-
-/// One cell, alone in what a processor takes in at once (two lines of 64 bytes).
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Cell(AtomicU64);
-
-/// A [`Counter`] that many threads raise at the same time, each its own cell, so that they do not wait for each other.
-#[derive(Debug, Default)]
-pub struct SpreadCounter([Cell; CELLS]);
-
-impl SpreadCounter {
-    /// One more.
-    pub fn inc(&self) {
-        self.add(1);
-    }
-
-    /// `n` more.
-    pub fn add(&self, n: u64) {
-        static THREADS: AtomicUsize = AtomicUsize::new(0);
-        thread_local! {
-            static CELL: usize = THREADS.fetch_add(1, Ordering::Relaxed) % CELLS;
-        }
-        // A thread that ends may count on without it.
-        let cell = CELL.try_with(|cell| *cell).unwrap_or_default();
-        self.0[cell].0.fetch_add(n, Ordering::Relaxed);
-    }
-
-    /// How many so far.
-    pub fn get(&self) -> u64 {
-        self.0.iter().map(|cell| cell.0.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -255,15 +232,6 @@ failures! {
     Panic = "panic",
 }
 
-/// Messages and bytes in one direction.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// WebSocket messages, control frames left out.
-    pub messages: SpreadCounter,
-    /// Bytes, frame headers included.
-    pub bytes: SpreadCounter,
-}
-
 /// All that is counted on a node. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics(Arc<Inner>);
@@ -275,9 +243,11 @@ pub struct Inner {
     pub connections: Gauge,
     /// Those since the start.
     pub connections_total: Counter,
-    /// From clients.
+    /// Bytes from clients, frame headers and control frames included.
+    pub received_bytes: SpreadCounter,
+    /// Messages from clients, with the bytes of their payloads.
     pub received: Traffic,
-    /// To clients.
+    /// To clients, with the bytes as they are written, frame headers included.
     pub sent: Traffic,
     /// Streams of events that are open.
     pub event_streams: Gauge,
@@ -289,6 +259,17 @@ pub struct Inner {
     pub calls_scheduler_delay: Spans,
     /// From a client's request to the first reply of a service, or to the end of the wait for it.
     pub reply_latency: Spans,
+    /// From a broadcast's place in the queue to every session's outbox, in µs.
+    pub broadcast_latency: Distribution,
+    /// The same of what is published to a topic.
+    pub publish_latency: Distribution,
+    /// From the call to each device's confirmation, in µs.
+    pub call_to_confirm: Distribution,
+    /// The runtimes.
+    pub runtimes: Runtimes,
+    /// Calls over gRPC, once it is known which there are.
+    pub requests: OnceLock<Requests>,
+    entrances: entrances::Entrances,
     alerts: alerts::Alerts,
     hits: limits::Hits,
     fates: fates::Fates,
@@ -303,6 +284,7 @@ impl Default for Inner {
         Self {
             connections: Gauge::default(),
             connections_total: Counter::default(),
+            received_bytes: SpreadCounter::default(),
             received: Traffic::default(),
             sent: Traffic::default(),
             event_streams: Gauge::default(),
@@ -310,6 +292,12 @@ impl Default for Inner {
             scheduler_delay: Spans::default(),
             calls_scheduler_delay: Spans::default(),
             reply_latency: Spans::default(),
+            broadcast_latency: Distribution::new(&WORK_MICROS),
+            publish_latency: Distribution::new(&WORK_MICROS),
+            call_to_confirm: Distribution::new(&WAIT_MICROS),
+            runtimes: Runtimes::default(),
+            requests: OnceLock::new(),
+            entrances: entrances::Entrances::default(),
             alerts: alerts::Alerts::default(),
             hits: limits::Hits::default(),
             fates: fates::Fates::default(),
@@ -410,13 +398,8 @@ impl Metrics {
 
     fn current(&self, at: crate::clock::Instant) -> Sample {
         let failures = self.failures_total();
-        let values = [
-            self.received.messages.get(),
-            self.received.bytes.get(),
-            self.sent.messages.get(),
-            self.sent.bytes.get(),
-            failures,
-        ];
+        let values =
+            [self.received.messages(), self.received_bytes.get(), self.sent.messages(), self.sent.bytes(), failures];
         Sample { at, values }
     }
 }
@@ -430,22 +413,11 @@ mod tests {
         let metrics = Metrics::default();
         for _ in 0..20 {
             metrics.sample(crate::clock::Instant::now());
-            metrics.sent.messages.add(5);
+            metrics.sent.add(Class::Durable, 5, 0);
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         let rates = metrics.rates(crate::clock::Instant::now());
         assert!((rates.messages_sent - 5.0).abs() < 0.6, "{rates:?}");
-    }
-
-    #[test]
-    fn threads_count_together() {
-        let counter = SpreadCounter::default();
-        std::thread::scope(|scope| {
-            for _ in 0..CELLS + 3 {
-                scope.spawn(|| (0..1000).for_each(|_| counter.add(2)));
-            }
-        });
-        assert_eq!(counter.get(), (CELLS as u64 + 3) * 2000);
     }
 
     #[test]

@@ -235,6 +235,10 @@ impl Server {
             Reloader::new(running, config, source)
         });
         let calls_life = life.on(calls.handle());
+        // Before anybody can ask for them.
+        for (of, runtime) in [(pulse::Of::Sessions, Handle::current()), (pulse::Of::Calls, calls.handle())] {
+            hub.metrics().runtimes.set(of.name(), runtime.metrics());
+        }
         let (reporter, health) = Health::new().await;
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
         for (name, bound) in bound {

@@ -130,7 +130,8 @@ assert not missing, missing
 for family in families.values():
     assert family.name.startswith("pushgate_") and family.documentation, family
     for sample in family.samples:
-        assert set(sample.labels) <= {"le", "alert", "kind", "direction", "limit", "listener", "outcome", "runtime", "version"}, sample
+        assert set(sample.labels) <= {"le", "alert", "kind", "direction", "limit", "listener", "outcome", "runtime", "version",
+            "audience", "class", "code", "method", "result", "state", "transport"}, sample
 print(len(families), "families")
 END
 }

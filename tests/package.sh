@@ -26,7 +26,7 @@ done
 say "the .deb: what is in it"
 [[ $(basename "$DEB") == "pushgate_$VERSION-1_$(dpkg --print-architecture).deb" ]] || fail "it is called $(basename "$DEB")"
 (cd "$PACKAGES" && quiet sha256sum --check --strict SHA256SUMS)
-dpkg-deb --contents "$DEB" | awk '{ print $1, $2, $6 }' >"$WORK/contents"
+dpkg-deb --contents "$DEB" | awk '{ sub("^0/0$", "root/root", $2); print $1, $2, $6 }' >"$WORK/contents"
 # `has MODE PATH…`
 has() {
     local mode=$1 path

@@ -187,9 +187,9 @@ pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
     let mut pings = f64::NAN;
     if let Some(silence) = silence(size) {
         tokio::time::sleep(silence.saturating_sub(STRETCH)).await;
-        let pinged = hub.metrics().sent.bytes.get();
+        let pinged = hub.metrics().sent.bytes();
         let (both, _) = timed(idle(STRETCH)).await?;
-        if hub.metrics().sent.bytes.get() - pinged >= size {
+        if hub.metrics().sent.bytes() - pinged >= size {
             pings = both - looks;
         }
     }
@@ -207,11 +207,11 @@ pub async fn measure(size: u64) -> Result<Vec<f64>, Error> {
     let (watched, stop) = (Metrics::default(), CancellationToken::new());
     let pulse = tokio::spawn(pulse::run(pulse::Of::Sessions, watched.clone(), stop.clone()));
     let count = (DELIVERIES / size).clamp(3, 400);
-    let sent = hub.metrics().sent.messages.get();
+    let sent = hub.metrics().sent.messages();
     let (broadcast, took) = timed(broadcasts(&hub, count)).await?;
     stop.cancel();
     let Ok(()) = pulse.await?;
-    if hub.metrics().sent.messages.get() - sent < count * (size + WARM_UP) {
+    if hub.metrics().sent.messages() - sent < count * (size + WARM_UP) {
         return Err("a broadcast did not reach all".into());
     }
     let notification = volatile();

@@ -1,10 +1,12 @@
 //! What everybody who reaches the ops listener may know of the node: numbers, and none of a user.
 
 use super::{Api, process};
-use crate::types::UnixMillis;
+use std::sync::Arc;
+
+use crate::{hub::Survey, store::Commits, types::UnixMillis};
 
 /// See the module's documentation. What is counted anyway is in [`Api::metrics`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Figures {
     /// The daemon's version.
     pub version: &'static str,
@@ -22,6 +24,18 @@ pub struct Figures {
     pub store_disk_bytes: u64,
     /// What is left of the store's disk for what is sent; `None` where it cannot be told.
     pub store_free_bytes: Option<u64>,
+    /// What the store may hold: `store.max_bytes` and `store.max_disk`; 0: no bound.
+    pub store_bounds: (u64, u64),
+    /// Its commits.
+    pub store_commits: Arc<Commits>,
+    /// Operations that wait for its writer, and admitted bytes that are not written.
+    pub store_queued: (u64, u64),
+    /// Whether what stood there was damaged as it was opened, and moved aside.
+    pub store_set_aside: bool,
+    /// `limits.connections`; 0: no bound.
+    pub connections_max: u64,
+    /// What `limits.memory` comes to in bytes; 0: no bound.
+    pub memory_max_bytes: u64,
     /// Topics that somebody is in.
     pub topics: u64,
     /// Bytes of broadcasts and publications that wait to be handed out.
@@ -37,6 +51,11 @@ pub struct Figures {
 }
 
 impl Api {
+    /// How the sessions are now.
+    pub async fn survey(&self) -> Survey {
+        self.0.gate.of_node().survey().await
+    }
+
     /// The node's numbers now.
     pub fn figures(&self) -> Figures {
         let hub = self.0.gate.of_node();
@@ -50,6 +69,12 @@ impl Api {
             store_healthy: hub.store().health().is_ok(),
             store_disk_bytes: hub.store().disk_bytes(),
             store_free_bytes: hub.store().disk().free_bytes,
+            store_bounds: (hub.quotas().max_bytes, hub.store().disk().max_bytes),
+            store_commits: hub.store().commits(),
+            store_queued: hub.store().queued(),
+            store_set_aside: hub.store().was_set_aside(),
+            connections_max: u64::from(hub.limits().connections.0),
+            memory_max_bytes: process::memory_bound(hub.limits().memory).unwrap_or_default(),
             topics: hub.topic_count() as u64,
             fanout_bytes: hub.queued_bytes() as u64,
             events: hub.events().count(),

@@ -48,6 +48,12 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
     pool
 });
 
+/// The names of the gateway's methods.
+pub fn methods() -> Vec<String> {
+    let service = POOL.get_service_by_name("pushgate.v1.Gateway");
+    service.iter().flat_map(|service| service.methods()).map(|method| method.name().to_owned()).collect()
+}
+
 fn descriptor(full_name: &str) -> Result<MessageDescriptor, String> {
     POOL.get_message_by_name(full_name).ok_or_else(|| format!("{full_name} has no descriptor"))
 }

@@ -56,7 +56,7 @@ use crate::{
     clock::Instant,
     hub::Hub,
     lifecycle::Lifecycle,
-    metrics::Metrics,
+    metrics::{Metrics, Requests},
     types::{Count, EventBody, UnixMillis},
 };
 
@@ -136,6 +136,7 @@ impl Api {
     pub fn new(hub: Hub, life: Lifecycle) -> Self {
         let (started, started_at) = (hub.clock().now(), hub.clock().unix_millis());
         let node = process::host_name();
+        let _ = hub.metrics().requests.set(Requests::new(json::methods()));
         Self(Arc::new(Inner {
             gate: Gate::new(hub),
             life,

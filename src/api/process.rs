@@ -50,6 +50,32 @@ fn available_bytes() -> u64 {
         .fold(machine, u64::min)
 }
 
+/// What the process has of what it may have: descriptors, and threads (proc(5), getrlimit(2)).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Handles {
+    /// Descriptors that are open.
+    pub descriptors: u64,
+    /// The most that may be; 0: no bound.
+    pub descriptors_max: u64,
+    /// Threads.
+    pub threads: u64,
+}
+
+/// Reads them.
+pub fn handles() -> Handles {
+    // Linux 6.2 and newer say it as the folder's size; before, one has to count.
+    let own = Path::new("/proc/self/fd");
+    let size = fs::metadata(own).map(|folder| folder.len()).unwrap_or_default();
+    let counted = || fs::read_dir(own).map(|entries| entries.count() as u64).unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:")?.trim().parse().ok());
+    Handles {
+        descriptors: if size > 0 { size } else { counted() },
+        descriptors_max: rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or_default(),
+        threads: threads.unwrap_or_default(),
+    }
+}
+
 /// Reads the figures from clock_gettime(2), /proc (proc(5)) and sysinfo(2).
 pub fn usage() -> Usage {
     // Finer than the ticks of /proc/self/stat: what a short measurement takes is to be seen.
@@ -75,6 +101,8 @@ mod tests {
             "{usage:?}"
         );
         assert!(!host_name().is_empty());
+        let handles = handles();
+        assert!(handles.descriptors > 2 && handles.threads > 0 && handles.descriptors_max > 2, "{handles:?}");
         let available = available_bytes();
         assert!(available > usage.rss_bytes && available <= usage.memory_total_bytes, "{available}");
         assert_eq!(memory_bound(Level::Share(50)), Some(available / 2));

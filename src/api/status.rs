@@ -15,8 +15,8 @@ fn number32(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-fn traffic(traffic: &Traffic, messages_per_second: f64, bytes_per_second: f64) -> proto::Traffic {
-    let (messages, bytes) = (traffic.messages.get(), traffic.bytes.get());
+fn traffic(traffic: &Traffic, bytes: u64, messages_per_second: f64, bytes_per_second: f64) -> proto::Traffic {
+    let messages = traffic.messages();
     proto::Traffic { messages, bytes, messages_per_second, bytes_per_second }
 }
 
@@ -61,8 +61,8 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
         }),
         users: number32(hub.users_online()),
         sessions: number32(hub.session_count() as u64),
-        received: Some(traffic(&metrics.received, messages_received, bytes_received)),
-        sent: Some(traffic(&metrics.sent, messages_sent, bytes_sent)),
+        received: Some(traffic(&metrics.received, metrics.received_bytes.get(), messages_received, bytes_received)),
+        sent: Some(traffic(&metrics.sent, metrics.sent.bytes(), messages_sent, bytes_sent)),
         errors: Failure::ALL.iter().map(|&failure| (failure.as_str().to_owned(), metrics.failures(failure))).collect(),
         errors_per_second: failures,
         confirm_latency: Some(proto::Latency {

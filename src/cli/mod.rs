@@ -6,6 +6,7 @@
 //!   few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
+//! * `live/`: the screens of `status --watch` and `top`.
 //! * `man.rs`: the manual pages, for packages.
 //! * `table.rs`, `output.rs`, `failure.rs`: what comes out, and how it ends.
 //!
@@ -28,6 +29,7 @@ mod failure;
 mod init;
 mod jwt;
 mod listen;
+mod live;
 mod log;
 mod mailbox;
 mod man;

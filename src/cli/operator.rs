@@ -7,7 +7,9 @@ use super::{
     backup, doctor,
     events::{self, Events},
     failure::{Outcome, failed},
-    init, listen, log,
+    init, listen,
+    live::top::{self, Top},
+    log,
     mailbox::{self, Devices, Forget, Pending, Purge},
     man, output,
     reload::{self, Reload},
@@ -112,6 +114,12 @@ pub enum Operator {
   pushgate sessions --address 10.0.0.0/8
   pushgate sessions --json | jq -r '.sessions[].userId'")]
     Sessions(Sessions),
+    /// Show the sessions that weigh most, live
+    ///
+    /// On a terminal a screen that is drawn anew with every listing; else a table each time. Rates are of the time between two
+    /// listings.
+    #[command(after_help = top::EXAMPLES)]
+    Top(Top),
     /// List the users who are online
     #[command(after_help = "Examples:
   pushgate users
@@ -224,6 +232,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Forget(args) => mailbox::forget(args).await,
             Operator::Status(args) => status::status(args).await,
             Operator::Sessions(args) => sessions::sessions(args).await,
+            Operator::Top(args) => top::top(args).await,
             Operator::Users(args) => users::users(args).await,
             Operator::Topics(args) => topics::topics(args).await,
             Operator::Events(args) => events::events(args).await,

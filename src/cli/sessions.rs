@@ -16,6 +16,17 @@ use crate::{api::proto, limits};
 /// `pushgate sessions`.
 #[derive(Args, Debug)]
 pub struct Sessions {
+    #[command(flatten)]
+    filter: Filter,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Which of them.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Filter {
     /// Only sessions of this user
     #[arg(long)]
     user: Option<String>,
@@ -31,10 +42,6 @@ pub struct Sessions {
     /// Only sessions that are in this topic
     #[arg(long)]
     topic: Option<String>,
-    #[command(flatten)]
-    format: Format,
-    #[command(flatten)]
-    target: Target,
 }
 
 /// The id comes whole, so that it can be given to `close`; what matters least goes first where the terminal is narrow.
@@ -55,7 +62,8 @@ const COLUMNS: [Column; 11] = [
 /// Runs `pushgate sessions`.
 pub async fn sessions(args: Sessions) -> Outcome {
     let gateway = args.target.connect().await?;
-    let sessions = all(&gateway, &args).await?;
+    let mut sessions = Vec::new();
+    pages(&gateway, &args.filter, |page| sessions.extend(page)).await?;
     if args.format.json {
         let listed = proto::ListSessionsResponse { sessions, next_page_token: String::new() };
         return output::document(&json::document("ListSessionsResponse", &listed));
@@ -68,43 +76,47 @@ pub async fn sessions(args: Sessions) -> Outcome {
     table::lines(&COLUMNS, &rows, output::width()).iter().try_for_each(|line| output::line(line))
 }
 
-async fn all(gateway: &Gateway, args: &Sessions) -> Outcome<Vec<proto::Session>> {
-    let mut sessions = Vec::new();
+/// Hands every page of them to `take`.
+pub async fn pages(gateway: &Gateway, filter: &Filter, mut take: impl FnMut(Vec<proto::Session>)) -> Outcome {
     let mut page_token = String::new();
     loop {
         let request = proto::ListSessionsRequest {
-            user_id: args.user.clone().unwrap_or_default(),
-            session_id: args.session.clone().unwrap_or_default(),
-            device: args.device.clone(),
-            address: args.address.clone().unwrap_or_default(),
-            topic: args.topic.clone().unwrap_or_default(),
+            user_id: filter.user.clone().unwrap_or_default(),
+            session_id: filter.session.clone().unwrap_or_default(),
+            device: filter.device.clone(),
+            address: filter.address.clone().unwrap_or_default(),
+            topic: filter.topic.clone().unwrap_or_default(),
             page_size: limits::PAGE_ROWS_MAX as u32,
             page_token,
         };
         let answered = gateway.calls().list_sessions(gateway.request(request)).await;
         let page = answered.map_err(|status| gateway.refused(&status))?.into_inner();
-        sessions.extend(page.sessions);
+        take(page.sessions);
         page_token = page.next_page_token;
         if page_token.is_empty() {
-            return Ok(sessions);
+            return Ok(());
         }
     }
 }
 
-fn row(session: &proto::Session, now: SystemTime) -> Vec<String> {
-    let state = match session.state() {
+/// A state as people call it.
+pub fn state(state: proto::SessionState) -> &'static str {
+    match state {
         proto::SessionState::Unspecified => "",
         proto::SessionState::Pulling => "pulling",
         proto::SessionState::Live => "live",
         proto::SessionState::Closing => "closing",
-    };
+    }
+}
+
+fn row(session: &proto::Session, now: SystemTime) -> Vec<String> {
     vec![
         session.session_id.clone(),
         session.user_id.clone(),
         session.device.clone(),
         age(session.connected_at, now),
         age(session.last_activity, now),
-        state.to_owned(),
+        state(session.state()).to_owned(),
         session.unconfirmed.to_string(),
         output::bytes(session.outbox_bytes as f64),
         session.rtt.map_or_else(String::new, |rtt| span(duration(Some(&rtt)))),

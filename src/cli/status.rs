@@ -9,22 +9,20 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use super::{
     connect::{Format, Gateway, Target},
     failure::{EXIT_PERMISSION, EXIT_UNAVAILABLE, Failure, Outcome},
-    json,
+    json, live,
     output::{self, bytes, clean, count, duration, span},
 };
 use crate::api::proto;
 
 /// How often `--watch` asks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Moves to the top left and clears the screen (ECMA-48: CUP, ED).
-const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 /// The width of the names.
 const NAMES: usize = 13;
 
 /// `pushgate status`.
 #[derive(Args, Debug)]
 pub struct Status {
-    /// Go on until interrupted, a page a second; with --json a line a second
+    /// Go on until interrupted: on a terminal a live screen, else a page a second; with --json a line a second
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -61,6 +59,9 @@ pub async fn status(args: Status) -> Outcome {
             false => output::line(&page_text(&page, output::width())),
         };
     }
+    if !args.format.json && live::has_screen() {
+        return live::status::watch(args.target, gateway, WATCH_INTERVAL).await;
+    }
     let watching = async {
         let mut ticks = tokio::time::interval(WATCH_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -70,8 +71,7 @@ pub async fn status(args: Status) -> Outcome {
             if args.format.json {
                 output::json_line(&json::document("GetStatusResponse", &page))?;
             } else {
-                let clear = if output::is_terminal() { CLEAR } else { "" };
-                output::line(&format!("{clear}{}\n", page_text(&page, output::width())))?;
+                output::line(&format!("{}\n", page_text(&page, output::width())))?;
             }
         }
     };
@@ -80,12 +80,22 @@ pub async fn status(args: Status) -> Outcome {
 
 /// The page for people.
 fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
-    let mut lines = Vec::new();
+    let facts = facts(page).into_iter().map(|(name, items)| wrapped(name, &items, width));
+    [heading(page)].into_iter().chain(facts).collect::<Vec<_>>().join("\n")
+}
+
+/// Its first line.
+pub fn heading(page: &proto::GetStatusResponse) -> String {
     let state = if page.draining { "STOPPING" } else { "serving" };
     let since = page.started_at.map(|at| at.to_string()).unwrap_or_default();
     let up = span(duration(page.uptime.as_ref()));
-    lines.push(format!("pushgate {} on {}: {state}, up {up}, since {since}", clean(&page.version), clean(&page.node)));
-    let mut row = |name: &str, items: Vec<String>| lines.push(wrapped(name, &items, width));
+    format!("pushgate {} on {}: {state}, up {up}, since {since}", clean(&page.version), clean(&page.node))
+}
+
+/// The others: a name, and what belongs to it.
+pub fn facts(page: &proto::GetStatusResponse) -> Vec<(&'static str, Vec<String>)> {
+    let mut facts = Vec::new();
+    let mut row = |name: &'static str, items: Vec<String>| facts.push((name, items));
 
     let listeners = page.listeners.iter().map(|one| format!("{} {}", clean(&one.name), clean(&one.address)));
     row("listeners", listeners.collect());
@@ -168,7 +178,7 @@ fn page_text(page: &proto::GetStatusResponse, width: usize) -> String {
     let mut items = vec![format!("{:.1}/s", page.errors_per_second)];
     items.extend(errors.into_iter().map(|(name, n)| format!("{} {n}", clean(name))));
     row("errors", items);
-    lines.join("\n")
+    facts
 }
 
 fn parenthesised(text: String) -> String {
@@ -184,7 +194,7 @@ fn bound_bytes(limit: u64) -> String {
 }
 
 /// A name and what belongs to it, broken between items where the terminal ends.
-fn wrapped(name: &str, items: &[String], width: usize) -> String {
+pub fn wrapped(name: &str, items: &[String], width: usize) -> String {
     let mut text = format!("  {name:<NAMES$}");
     let mut used = text.chars().count();
     for (index, item) in items.iter().enumerate() {

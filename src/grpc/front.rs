@@ -117,6 +117,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
             self.used.note();
         }
         let path = request.uri().path();
+        let method = metrics.requests.get().map(|known| known.method(path.strip_prefix(GATEWAY).unwrap_or_default()));
         let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
             gateway.clone().call(request)
         } else if path.starts_with(GATEWAY) {
@@ -124,7 +125,14 @@ impl hyper::service::Service<Request<Incoming>> for Front {
         } else {
             Box::pin(others.clone().call(request))
         };
-        Answer { work, deadline, over: None, metrics: metrics.clone(), used: self.used.clone() }
+        Answer {
+            work,
+            deadline,
+            over: None,
+            metrics: metrics.clone(),
+            used: self.used.clone(),
+            asked: method.map(|method| (method, Instant::now())),
+        }
     }
 }
 
@@ -145,6 +153,26 @@ pub struct Answer {
     over: Option<Pin<Box<Sleep>>>,
     metrics: Metrics,
     used: Used,
+    /// Which method was called when, until that is counted.
+    asked: Option<(usize, Instant)>,
+}
+
+impl Answer {
+    /// Counts the call, once.
+    fn count(&mut self, code: Code) {
+        if let Some((method, since)) = self.asked.take()
+            && let Some(requests) = self.metrics.requests.get()
+        {
+            requests.answered(method, code as usize, since.elapsed());
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // Whoever called has gone, or his connection has.
+        self.count(Code::Cancelled);
+    }
 }
 
 impl Future for Answer {
@@ -162,12 +190,15 @@ impl Future for Answer {
                 None | Some(Code::Ok) => this.used.note(),
                 _ => {}
             }
+            // Where nothing is said of it before the body, there is one.
+            this.count(status.unwrap_or(Code::Ok));
             return Poll::Ready(Ok(answer));
         }
         // Handlers keep the deadline themselves; a request that does not come to its end never reaches one.
         let Some(deadline) = this.deadline else { return Poll::Pending };
         let over = this.over.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         ready!(over.as_mut().poll(cx));
+        this.count(Code::DeadlineExceeded);
         Poll::Ready(Ok(ApiError::DeadlineExceeded.into_status(&this.metrics).into_http()))
     }
 }

@@ -175,7 +175,7 @@ impl Ops {
                     reply::json(StatusCode::SERVICE_UNAVAILABLE, &Readiness { ready: false, reasons: &reasons })
                 }
             },
-            Place::Metrics => match self.exposition.text() {
+            Place::Metrics => match self.exposition.text().await {
                 Some(text) => reply::text(StatusCode::OK, exposition::CONTENT_TYPE, text),
                 None => Refusal::new(
                     StatusCode::INTERNAL_SERVER_ERROR,

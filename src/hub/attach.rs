@@ -14,7 +14,6 @@ use super::{
 use crate::{
     auth::Identity,
     limits::{DeviceOverflow, Limit},
-    metrics::Failure,
     protocol::{
         close::CloseCode,
         server::{self, AuthSuccess},
@@ -201,6 +200,7 @@ impl Hub {
         core.set_claims(identity.claims());
         // Before its event, so that a snapshot that begins behind that finds it.
         self.0.sessions.insert(&handle);
+        self.metrics().session_opened();
         self.0.events.emit(EventBody::SessionOpened {
             session: id,
             user: user.id.clone(),
@@ -291,6 +291,7 @@ impl Hub {
             self.put_cursor(user, known, &state.log);
         }
         self.drop_done(user, state);
+        self.metrics().session_closed(ended.closing.code, ended.closing.by);
         self.0.events.emit(EventBody::SessionClosed {
             session: handle.id,
             user: user.id.clone(),
@@ -324,7 +325,7 @@ impl Hub {
 
     /// A connection that could not authenticate, for the event stream and the counters.
     pub fn auth_failed(&self, refused: &crate::session::Refused, peer: &Peer) {
-        self.metrics().failure(Failure::AuthFailed);
+        self.metrics().auth_failed(refused.code);
         self.0.events.emit(EventBody::AuthFailed {
             code: refused.code.as_str(),
             message: refused.message.as_str().into(),

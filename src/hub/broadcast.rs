@@ -10,7 +10,7 @@ use super::{
     send::{SendError, Sent},
     shared_log::Audience,
 };
-use crate::types::Notification;
+use crate::{metrics::Class, types::Notification};
 
 impl Hub {
     /// Hands a notification to every session that is connected now, those of `not_for` left out.
@@ -27,10 +27,11 @@ impl Hub {
             notification.expires_at = None;
         }
         let draft = self.draft(&notification, false)?;
-        let outgoing = Outgoing::new(draft, &notification, None, false, true);
+        let outgoing = Outgoing::new(draft, &notification, None, false, true).counted_as(Class::Broadcast);
         let room = self.0.sessions.room(&outgoing).await;
         let filter = (!filter.is_empty()).then_some(filter);
         let (job, handed) = self.0.sessions.job(outgoing, Arc::new(notification), filter, None, room);
+        job.measure(self.metrics());
         self.0.sessions.enqueue(job, &self.0.life);
         let sessions = handed.await.unwrap_or_default();
         Ok(self.sent_unstored(sessions))

@@ -32,7 +32,7 @@ use super::{
 use crate::{
     clock::{Clock, Instant},
     limits::Limit,
-    metrics::Metrics,
+    metrics::{Class, Metrics},
     protocol::frame::{ControlFrame, Window},
     session::{Flow, Log, Offer, PingPayload, Session, Verdict},
     types::{Claims, Device, Notification, Offset, SessionId, UnixMillis},
@@ -207,6 +207,7 @@ impl Handle {
         let was = core.session.delivery.flow(log);
         match core.session.delivery.offer(log, offset, &notification.id, bytes, window, fits, now) {
             Offer::Taken(sequence) => {
+                core.session.delivery.note_accepted(notification.accepted_at);
                 core.outbox.push(outgoing.entry(core.session.binary, self.window, Some(sequence)));
                 core.ping_behind_data(now);
                 true
@@ -246,6 +247,7 @@ impl Handle {
             return false;
         }
         let sequence = core.session.delivery.hand_over(log, offset, &notification.id, bytes, now);
+        core.session.delivery.note_accepted(notification.accepted_at);
         core.outbox.push(outgoing.entry(core.session.binary, self.window, Some(sequence)));
         true
     }
@@ -298,7 +300,7 @@ impl Handle {
 
     /// The same of several that were put together in a form that it takes, each ending at one of `ends`. `None`: there is no
     /// room for all of them at once.
-    pub fn push_together(&self, (frames, ends): &(Bytes, Arc<[u32]>)) -> Option<bool> {
+    pub fn push_together(&self, (frames, ends): &(Bytes, Arc<[u32]>), class: Class) -> Option<bool> {
         let mut core = self.core_with_room(|_| frames.len());
         let limit = self.bounds().0;
         if frames.len() > limit || !core.outbox.has_room_unstored(frames.len(), limit) {
@@ -306,7 +308,7 @@ impl Handle {
         }
         let open = core.closing.is_none();
         if open {
-            core.outbox.push(Entry::together(frames.clone(), Arc::clone(ends)));
+            core.outbox.push(Entry::together(frames.clone(), Arc::clone(ends), class));
         }
         Some(open)
     }
@@ -384,8 +386,7 @@ impl Handle {
             let closing = core.closing.is_some();
             next = if outcome.error.is_none() { core.outbox.begin(false) } else { None };
             drop(core);
-            self.shared.metrics.sent.messages.add(outcome.messages);
-            self.shared.metrics.sent.bytes.add(outcome.bytes);
+            self.shared.metrics.sent.add_all(&outcome.classes);
             if outcome.error.is_some() {
                 self.broke();
                 return;

@@ -39,6 +39,7 @@ mod send;
 mod sessions;
 mod shared_log;
 mod subscriptions;
+mod survey;
 mod sweep;
 mod talk;
 #[cfg(test)]
@@ -71,6 +72,7 @@ pub use revoke::{RevokeError, Revoked};
 pub use rules::{BadRule, Rules};
 pub use send::{Begun, CloseFilter, Outcome, SendError, SendOptions, Sent, Wait};
 pub use subscriptions::{Changes, TopicRow};
+pub use survey::Survey;
 pub use sweep::CleanedUp;
 pub use users::OnlineUser;
 
@@ -162,6 +164,7 @@ struct Inner {
     draining: AtomicBool,
     /// Told when another configuration is in force.
     reconfigured: Notify,
+    surveyed: survey::Surveyed,
     /// Told when a session has left and its events are out.
     left: Notify,
 }
@@ -215,6 +218,7 @@ impl Hub {
             sweeping: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
             reconfigured: Notify::new(),
+            surveyed: survey::Surveyed::default(),
             left: Notify::new(),
             shared: Arc::new(Shared { live: ArcSwap::from_pointee(live), clock, metrics }),
         }))

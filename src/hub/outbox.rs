@@ -20,7 +20,7 @@ use std::{
 
 pub use entry::{Entry, Frame};
 
-use crate::{clock::Instant, limits, protocol::frame::Window, types::UnixMillis};
+use crate::{clock::Instant, limits, metrics::PerClass, protocol::frame::Window, types::UnixMillis};
 
 /// A socket as the outbox sees it. Writes never block.
 pub trait Wire: Send + Sync {
@@ -60,6 +60,8 @@ pub struct Outcome {
     pub messages: u64,
     /// Bytes that were written.
     pub bytes: u64,
+    /// The same by what they are, control frames counted as well.
+    pub classes: PerClass,
     /// Sequences of those left out because their TTL ran out.
     pub expired: Vec<u64>,
     /// The sequence of the last one that was written to its end.
@@ -157,15 +159,21 @@ impl Batch {
         });
     }
 
-    fn advance(&mut self, mut written: usize) {
+    fn advance(&mut self, written: usize) {
         self.outcome.bytes += written as u64;
-        written += self.head_written;
+        let mut left = written;
         while let Some(head) = self.one.as_ref().or(self.entries.front()) {
-            let len = head.frame.len();
-            if written < len {
+            let rest = head.frame.len() - self.head_written;
+            let took = left.min(rest);
+            left -= took;
+            let done = took == rest;
+            let messages = if done { u32::from(head.messages.max(1)) } else { 0 };
+            self.outcome.classes.add(head.class, messages, u32::try_from(took).unwrap_or(u32::MAX));
+            if !done {
+                self.head_written += took;
                 break;
             }
-            written -= len;
+            self.head_written = 0;
             self.outcome.messages += u64::from(head.messages);
             self.outcome.unstored += head.unstored_bytes();
             self.outcome.written = head.sequence.or(self.outcome.written);
@@ -173,7 +181,6 @@ impl Batch {
                 self.entries.pop_front();
             }
         }
-        self.head_written = written;
     }
 }
 
@@ -385,6 +392,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::metrics::Class;
     use crate::protocol::frame::{Deflated, binary_frame, deflate_frame};
 
     /// A socket that takes as many bytes as it is told, then blocks.
@@ -477,7 +485,7 @@ mod tests {
 
     /// Three frames that were put together: `one `, `two ` and `three`.
     fn together() -> Entry {
-        Entry::together(Bytes::from_static(b"one two three"), [4, 8, 13].into())
+        Entry::together(Bytes::from_static(b"one two three"), [4, 8, 13].into(), Class::Broadcast)
     }
 
     #[test]

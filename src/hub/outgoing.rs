@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{Hub, outbox::Entry, send::SendError};
 use crate::{
+    metrics::Class,
     protocol::{
         frame::{SharedForms, Window},
         server::Draft,
@@ -20,6 +21,8 @@ pub struct Outgoing {
     /// The binary form, where the payload is bytes and someone asked for them as such.
     binary: Option<Bytes>,
     expires_at: Option<UnixMillis>,
+    /// What it is counted as where it is not stored.
+    class: Class,
     /// The compressed forms of both, once some receiver takes such.
     forms: [OnceLock<SharedForms>; 2],
 }
@@ -37,19 +40,31 @@ impl Outgoing {
         let offset = offset.unwrap_or_default();
         let binary = (binary && matches!(notification.payload, Payload::Binary(_)))
             .then(|| Draft::binary(notification, stored, replayed).seal(offset));
-        Self { binary, expires_at: notification.expires_at, ..Self::of(draft.seal(offset)) }
+        let (expires_at, class) = (notification.expires_at, Class::Transient);
+        Self { binary, expires_at, class, ..Self::of(draft.seal(offset)) }
     }
 
     /// A reply to a client's request with that id, in its text form as `draft`.
     pub fn reply(draft: Draft, notification: &Notification, reply_to: &str) -> Self {
         let binary = matches!(notification.payload, Payload::Binary(_))
             .then(|| Draft::binary_reply(notification, reply_to).seal(Offset::ZERO));
-        Self { binary, expires_at: notification.expires_at, ..Self::of(draft.seal(Offset::ZERO)) }
+        let (expires_at, class) = (notification.expires_at, Class::Request);
+        Self { binary, expires_at, class, ..Self::of(draft.seal(Offset::ZERO)) }
     }
 
-    /// A message that is the same in every form.
+    /// A message of the protocol's own, which is the same in every form.
     pub fn of(frame: Bytes) -> Self {
-        Self { text: frame, binary: None, expires_at: None, forms: Default::default() }
+        Self { text: frame, binary: None, expires_at: None, class: Class::System, forms: Default::default() }
+    }
+
+    /// The same, counted as something else where it is not stored.
+    pub fn counted_as(self, class: Class) -> Self {
+        Self { class, ..self }
+    }
+
+    /// What it is counted as where it is not stored.
+    pub fn class(&self) -> Class {
+        self.class
     }
 
     /// Its bytes, in all its forms.
@@ -70,7 +85,8 @@ impl Outgoing {
     /// The same, as an outbox takes it; `window` is the receiver's.
     pub fn entry(&self, binary: bool, window: Option<Window>, sequence: Option<u64>) -> Entry {
         let forms = window.map(|_| Arc::clone(self.forms(binary)));
-        Entry { expires_at: self.expires_at, sequence, forms, ..Entry::message(self.frame(binary).clone()) }
+        let class = if sequence.is_some() { Class::Durable } else { self.class };
+        Entry { expires_at: self.expires_at, sequence, forms, class, ..Entry::message(self.frame(binary).clone()) }
     }
 
     fn forms(&self, binary: bool) -> &SharedForms {

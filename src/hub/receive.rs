@@ -5,7 +5,9 @@ use std::sync::Arc;
 use super::{Hub, handle::Handle, log::End, presence::begin_turn};
 use crate::{
     limits::Limit,
+    metrics::Class,
     protocol::{
+        client::{Recipient, Verb},
         close::CloseCode,
         error_code::ErrorCode,
         frame::{ControlFrame, Incoming},
@@ -24,7 +26,7 @@ impl Hub {
         core.counts.bytes_received += bytes as u64;
         let over = core.session.over_rate(&self.settings());
         drop(core);
-        self.metrics().received.bytes.add(bytes as u64);
+        self.metrics().received_bytes.add(bytes as u64);
         if let Some(over) = over {
             self.over_rate(handle, over);
         }
@@ -45,16 +47,17 @@ impl Hub {
     pub fn incoming(&self, handle: &Arc<Handle>, incoming: Incoming<'_>) {
         match incoming {
             Incoming::Text(text) => {
-                self.count_message(handle);
+                handle.core().counts.messages_received += 1;
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                self.said(handle, |session| session.on_text(text, &self.settings(), now, unix));
+                self.said(handle, text.len(), |session| session.on_text(text, &self.settings(), now, unix));
             }
             Incoming::Binary(bytes) => {
-                self.count_message(handle);
+                handle.core().counts.messages_received += 1;
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                self.said(handle, |session| session.on_binary(bytes, &self.settings(), now, unix));
+                self.said(handle, bytes.len(), |session| session.on_binary(bytes, &self.settings(), now, unix));
             }
             Incoming::Ping(payload) => {
+                self.metrics().received.add(Class::Control, 1, payload.len() as u64);
                 let mut core = handle.core();
                 core.outbox.set_pong(ControlFrame::pong(payload).as_bytes());
                 core.session.on_ping(&self.settings());
@@ -65,6 +68,7 @@ impl Hub {
                 }
             }
             Incoming::Pong(payload) => {
+                self.metrics().received.add(Class::Control, 1, payload.len() as u64);
                 let now = self.clock().now();
                 let mut core = handle.core();
                 let confirmed = core.session.on_pong(payload, &self.settings(), now);
@@ -78,6 +82,8 @@ impl Hub {
                 handle.ping_behind_data();
             }
             Incoming::Close(close) => {
+                let bytes = close.as_ref().map_or(0, |(_, reason)| 2 + reason.len());
+                self.metrics().received.add(Class::Control, 1, bytes as u64);
                 let (code, reason) = close.map_or((None, ""), |(code, reason)| (Some(code), reason));
                 // Answers to what came before the close go out before it drops what was not started.
                 handle.flush();
@@ -87,12 +93,13 @@ impl Hub {
     }
 
     /// Does what a message asks for, unless it was one too many.
-    fn said<'a>(&self, handle: &Arc<Handle>, says: impl FnOnce(&mut Session) -> Reaction<'a>) {
+    fn said<'a>(&self, handle: &Arc<Handle>, bytes: usize, says: impl FnOnce(&mut Session) -> Reaction<'a>) {
         let (reaction, over) = {
             let mut core = handle.core();
             let reaction = says(&mut core.session);
             (reaction, core.session.over_rate(&self.settings()))
         };
+        self.metrics().received.add(self.class_of(&reaction), 1, bytes as u64);
         if let Some(over) = over {
             self.over_rate(handle, over);
             if matches!(over, Over::Close(_)) {
@@ -116,9 +123,18 @@ impl Hub {
         }
     }
 
-    fn count_message(&self, handle: &Handle) {
-        handle.core().counts.messages_received += 1;
-        self.metrics().received.messages.inc();
+    /// What a client's message is counted as.
+    fn class_of(&self, reaction: &Reaction<'_>) -> Class {
+        match reaction {
+            Reaction::Forward(_) => Class::Request,
+            Reaction::Say(saying) => match &saying.to {
+                Recipient::Topic(topic) if saying.verb == Verb::Publish && self.is_durable(topic) => Class::Durable,
+                Recipient::Topic(_) => Class::Publish,
+                Recipient::User(_) if saying.verb == Verb::Message && self.clients().message_durable => Class::Durable,
+                Recipient::User(_) => Class::Transient,
+            },
+            _ => Class::System,
+        }
     }
 
     /// Carries out what the session makes of a message.
@@ -175,7 +191,11 @@ impl Hub {
         if news.is_empty() {
             return;
         }
-        known.row.last_seen = self.clock().unix_millis();
+        let unix = self.clock().unix_millis();
+        for (one, _) in &news {
+            self.metrics().call_to_confirm.record(unix.0.saturating_sub(one.accepted_at.0).saturating_mul(1000));
+        }
+        known.row.last_seen = unix;
         known.attempts = None;
         self.put_cursor(user, known, &state.log);
         for (one, shared) in news {

@@ -6,7 +6,6 @@ use super::{Hub, attach::token_end, handle::Handle, talk::Errand};
 use crate::{
     auth::{AuthCode, AuthError, Identity},
     limits,
-    metrics::Failure,
     protocol::{close::CloseCode, server},
     types::{ClosedBy, EventBody, Secret},
 };
@@ -71,7 +70,7 @@ impl Hub {
                 return;
             }
             Err(error) => {
-                self.metrics().failure(Failure::AuthFailed);
+                self.metrics().auth_failed(error.code);
                 self.0.events.emit(EventBody::AuthFailed {
                     code: error.code.as_str(),
                     message: error.message.as_str().into(),

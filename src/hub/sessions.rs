@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     ops::Bound,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
@@ -29,6 +29,7 @@ use crate::{
     clock::Instant,
     lifecycle::Lifecycle,
     limits,
+    metrics::{Class, Metrics},
     protocol::frame::Window,
     session::Log,
     types::{Notification, Offset, SessionId, UserId},
@@ -69,6 +70,8 @@ pub struct Job {
     presence: bool,
     sessions: AtomicU32,
     lanes_left: AtomicUsize,
+    /// Since when it is under way, and where it is counted how long that was.
+    measured: OnceLock<(Metrics, Instant)>,
     done: Mutex<Option<oneshot::Sender<u32>>>,
     /// Its share of what may be queued.
     _room: Option<OwnedSemaphorePermit>,
@@ -94,6 +97,7 @@ impl Job {
             presence: false,
             sessions: AtomicU32::new(0),
             lanes_left: AtomicUsize::new(lanes),
+            measured: OnceLock::new(),
             done: Mutex::new(Some(done)),
             _room: room,
         };
@@ -116,6 +120,11 @@ impl Job {
     /// Who came to a topic, or left it; not for that session of his.
     pub fn of_presence(outgoing: Outgoing, except: Option<SessionId>) -> Arc<Self> {
         Arc::new(Self { presence: true, except, ..Self::new(outgoing, None, 1, None).0 })
+    }
+
+    /// Counts how long it takes from here until it is in every outbox.
+    pub fn measure(&self, metrics: &Metrics) {
+        let _ = self.measured.set((metrics.clone(), Instant::now()));
     }
 
     /// Its bytes, in all its forms.
@@ -146,6 +155,11 @@ impl Job {
         if self.lanes_left.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = self.done.lock().take()
         {
+            if let Some((metrics, since)) = self.measured.get() {
+                let of_topic = self.notification.as_ref().is_some_and(|notification| notification.topic.is_some());
+                let latency = if of_topic { &metrics.publish_latency } else { &metrics.broadcast_latency };
+                latency.record_span(since.elapsed());
+            }
             // The caller may have gone; the broadcast is out all the same.
             let _ = done.send(self.sessions.load(Ordering::Acquire));
         }
@@ -214,7 +228,10 @@ impl<'a> Parcel<'a> {
     /// Appends it to a session's outbox; flush that afterwards.
     pub(super) fn hand_to(&mut self, listener: &Listener, now: Instant) {
         let handle = &listener.handle;
-        if let Some(taken) = self.together_for(handle.window).and_then(|together| handle.push_together(together)) {
+        let together = self.together_for(handle.window);
+        // What is put together is of one lane, and so of one class.
+        let class = self.jobs.first().map_or(Class::System, |job| job.outgoing.class());
+        if let Some(taken) = together.and_then(|together| handle.push_together(together, class)) {
             self.taken.iter_mut().for_each(|count| *count += u32::from(taken));
             return;
         }

@@ -291,6 +291,7 @@ impl Hub {
                             Audience::Everybody => {
                                 let (job, handed) =
                                     self.0.sessions.job(outgoing, Arc::clone(&notification), None, place, room);
+                                job.measure(self.metrics());
                                 self.0.sessions.enqueue(job, &self.0.life);
                                 (Some(handed), None)
                             }
@@ -298,6 +299,7 @@ impl Hub {
                                 Some(topic) => {
                                     let (job, handed) =
                                         Job::to_topic(outgoing, Arc::clone(&notification), None, except, place, room);
+                                    job.measure(self.metrics());
                                     let rested = topic.lane.hand(job);
                                     (Some(handed), rested.then_some(topic))
                                 }

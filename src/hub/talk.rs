@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     limits,
-    metrics::Failure,
+    metrics::{Class, Failure},
     protocol::{
         client::{Membership, Recipient, Verb},
         error_code::ErrorCode,
@@ -166,13 +166,14 @@ impl Hub {
         if notification.is_now_or_never() {
             notification.expires_at = None;
         }
-        let outgoing = self.outgoing(&notification)?;
+        let outgoing = self.outgoing(&notification)?.counted_as(Class::Publish);
         let mut sessions = 0;
         // Who is in it is looked at after the wait, which may be long.
         let permit = self.0.sessions.room(&outgoing).await;
         if let Some(room) = self.0.topics.get(topic) {
             let filter = (!filter.is_empty()).then_some(filter);
             let (job, handed) = Job::to_topic(outgoing, Arc::new(notification), filter, None, None, permit);
+            job.measure(self.metrics());
             begin_turn();
             self.run_lane(&room, |lane| lane.hand(job));
             sessions = handed.await.unwrap_or_default();
@@ -238,11 +239,12 @@ impl Hub {
     }
 
     fn say_to_topic(&self, handle: &Handle, topic: &Topic, message: Notification) -> Result<(), NotSaid> {
-        let outgoing = self.outgoing(&message)?;
+        let outgoing = self.outgoing(&message)?.counted_as(Class::Publish);
         let Some(room) = self.0.topics.get(topic) else { return Ok(()) };
         let permit = self.0.sessions.room_now(&outgoing).ok_or(NotSaid::Busy)?;
         // Nobody waits for how many it reaches.
         let (job, _) = Job::to_topic(outgoing, Arc::new(message), None, Some(handle.id), None, Some(permit));
+        job.measure(self.metrics());
         self.run_lane(&room, |lane| lane.hand(job));
         Ok(())
     }

@@ -11,6 +11,7 @@ mod recall;
 mod recovery;
 mod snapshot;
 mod support;
+mod survey;
 mod topics;
 
 use std::{

@@ -41,7 +41,8 @@ pub enum Of {
 }
 
 impl Of {
-    fn name(self) -> &'static str {
+    /// Its name in metrics and log lines.
+    pub fn name(self) -> &'static str {
         match self {
             Of::Sessions => "sessions",
             Of::Calls => "calls",

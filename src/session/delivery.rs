@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use crate::{
     clock::Instant,
     limits,
-    types::{NotificationId, Offset},
+    types::{NotificationId, Offset, UnixMillis},
 };
 
 /// How a session gets a log.
@@ -61,6 +61,10 @@ pub struct Confirmed {
     pub id: NotificationId,
     /// When it was handed over.
     pub handed_at: Instant,
+    /// When the last of it went into the socket, where that is known.
+    pub written_at: Option<Instant>,
+    /// When the gateway accepted it.
+    pub accepted_at: UnixMillis,
 }
 
 /// A notification that is in flight.
@@ -75,6 +79,7 @@ pub struct InFlight {
     /// When the last of it went into the socket.
     pub written_at: Option<Instant>,
     handed_at: Instant,
+    accepted_at: UnixMillis,
     bytes: u32,
     /// Its TTL ran out before it was written: it ends as expired and not as confirmed.
     expired: bool,
@@ -259,13 +264,21 @@ impl Delivery {
     pub fn hand_over(&mut self, log: Log, offset: Offset, id: &NotificationId, bytes: usize, now: Instant) -> u64 {
         let sequence = self.next_sequence();
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let (id, handed_at) = (id.clone(), now);
-        self.in_flight.push_back(InFlight { log, offset, id, bytes, expired: false, handed_at, written_at: None });
+        let (id, handed_at, accepted_at) = (id.clone(), now, UnixMillis(0));
+        let entry = InFlight { log, offset, id, bytes, expired: false, handed_at, accepted_at, written_at: None };
+        self.in_flight.push_back(entry);
         self.in_flight_bytes += bytes as usize;
         if let Some(place) = self.place_mut(log) {
             place.set_position(offset);
         }
         sequence
+    }
+
+    /// When the gateway accepted what was handed over last.
+    pub fn note_accepted(&mut self, at: UnixMillis) {
+        if let Some(entry) = self.in_flight.back_mut() {
+            entry.accepted_at = at;
+        }
     }
 
     /// Whether the window has room. An empty one takes one notification of any size.
@@ -349,8 +362,8 @@ impl Delivery {
         let mut confirmed = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
         for _ in 0..count {
             if let Some(entry) = self.pop().filter(|entry| !entry.expired) {
-                let InFlight { log, offset, id, handed_at, .. } = entry;
-                confirmed.push(Confirmed { log, offset, id, handed_at });
+                let InFlight { log, offset, id, handed_at, written_at, accepted_at, .. } = entry;
+                confirmed.push(Confirmed { log, offset, id, handed_at, written_at, accepted_at });
             }
         }
         if self.in_flight.is_empty() {

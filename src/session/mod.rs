@@ -34,6 +34,7 @@ use crate::{
     metrics::Failure,
     protocol::{
         ack_mode::AckMode,
+        auth_code::AuthCode,
         client::{self, BadMessage, ClientMessage, Data, Request},
         close::CloseCode,
         error_code::ErrorCode,
@@ -373,12 +374,11 @@ impl Session {
 
     /// What has to happen by now, given how long bytes have waited for the socket. Call it again until it is `Idle`.
     pub fn on_tick(&mut self, settings: &Settings, now: Instant) -> Tick {
-        let close =
-            |code, reason, failure: Failure| Tick::Close(Verdict { code, reason, counts: Some(failure.into()) });
+        let close = |code, reason, counts: Counts| Tick::Close(Verdict { code, reason, counts: Some(counts) });
         if let (Some(end), Some(expires_at)) = (self.token_deadline, self.token_expires_at()) {
             let end = end.instant();
             if end <= now {
-                return close(CloseCode::UNAUTHORIZED, "token_expired", Failure::AuthFailed);
+                return close(CloseCode::UNAUTHORIZED, "token_expired", AuthCode::TokenExpired.into());
             }
             if self.token_warning.ahead().is_some_and(|ahead| end <= now + ahead) {
                 self.token_warning = Warning::default();
@@ -390,13 +390,15 @@ impl Session {
         }
         if self.confirm_deadline(settings).is_some_and(|deadline| deadline <= now) {
             return match self.ack_mode {
-                AckMode::Transport => close(CloseCode::TIMEOUT, "nothing confirmed in time", Failure::ConfirmTimeout),
-                AckMode::Client => close(CloseCode::ACK_TIMEOUT, "nothing acked in time", Failure::AckTimeout),
+                AckMode::Transport => {
+                    close(CloseCode::TIMEOUT, "nothing confirmed in time", Failure::ConfirmTimeout.into())
+                }
+                AckMode::Client => close(CloseCode::ACK_TIMEOUT, "nothing acked in time", Failure::AckTimeout.into()),
             };
         }
         match &self.outstanding {
             Some(_) if self.heartbeat_deadline(settings) <= now => {
-                close(CloseCode::TIMEOUT, "nothing received in time", Failure::HeartbeatTimeout)
+                close(CloseCode::TIMEOUT, "nothing received in time", Failure::HeartbeatTimeout.into())
             }
             None if self.quiet_since + settings.heartbeat.interval.0 <= now => Tick::Ping(self.ping(now)),
             _ => Tick::Idle,

@@ -9,6 +9,7 @@ use crate::{
     limits::Limit,
     metrics::{Failure, Metrics},
     protocol::{
+        auth_code::AuthCode,
         client::{AuthRequest, Data, Membership, Recipient, Verb},
         close::CloseCode,
     },
@@ -84,6 +85,8 @@ pub enum Counts {
     Failure(Failure),
     /// As a limit that was reached, and the failure that this is.
     Limit(Limit),
+    /// As a client that is not let in any longer.
+    Auth(AuthCode),
 }
 
 impl Counts {
@@ -92,6 +95,7 @@ impl Counts {
         match self {
             Counts::Failure(failure) => metrics.failure(failure),
             Counts::Limit(limit) => metrics.hit(limit),
+            Counts::Auth(code) => metrics.auth_failed(code),
         }
     }
 }
@@ -99,6 +103,12 @@ impl Counts {
 impl From<Failure> for Counts {
     fn from(failure: Failure) -> Self {
         Counts::Failure(failure)
+    }
+}
+
+impl From<AuthCode> for Counts {
+    fn from(code: AuthCode) -> Self {
+        Counts::Auth(code)
     }
 }
 

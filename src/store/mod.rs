@@ -11,6 +11,7 @@
 //! disk: what is staged is answered with the failure, too, but the engine is opened again, as another *generation* of the
 //! store, and what of the failed batch was kept is there for whoever reads his log anew.
 
+mod commits;
 mod config;
 #[cfg(test)]
 pub(crate) mod double;
@@ -33,6 +34,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+pub use commits::Commits;
 pub use config::{Config, Durability, Engine as EngineName, OnCorruption, Overflow};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -72,6 +74,7 @@ struct Handle {
     engine: &'static str,
     epoch: Uuid,
     lost_commits: u64,
+    set_aside: bool,
     config: Config,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// The writer of a store without threads.
@@ -135,7 +138,7 @@ impl Store {
     }
 
     fn start_watched(opened: Opened, config: &Config, watchdog: Watchdog) -> std::io::Result<Store> {
-        let Opened { engine, epoch, sequencer, totals, reopen, room, witness, lost_commits } = opened;
+        let Opened { engine, epoch, sequencer, totals, reopen, room, witness, lost_commits, set_aside } = opened;
         let shared = Arc::new(Shared::new(config, sequencer, totals));
         let name = engine.name();
         let slot: Slot = Arc::new(RwLock::new(engine));
@@ -156,6 +159,7 @@ impl Store {
             engine: name,
             epoch,
             lost_commits,
+            set_aside,
             config: config.clone(),
             threads: Mutex::new(threads),
             #[cfg(test)]
@@ -181,6 +185,7 @@ impl Store {
             engine: name,
             epoch,
             lost_commits: 0,
+            set_aside: false,
             config,
             threads: Mutex::default(),
             writer,
@@ -208,6 +213,21 @@ impl Store {
     /// Commits that were made before it was opened, and are not there any more: it was damaged, or lost its power.
     pub fn lost_commits(&self) -> u64 {
         self.0.lost_commits
+    }
+
+    /// Whether what stood there was damaged as it was opened, and moved aside.
+    pub fn was_set_aside(&self) -> bool {
+        self.0.set_aside
+    }
+
+    /// Its commits so far.
+    pub fn commits(&self) -> Arc<Commits> {
+        Arc::clone(&self.0.shared.commits)
+    }
+
+    /// What waits for the writer: operations, and the accounted bytes that were admitted and are not written.
+    pub fn queued(&self) -> (u64, u64) {
+        (self.0.shared.queue.len() as u64, self.0.shared.admitted_bytes())
     }
 
     /// The engine, as the configuration names it; `memory` in tests.

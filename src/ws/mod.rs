@@ -45,7 +45,7 @@ use crate::{
     hub::Hub,
     lifecycle::Lifecycle,
     limits::{self, Limit},
-    metrics::Failure,
+    metrics::{Failure, Handshake},
     net::{
         self, proxy,
         tls::{HandshakeError, Secured, Tls},
@@ -354,6 +354,9 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         served = connection => if let Err(error) = served {
             // hyper has answered what could be answered (400, 414, 431).
             let metrics = context.hub.metrics();
+            if error.is_timeout() || error.is_parse() {
+                metrics.handshake(Handshake::Malformed);
+            }
             if error.is_timeout() {
                 metrics.hit(Limit::HandshakeTimeout);
             } else if error.is_parse_too_large() {
@@ -370,6 +373,7 @@ async fn speak_http<L: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         Ok(upgraded) => Some(Box::pin(connection::open(upgraded, opening, peer, (socket, counted), context))),
         Err(error) => {
             tracing::debug!(%remote, %error, "the handshake was not finished");
+            context.hub.metrics().handshake(Handshake::Gone);
             None
         }
     }

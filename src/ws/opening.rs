@@ -10,7 +10,7 @@ use super::{
 use crate::{
     hub::{AttachError, Handle, Peer},
     limits::{self, Limit},
-    metrics::Failure,
+    metrics::{Failure, Handshake},
     protocol::{
         auth_code::AuthCode,
         close::CloseCode,
@@ -40,9 +40,26 @@ pub struct Opened {
 enum End {
     Refused(Refused),
     Close(CloseCode, String),
+    /// The peer closed, whatever code it chose.
+    Left(CloseCode),
     Violation(ReadError),
     TooMuch,
     Gone,
+}
+
+impl End {
+    /// What became of the handshake.
+    fn result(&self) -> Handshake {
+        match self {
+            End::Refused(refused) if refused.code == AuthCode::DeviceLimit => Handshake::Limited,
+            End::Refused(_) => Handshake::Unauthorized,
+            End::Close(CloseCode::RESTART, _) => Handshake::Draining,
+            End::Close(CloseCode::TRY_LATER, _) | End::TooMuch => Handshake::Limited,
+            End::Close(CloseCode::INTERNAL, _) => Handshake::Failed,
+            End::Close(..) | End::Left(_) | End::Gone => Handshake::Gone,
+            End::Violation(_) => Handshake::Malformed,
+        }
+    }
 }
 
 /// Lets the peer in, or tells him why not and closes. `early` is what came behind the handshake.
@@ -80,8 +97,12 @@ pub async fn open(
         Err(end) => Err(end),
     };
     match attached {
-        Ok(handle) => Some(Opened { handle, reader: opener.reader, said, early: opener.early }),
+        Ok(handle) => {
+            context.hub.metrics().handshake(Handshake::Opened);
+            Some(Opened { handle, reader: opener.reader, said, early: opener.early })
+        }
         Err(end) => {
+            context.hub.metrics().handshake(end.result());
             turn_away(socket, end, peer, context).await;
             None
         }
@@ -167,6 +188,7 @@ async fn turn_away(socket: &Socket, end: End, peer: &Peer, context: &Context) {
             context.hub.auth_failed(&refused, peer);
         }
         End::Close(code, reason) => bytes.extend_from_slice(ControlFrame::close(code, &reason).as_bytes()),
+        End::Left(code) => bytes.extend_from_slice(ControlFrame::close(code, "").as_bytes()),
         End::TooMuch => {
             context.hub.metrics().hit(Limit::HandshakeBytes);
             let close = ControlFrame::close(CloseCode::TOO_BIG, "too much came before `auth`");
@@ -227,7 +249,7 @@ impl Opener<'_> {
             Err(_) if guests => unauthenticated.as_guest().map_err(End::Refused),
             Err(_) => Err(End::Refused(Refused::new(AuthCode::AuthTimeout, "no `auth` message came in time"))),
             Ok(first) => match first? {
-                First::Close(code) => Err(End::Close(code.unwrap_or(CloseCode::NO_STATUS), String::new())),
+                First::Close(code) => Err(End::Left(code.unwrap_or(CloseCode::NO_STATUS))),
                 First::Text(text) if guests => match unauthenticated.on_first_text(&text) {
                     session::First::Token(result) => result.map_err(End::Refused),
                     session::First::Guest(granted, says_more) => {

@@ -15,7 +15,7 @@ use super::{Addresses, Compression, Context, addresses::Place};
 use crate::{
     hub::Peer,
     limits::{self, Limit},
-    metrics::{Failure, Metrics},
+    metrics::{Failure, Handshake, Metrics},
     net,
     protocol::{ack_mode::AckMode, frame::Extensions},
     session::{Counts, Opening, Options},
@@ -38,6 +38,18 @@ struct Refusal {
     status: StatusCode,
     text: String,
     counts: Counts,
+}
+
+impl Refusal {
+    /// What became of the handshake.
+    fn result(&self) -> Handshake {
+        match self.counts {
+            Counts::Limit(_) => Handshake::Limited,
+            Counts::Failure(Failure::OriginRefused) => Handshake::OriginRefused,
+            Counts::Failure(Failure::Unavailable) => Handshake::Draining,
+            Counts::Failure(_) | Counts::Auth(_) => Handshake::Malformed,
+        }
+    }
 }
 
 fn bad_request(text: impl Into<String>) -> Refusal {
@@ -88,6 +100,7 @@ pub fn answer(
         }
         Err(refusal) => {
             refusal.counts.count(context.hub.metrics());
+            context.hub.metrics().handshake(refusal.result());
             let mut reply = text(refusal.status, refusal.text + "\n");
             let headers = reply.headers_mut();
             match refusal.status {

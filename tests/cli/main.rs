@@ -5,6 +5,7 @@ mod doctor;
 mod follow;
 mod listen;
 mod mailbox;
+mod screen;
 mod secrets;
 mod store;
 mod stress;

@@ -171,6 +171,9 @@ async fn a_consumer_that_falls_behind_is_told_how_many_it_lost_and_goes_on() {
     assert_eq!(seen + lost, COUNT + 1);
     let streams = rpc.status().await.event_streams.unwrap();
     assert_eq!((streams.events, streams.lost), (COUNT + 1, lost));
+    let scraped = crate::http::samples(&gateway.ops().get("/metrics").await.body);
+    assert_eq!(scraped["pushgate_events_lost_total"], lost as f64);
+    assert_eq!((scraped["pushgate_events_total"], scraped["pushgate_event_streams"]), ((COUNT + 1) as f64, 1.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

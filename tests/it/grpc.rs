@@ -522,6 +522,11 @@ async fn a_request_that_never_comes_to_its_end_is_answered_at_its_deadline() {
         assert_eq!(answer, Some(Code::DeadlineExceeded), "{path}");
     }
     assert_eq!(gateway.errors("grpc_deadline_exceeded").await, 2);
+    let scraped = crate::http::samples(&gateway.ops().get("/metrics").await.body);
+    for method in ["SendToUser", "GetStatus"] {
+        let series = format!("pushgate_grpc_requests_total{{method=\"{method}\",code=\"DEADLINE_EXCEEDED\"}}");
+        assert_eq!(scraped.get(&series), Some(&1.0), "{series}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -540,6 +545,14 @@ async fn what_no_handler_sees_is_refused_and_counted() {
         let answer = soon("an answer", raw.call(path, header.as_slice(), Some(compressed))).await;
         assert_eq!(answer, Some(code), "{path} {header:?}");
         assert_eq!(gateway.errors("grpc_refused").await, n as u64 + 1, "{path} {header:?}");
+    }
+    let scraped = crate::http::samples(&gateway.ops().get("/metrics").await.body);
+    // Methods that do not exist are one, however many names are tried.
+    for (method, code, count) in
+        [("other", "UNIMPLEMENTED", 2.0), ("SendToUser", "UNIMPLEMENTED", 1.0), ("SendToUser", "INTERNAL", 1.0)]
+    {
+        let series = format!("pushgate_grpc_requests_total{{method=\"{method}\",code=\"{code}\"}}");
+        assert_eq!(scraped.get(&series), Some(&count), "{series}");
     }
 }
 

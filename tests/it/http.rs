@@ -583,7 +583,7 @@ async fn a_call_that_waits_does_not_hold_the_stop_up() {
 }
 
 /// The samples of an exposition, by name and labels; it is well formed.
-fn samples(text: &str) -> BTreeMap<String, f64> {
+pub fn samples(text: &str) -> BTreeMap<String, f64> {
     let (mut families, mut found) = (BTreeMap::new(), BTreeMap::new());
     let mut last = String::new();
     let lines: Vec<&str> = text.lines().collect();
@@ -667,6 +667,8 @@ async fn metrics_are_openmetrics_of_what_happens() {
     let kinds: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_failures_total{kind=\"")).collect();
     assert_eq!(kinds.len(), Failure::ALL.len(), "one for each, and no more");
+    let limits = after.keys().filter(|name| name.starts_with("pushgate_limits_hit_total{limit=\"")).count();
+    assert_eq!(limits, pushgate::limits::Limit::ALL.len(), "one for each, and no more");
     let alerts: BTreeSet<_> =
         after.keys().filter_map(|name| name.strip_prefix("pushgate_alert_firing{alert=\"")).collect();
     assert_eq!(alerts.len(), AlertName::ALL.len(), "one for each, off or not");

@@ -35,6 +35,7 @@ mod lists;
 mod logs;
 mod mailbox;
 mod messages;
+mod metrics;
 mod opening;
 mod outcomes;
 mod pages;

@@ -355,6 +355,73 @@ async fn what_is_wrong_changes_nothing_and_is_said_as_config_check_says_it() {
     assert_eq!(live.reload().await, [""; 0]);
 }
 
+/// What fails last finds everything else made already: none of that is in force, whatever it concerns.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_last_leaves_everything_as_it_was() {
+    let mut live = Live::with("http.origins = [\"https://a.example\"]\n").await;
+    let mut alice = live.client("alice").await;
+    let mut events = Rpc::over_tcp(live.daemon.address("grpc"), Some("events-token")).await;
+    let mut stream = events.stream(StreamEventsRequest::default()).await.unwrap();
+    let from = |live: &Live| request(&live.url("token=x"), &[("origin", "https://b.example")]);
+    let signed = Token::of("bob");
+    let all = "http.origins = [\"https://*.example\"]\nlimits.connections = 7\nlimits.notification_bytes = \"1KiB\"\n\
+               topics = [{ pattern = \"news\", subscribe = [\"*\"] }]\nlog.filter = \"warn\"\nalerts.connections = \"1\"\n\
+               alerts.fire_after = \"0s\"\nauth.issuer = [\"https://id.example.com\"]\nheartbeat.interval = \"45s\"\n";
+    // Nobody answers there.
+    live.write(&format!("{all}auth.jwks.url = \"https://127.0.0.1:1/keys\"\n"));
+    live.edit("token = \"events-token\"", "token = \"events-token-2\"");
+    let heartbeat = live.client("carol").await.hello["heartbeatIntervalMs"].clone();
+    for _ in 0..2 {
+        let refused = live.try_reload().await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("auth.jwks.url: "), "{refused}");
+        let shown = live.rpc.status().await;
+        let limits = shown.limits.unwrap();
+        assert_eq!((limits.connections, limits.notification_bytes), (100_000, 256 * 1024), "{limits:?}");
+        assert_eq!(shown.alerts, []);
+        assert_eq!(refusal(from(&live)).await.status(), 403);
+        assert_eq!(live.answer(&signed).await, "auth_success");
+        assert_eq!(live.client("carol").await.hello["heartbeatIntervalMs"], heartbeat);
+        let news = json!({ "type": "subscribe", "topic": "news", "id": "s" });
+        assert_eq!(alice.ask(&news).await["code"], "forbidden");
+        live.rpc.send("alice", "x".repeat(2000)).await;
+        alice.data(1).await;
+        while !matches!(stream.body().await, Body::SessionOpened(_)) {}
+        Rpc::over_tcp(live.daemon.address("grpc"), Some("events-token-2"))
+            .await
+            .stream(StreamEventsRequest::default())
+            .await
+            .map(|_| ())
+            .unwrap_err();
+    }
+    assert_eq!(live.rpc.log_filter("info").await.unwrap(), "info");
+    // Without what fails, all of it is taken.
+    live.write(all);
+    live.edit("token = \"events-token\"", "token = \"events-token-2\"");
+    assert_eq!(
+        live.reload().await,
+        [
+            "http.origins",
+            "grpc.tokens",
+            "auth.issuer",
+            "heartbeat.interval",
+            "limits.connections",
+            "limits.notification_bytes",
+            "topics",
+            "alerts.fire_after",
+            "alerts.connections",
+            "log.filter"
+        ]
+    );
+    let end = loop {
+        if let Err(end) = soon("the end", stream.0.message()).await {
+            break end;
+        }
+    };
+    assert_eq!(end.code(), Code::Unauthenticated, "{end}");
+    assert_eq!(live.answer(&signed).await, "issuer_mismatch");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_needs_a_restart_is_named_until_there_is_one() {
     let mut live = Live::with("").await;

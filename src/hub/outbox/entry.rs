@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::{
+    metrics::Class,
     protocol::frame::{SharedForms, Window, deflate_frame},
     types::UnixMillis,
 };
@@ -61,6 +62,8 @@ pub struct Entry {
     pub forms: Option<SharedForms>,
     /// Whether it is in the form in which it is written.
     pub formed: bool,
+    /// What it is counted as.
+    pub class: Class,
 }
 
 impl Entry {
@@ -70,21 +73,22 @@ impl Entry {
     }
 
     pub(super) fn of_control(frame: Frame) -> Self {
-        Self { frame, messages: 0, ends: None, expires_at: None, sequence: None, forms: None, formed: true }
+        let class = Class::Control;
+        Self { frame, messages: 0, ends: None, expires_at: None, sequence: None, forms: None, formed: true, class }
     }
 
-    /// A message that is not stored and does not expire.
+    /// A message of the protocol's own, or another that is not stored and does not expire.
     pub fn message(frame: Bytes) -> Self {
-        let frame = Frame::Shared(frame);
-        Self { frame, messages: 1, ends: None, expires_at: None, sequence: None, forms: None, formed: false }
+        let (frame, class) = (Frame::Shared(frame), Class::System);
+        Self { frame, messages: 1, ends: None, expires_at: None, sequence: None, forms: None, formed: false, class }
     }
 }
 
 impl Entry {
     /// Several messages that were put together; each of their frames ends at one of `ends`.
-    pub fn together(frames: Bytes, ends: Arc<[u32]>) -> Self {
+    pub fn together(frames: Bytes, ends: Arc<[u32]>, class: Class) -> Self {
         let messages = u16::try_from(ends.len()).unwrap_or(u16::MAX);
-        Self { messages, ends: Some(ends), formed: true, ..Self::message(frames) }
+        Self { messages, ends: Some(ends), formed: true, class, ..Self::message(frames) }
     }
 
     /// Gives it the form in which it is written, before anything of it is. Returns how many bytes that saves.

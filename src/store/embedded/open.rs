@@ -60,6 +60,8 @@ pub struct Opened {
     pub witness: Option<Witness>,
     /// Commits that are known to have been made and are not there.
     pub lost_commits: u64,
+    /// What stood there was damaged and moved aside; this is a new one.
+    pub set_aside: bool,
 }
 
 /// Opens an engine once more.
@@ -86,7 +88,8 @@ impl Opened {
             engine.commit(vec![(Key::Mark.encode(), Some(rows::encode_mark(mark)))])?;
             sequencer.raised(mark);
         }
-        Ok(Self { engine, epoch, sequencer, totals, reopen: None, room: None, witness: None, lost_commits: 0 })
+        let (reopen, room, witness, lost_commits, set_aside) = (None, None, None, 0, false);
+        Ok(Self { engine, epoch, sequencer, totals, reopen, room, witness, lost_commits, set_aside })
     }
 }
 
@@ -195,10 +198,12 @@ fn opened_or_set_aside(config: &Config, clock: &Clock, opened: Result<Opened, Fa
             if panicked {
                 return Err(OpenError::Panicked { path: path.clone(), moved_to, detail });
             }
-            attempt(config, clock).map_err(|failure| match failure {
+            let mut opened = attempt(config, clock).map_err(|failure| match failure {
                 Failure::Damaged { detail, .. } => OpenError::Corrupt { path: path.clone(), detail },
                 Failure::Refused(error) => error,
-            })
+            })?;
+            opened.set_aside = !cut_short;
+            Ok(opened)
         }
         Err(Failure::Refused(error)) => Err(error),
         Ok(opened) => Ok(opened),

@@ -292,6 +292,11 @@ impl Queue {
         self.place(generation, op).err()
     }
 
+    /// How many ops wait.
+    pub fn len(&self) -> usize {
+        self.state.lock().ops
+    }
+
     /// Queues an op of that generation, and says where it stands; gives it back where the queue is closing or the engine
     /// was lost since.
     #[allow(clippy::result_large_err, reason = "it is what came in")]

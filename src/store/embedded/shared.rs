@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::{changes::Changes, progress::Progress, queue::Queue, room, sequencer::Sequencer};
 use crate::{
     limits,
-    store::{Config, Disk, Op, StoreError, Totals},
+    store::{Commits, Config, Disk, Op, StoreError, Totals},
     types::Offset,
 };
 
@@ -40,6 +40,8 @@ pub struct Shared {
     pub opened: watch::Sender<u64>,
     /// What the writer is at.
     pub progress: Progress,
+    /// How large its commits were, and how long they took.
+    pub commits: Arc<Commits>,
     /// Rises when the engine is lost: what is in memory may differ from the disk from then on.
     generation: AtomicU64,
     stuck: AtomicBool,
@@ -73,6 +75,7 @@ impl Shared {
             changed: watch::Sender::new(()),
             opened: watch::Sender::new(FIRST_GENERATION),
             progress: Progress::default(),
+            commits: Arc::default(),
             generation: AtomicU64::new(FIRST_GENERATION),
             stuck: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(limits::WRITER_QUEUE_BYTES_MAX)),
@@ -134,6 +137,11 @@ impl Shared {
         });
         self.changed.send_replace(());
         self.opened.send_replace(self.generation());
+    }
+
+    /// Accounted bytes that have a permit and are not committed.
+    pub fn admitted_bytes(&self) -> u64 {
+        self.admitted_bytes.load(Ordering::Relaxed)
     }
 
     /// How often the engine was lost, beginning with 1.

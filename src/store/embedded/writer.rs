@@ -160,6 +160,7 @@ impl Writer {
             batch.put(&Key::Mark, rows::encode_mark(mark));
         }
         let (mut changed, mut written) = (Vec::new(), 0);
+        let (began, rows) = (Instant::now(), batch.writes.len());
         let running = self.shared.progress.begin();
         let committed = catch_unwind(AssertUnwindSafe(|| {
             batch.forget_ids(&*self.engine)?;
@@ -187,6 +188,9 @@ impl Writer {
         *self.shared.totals.lock() = totals;
         self.disk_near_full = self.shared.grew(written as u64);
         self.tally.commits += u64::from(written > 0);
+        if written > 0 {
+            self.shared.commits.note(began.elapsed(), rows, written);
+        }
         if self.written.len() + batch.counters.len() > limits::IDLE_USERS_MAX {
             self.written.clear();
         }

@@ -103,6 +103,12 @@ impl Gateway {
         Self::over(folder, changes, Calls::apart().unwrap()).await
     }
 
+    /// Starts one over a store that another left, whatever has become of it since.
+    pub async fn over_again(folder: &Arc<TempDir>, changes: &[(&str, &str)]) -> Self {
+        let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Self::over(Arc::clone(folder), changes, Calls::apart().unwrap()).await
+    }
+
     /// The WebSocket endpoint with a query.
     pub fn url(&self, query: &str) -> String {
         format!("ws://{}/ws?{query}", self.http)
