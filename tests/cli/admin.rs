@@ -257,9 +257,7 @@ fn a_file_that_is_wrong_is_refused_in_the_words_of_config_check_and_changes_noth
     assert!(gateway.command(&["reload"]).ok().starts_with("changed: grpc.tokens: "));
     gateway.over_tcp(&["status"], new).ok();
 
-    for bad in
-        ["\n[heartbeat]\ninterval = \"soon\"\n", "\n[heartbeat]\ninterval = \"0s\"\n[limits]\nconnections = -1\n"]
-    {
+    for bad in ["\n[heartbeat]\ninterval = \"soon\"\n", "\n[heartbeat]\ninterval = \"0s\"\ntimeout = \"0s\"\n"] {
         std::fs::write(&gateway.file, good.clone() + bad).unwrap();
         let checked = gateway.command(&["config", "check"]);
         assert!(checked.code == 78 && checked.stderr.contains("heartbeat.interval"), "{checked:?}");
