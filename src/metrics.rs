@@ -89,6 +89,11 @@ impl Gauge {
         self.now.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// One less, where there is one.
+    pub fn leave_if_any(&self) {
+        let _ = self.now.try_update(Ordering::Relaxed, Ordering::Relaxed, |now| now.checked_sub(1));
+    }
+
     /// How many there are.
     pub fn get(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
@@ -136,6 +141,8 @@ failures! {
     AuthFailed = "auth_failed",
     /// Keys could not be fetched, or a key file that changed not be read: those from before stay.
     KeySourceFailed = "key_source_failed",
+    /// A configuration that was to be loaded anew and was refused: that from before stays.
+    ReloadRefused = "reload_refused",
     /// More guests at once than `auth.anonymous_connections` (1013).
     GuestLimit = "guest_limit",
     /// RFC 6455 violated by a client (1002).

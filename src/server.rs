@@ -15,37 +15,43 @@ mod manager;
 mod memory;
 mod origins;
 pub mod pulse;
+mod reload;
 mod tls;
 pub mod watchdog;
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::{activation::Passed, calls::Calls, drain::Doors, health::Health};
+pub use self::reload::{Reloader, Source};
+use self::{
+    activation::Passed,
+    calls::Calls,
+    drain::Doors,
+    health::Health,
+    reload::{Made, Running},
+};
 use crate::{
     api::{
         Api, Listener, LogControl,
-        access::{Access, Token},
+        access::{Access, Tokens},
     },
     auth::Authenticator,
     clock::Clock,
     config::Config,
     grpc, http,
-    hub::{BadRule, Hub, Parts, Quotas, Rules},
+    hub::{Hub, Parts},
     lifecycle::{Lifecycle, Shutdown},
     metrics::Metrics,
     net::{BindError, Bound, door::Origin},
-    session::Settings,
     store::{OpenError, Store, StoreError},
-    systemd,
-    types::Span,
-    ws,
+    systemd, ws,
 };
 
 /// What a second signal makes the process exit with: killed by SIGINT, as a shell would say.
@@ -86,17 +92,20 @@ pub struct Server {
     hub: Hub,
     life: Lifecycle,
     calls: Calls,
-    shutdown: Shutdown,
+    shutdown: Arc<Mutex<Shutdown>>,
     ws: ws::Context,
     bound: Vec<(&'static str, Bound, Origin)>,
     access: Vec<Access>,
     ops_access: Vec<Option<Access>>,
-    grpc_limits: grpc::Bounds,
+    grpc_limits: watch::Sender<grpc::Bounds>,
+    tokens: Arc<Tokens>,
+    config: Config,
     listeners: Vec<Listener>,
     tls: tls::Listeners,
     clients: Arc<grpc::Clients>,
-    /// Certificates are to be read again.
-    reload: Arc<Notify>,
+    source: Option<Source>,
+    /// The signals that have the configuration read again.
+    hang_up: Option<Signal>,
     on_ready: Option<OnReady>,
 }
 
@@ -122,12 +131,10 @@ impl Server {
     ) -> Result<Server, StartError> {
         let authenticator =
             Authenticator::new(&config.auth, clock.clone()).map_err(|error| StartError::Config(error.to_string()))?;
-        let rules = Rules::new(&config.topics, &config.clients.message)
-            .map_err(|bad| StartError::Config(bad.iter().map(BadRule::to_string).collect::<Vec<_>>().join("\n")))?;
+        let Made { rules, tokens, terms } = Made::of(config)?;
         let authenticator = authenticator.keeping(rules.claims());
-        let tokens = tokens(&config.grpc)?;
+        let tokens = Tokens::new(tokens);
         let tls = tls::Listeners::open(config, &clock)?;
-        let addresses = ws::Addresses::new(&config.http).map_err(|bad| StartError::Config(bad.to_string()))?;
         let clients = config.grpc.clients.iter().map(|client| (client.name.as_str(), client.scope_set()));
         let clients = Arc::new(grpc::Clients::new(clients));
         let activation::Open { bound, access, ops_access } = activation::open(config, passed, &calls, &tokens, &tls)?;
@@ -145,64 +152,43 @@ impl Server {
             clock,
             metrics: Metrics::default(),
             life: life.clone(),
-            limits: config.limits.clone(),
-            settings: Settings::of(&config.delivery, &config.heartbeat, &config.limits),
-            presence: config.presence.clone(),
             events: config.events.clone(),
-            alerts: config.alerts.clone(),
-            drain: config.drain,
-            notice: config.shutdown.lb_delay.0,
-            clients: config.clients.clone(),
-            rules,
-            public_claims: config.auth.public_claims.clone(),
-            guests_max: config.auth.anonymous_connections,
-            quotas: Quotas {
-                ttl: config.store.ttl.0,
-                max_ttl: config.store.max_ttl.0,
-                max_bytes: config.store.max_bytes.0,
-                pending_per_user: config.store.max_pending_per_user.limit(),
-                devices_per_user: config.store.max_devices_per_user.limit(),
-                device_ttl: config.store.device_ttl.0,
-                overflow: config.store.overflow,
-                idempotency_window: config.store.idempotency_window.0,
-            },
+            live: reload::live(config, rules),
         });
         // Before anybody is let in.
         hub.load_revocations().await.map_err(StartError::Revocations)?;
         tls.note(hub.metrics());
         let api = Api::new(hub.clone(), life.on(calls.handle()));
         api.set_listeners(listeners.clone());
-        let grpc_limits = grpc::Bounds::of(&config.grpc, config.limits.notification_bytes);
-        api.set_call_limits(grpc_limits.calls);
-        let Span(auth_timeout) = config.auth.timeout;
-        let path = config.http.path.clone();
-        let mut ws = ws::Context::new(hub.clone(), life.clone(), path, auth_timeout);
-        ws.compression = config.ws.compression;
-        (ws.tls, ws.addresses) = (tls.http.clone(), addresses);
-        let shutdown = config.shutdown.clone();
-        let (reload, on_ready) = (Arc::default(), None);
+        let bounds = reload::bounds(config);
+        api.set_call_limits(bounds.calls);
+        let mut ws = ws::Context::new(hub.clone(), life.clone(), terms);
+        ws.tls = tls.http.clone();
         Ok(Self {
             api,
             hub,
             life,
             calls,
-            shutdown,
+            shutdown: Arc::new(Mutex::new(config.shutdown.clone())),
             ws,
             bound,
             access,
             ops_access,
-            grpc_limits,
+            grpc_limits: watch::Sender::new(bounds),
+            tokens,
+            config: config.clone(),
             listeners,
             tls,
             clients,
-            reload,
-            on_ready,
+            source: None,
+            hang_up: None,
+            on_ready: None,
         })
     }
 
-    /// Has certificates read again each time it is notified.
-    pub fn reload(&self) -> Arc<Notify> {
-        Arc::clone(&self.reload)
+    /// Has the configuration read again from there, by `Reload` and by these signals. Without a source it never is.
+    pub fn set_source(&mut self, source: Source) {
+        self.source = Some(source);
     }
 
     /// Where it listens, as bound.
@@ -233,15 +219,21 @@ impl Server {
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
         let Self { api, hub, life, calls, shutdown, ws, bound, access, ops_access, listeners, .. } = self;
-        let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
+        let Self { grpc_limits, tokens, config, tls, clients, source, hang_up, on_ready, .. } = self;
         let ws = Arc::new(ws);
+        let bounds = grpc_limits.subscribe();
+        let reloader = source.map(|source| {
+            let (api, hub, tls, clients) = (api.clone(), hub.clone(), tls.clone(), Arc::clone(&clients));
+            let (ws, shutdown) = (Arc::clone(&ws), Arc::clone(&shutdown));
+            let running = Running { api, hub, ws, tls, tokens, clients, bounds: grpc_limits, shutdown };
+            Reloader::new(running, config, source)
+        });
         let calls_life = life.on(calls.handle());
         // Before anybody can ask for them.
         for (of, runtime) in [(pulse::Of::Sessions, Handle::current()), (pulse::Of::Calls, calls.handle())] {
             hub.metrics().runtimes.set(of.name(), runtime.metrics());
         }
         let (reporter, health) = Health::new().await;
-        let notification_bytes = hub.limits().notification_bytes.as_usize();
         let (mut access, mut ops_access) = (access.into_iter(), ops_access.into_iter());
         let mut doors = Doors::default();
         for (name, bound, origin) in bound {
@@ -249,14 +241,13 @@ impl Server {
                 ("grpc", bound) => {
                     let Some(access) = access.next() else { continue };
                     let (api, health, tls, clients) = (api.clone(), health.clone(), tls.grpc.clone(), clients.clone());
-                    let services = grpc::Services { api, health, tls, clients, limits: grpc_limits };
+                    let services = grpc::Services { api, health, tls, clients, limits: bounds.clone() };
                     let serving = grpc::serve(bound, access, services, calls_life.clone());
                     calls_life.spawn_essential("the gRPC listener", serving);
                 }
                 ("ops", Bound::Tcp(listener, _)) => {
                     let access = ops_access.next().flatten();
-                    let services =
-                        http::Services { api: api.clone(), access, tls: tls.ops.clone(), notification_bytes };
+                    let services = http::Services { api: api.clone(), access, tls: tls.ops.clone() };
                     let serving = http::serve(listener, services, calls_life.clone());
                     calls_life.spawn_essential("the ops listener", serving);
                 }
@@ -269,13 +260,13 @@ impl Server {
             }
         }
         api.set_opener(Box::new(move || doors.open()));
-        let watching = tls::watch(tls, reload, hub.metrics().clone(), hub.clock().clone());
+        let watching = tls::watch(tls, hub.metrics().clone(), hub.clock().clone());
         let stop_watching = life.stopping().clone();
         life.spawn_essential("the watch over certificates", async move {
             stop_watching.run_until_cancelled(watching).await.unwrap_or(Ok(()))
         });
         hub.start();
-        hub.authenticator().follow_keys(&life, hub.metrics());
+        hub.follow_keys();
         let stopping = life.stopping();
         let pulse = pulse::run(pulse::Of::Sessions, hub.metrics().clone(), stopping.clone());
         life.spawn_essential("the sessions' pulse", pulse);
@@ -290,6 +281,9 @@ impl Server {
         let watchdog = watch(&life, &hub, &calls);
         let report = tokio::spawn(manager::report(hub.clone(), places, stopping.clone()));
         let _report = AbortOnDropHandle::new(report);
+        if let Some((reloader, hang_up)) = reloader.zip(hang_up) {
+            reloader.follow(hang_up, &life);
+        }
         if let Some(then) = on_ready {
             then();
         }
@@ -311,6 +305,7 @@ impl Server {
         life.beat("the supervisor").during(supervised).await;
 
         let started = tokio::time::Instant::now();
+        let shutdown = shutdown.lock().clone();
         let deadline = started + shutdown.deadline.0;
         systemd::stopping();
         stopping.cancel();
@@ -328,6 +323,7 @@ impl Server {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
         drop(calls);
+        api.set_reload_control(None);
         let closed = close_store(hub.store().clone(), deadline).await;
         let ended = match (life.failure(), closed) {
             (Some(failure), _) | (None, Err(failure)) => Ended::Failed(failure),
@@ -370,17 +366,8 @@ async fn close_store(store: Store, deadline: tokio::time::Instant) -> Result<(),
     }
 }
 
-fn tokens(config: &grpc::Config) -> Result<Vec<Token>, StartError> {
-    let token = |token: &grpc::config::TokenConfig| {
-        let sha256 =
-            token.sha256().map_err(|error| StartError::Config(format!("grpc.tokens, `{}`: {error}", token.name)))?;
-        Ok(Token::new(sha256, &token.name, token.scope_set()))
-    };
-    config.tokens.iter().map(token).collect()
-}
-
 /// Runs the daemon, with the sockets that were passed to it, until SIGTERM or SIGINT; a second one ends the process at once.
-/// SIGHUP has keys and certificates read again. `prepare` sees it before it serves.
+/// SIGHUP has the configuration read again. `prepare` sees it before it serves.
 pub async fn run(config: &Config, passed: Passed, prepare: impl FnOnce(&mut Server)) -> Result<Ended, StartError> {
     // From here on the signals are ours, so that none is lost, whatever the daemon is at.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -410,7 +397,7 @@ pub async fn run(config: &Config, passed: Passed, prepare: impl FnOnce(&mut Serv
             return Ok(Ended::InOrder);
         }
     };
-    tls::reload_on(hang_up, &server);
+    server.hang_up = Some(hang_up);
     memory::warn(config);
     if let Some(descriptors) = descriptors {
         server.ws.keep_within(descriptors);

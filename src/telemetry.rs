@@ -156,6 +156,11 @@ pub fn check(log: &Log) -> Result<(), LogError> {
     filter(log).map(drop)
 }
 
+/// Whether the environment says what is logged, and the configuration does not.
+pub fn is_overridden() -> bool {
+    env::var("RUST_LOG").is_ok_and(|text| !text.trim().is_empty())
+}
+
 /// The filter that is in force at the start, and its text.
 fn filter(log: &Log) -> Result<(String, EnvFilter), LogError> {
     let (place, text) = match env::var("RUST_LOG") {

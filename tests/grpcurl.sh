@@ -188,6 +188,9 @@ every_rpc() {
     call $OK SetLogFilter '{"filter":"info"}'
     is '.previous == "info,pushgate::store=debug"'
 
+    call $OK Reload '{}'
+    is '(.changed // []) == [] and (.needsRestart // []) == []'
+
     call $OK Backup '{"path":"'"$WORK/backup-$user"'"}'
     is '(.bytes | tonumber) > 0 and (.records | tonumber) > 0'
     "$BIN" store check --path "$WORK/backup-$user" >"$WORK/said" 2>&1 || fail "the backup is not whole: $(cat "$WORK/said")"
@@ -291,7 +294,7 @@ at "$GRPC" -H 'authorization: Bearer only-sends'
 grpc $OK list
 call $OK SendToUser '{"user_id":"sam","notification":{"data":1}}'
 for method in Drain Undrain ForgetDevice ForgetUser GetStatus ListDevices ListPending ListSessions ListTopics ListUsers PurgePending \
-    RevokeTokens SetLogFilter StreamEvents; do
+    Reload RevokeTokens SetLogFilter StreamEvents; do
     call $PERMISSION_DENIED "$method" '{}'
     has SCOPE_MISSING
 done

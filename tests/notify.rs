@@ -280,6 +280,26 @@ fn a_reload_is_said_before_and_after_with_its_moment() {
 }
 
 #[test]
+fn a_reload_that_is_refused_or_asked_for_by_a_call_is_said_as_well() {
+    let manager = Manager::new();
+    let service = manager.start("");
+    manager.ready();
+    let file = manager.path("pushgate.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    for (text, code) in [(format!("http.path = \"ws\"\n{good}"), 78), (good, 0)] {
+        std::fs::write(&file, text).unwrap();
+        service.signal(Signal::HUP);
+        manager.hears_of("RELOADING=1");
+        manager.hears_of("READY=1");
+        let mut reload = Command::new(env!("CARGO_BIN_EXE_pushgate"));
+        reload.args(["reload", "--config"]).arg(&file).stderr(Stdio::null()).stdout(Stdio::null());
+        assert_eq!(reload.status().unwrap().code(), Some(code));
+        manager.hears_of("RELOADING=1");
+        manager.hears_of("READY=1");
+    }
+}
+
+#[test]
 fn the_watchdog_is_fed_at_half_its_interval_and_not_by_a_daemon_that_stands_still() {
     let manager = Manager::new();
     let config = format!("{}{KEY}", manager.listeners());

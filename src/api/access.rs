@@ -1,8 +1,9 @@
 //! Who calls, whatever carries the call: the Unix socket and `grpc.insecure` open everything, elsewhere a bearer token or a
 //! certificate names the caller. And how long he waits: both are read from a request's headers.
 
-use std::{fmt, future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{fmt, future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -21,7 +22,38 @@ pub enum Access {
     /// Everyone, everything: reaching the listener is the proof.
     Open(Caller),
     /// Bearers of these tokens.
-    Tokens(Vec<Token>),
+    Tokens(Arc<Tokens>),
+}
+
+/// The tokens that there are now.
+#[derive(Debug, Default)]
+pub struct Tokens(ArcSwap<Vec<Token>>);
+
+impl Tokens {
+    /// These.
+    pub fn new(tokens: Vec<Token>) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(tokens)))
+    }
+
+    /// These from now on; whether they are others than before. The standing of those that are not there any more, or open
+    /// less, ends.
+    pub fn replace(&self, mut tokens: Vec<Token>) -> bool {
+        let before = self.0.load_full();
+        for token in &mut tokens {
+            let same = before.iter().find(|old| old.sha256 == token.sha256 && old.caller.goes_on_as(&token.caller));
+            if let Some(old) = same {
+                token.caller.standing = old.caller.standing.clone();
+            }
+        }
+        let print = |token: &Token| (token.sha256, Arc::clone(&token.caller.name), token.caller.scopes);
+        let changed = !before.iter().map(print).eq(tokens.iter().map(print));
+        let goes_on = |old: &Token| tokens.iter().any(|token| token.caller.standing.is(&old.caller.standing));
+        let over: Vec<_> = before.iter().filter(|old| !goes_on(old)).collect();
+        self.0.store(Arc::new(tokens.clone()));
+        // Not before, so that whoever comes back is refused.
+        over.into_iter().for_each(|old| old.caller.standing.end());
+        changed
+    }
 }
 
 /// A token, by its hash. It prints as its bearer: of a token that somebody thought up the hash gives away too much.
@@ -40,14 +72,14 @@ impl fmt::Debug for Token {
 impl Token {
     /// The token with this SHA-256, its bearer's name, and what he may do.
     pub fn new(sha256: [u8; 32], name: &str, scopes: ScopeSet) -> Self {
-        Self { sha256, caller: Caller { name: name.into(), scopes } }
+        Self { sha256, caller: Caller::new(name, scopes) }
     }
 }
 
 impl Access {
     /// Everyone may do everything; `name` is who they are in log lines.
     pub fn open(name: &str) -> Self {
-        Self::Open(Caller { name: name.into(), scopes: ScopeSet::ALL })
+        Self::Open(Caller::new(name, ScopeSet::ALL))
     }
 
     /// Notes who calls, and until when, for the handlers. When the call has to be answered. `certified` is who the
@@ -77,7 +109,7 @@ impl Access {
                 let sha256: [u8; 32] = Sha256::digest(token.trim()).into();
                 // Every token is compared, and each in constant time: how long it takes tells nothing.
                 let mut found = None;
-                for known in tokens {
+                for known in tokens.0.load().iter() {
                     if bool::from(known.sha256.ct_eq(&sha256)) {
                         found = Some(known.caller.clone());
                     }
@@ -162,7 +194,7 @@ pub fn call(extensions: &mut http::Extensions) -> Result<(Caller, Option<Instant
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::scope::Scope, *};
 
     #[test]
     fn timeouts_are_read_with_their_units() {
@@ -176,8 +208,8 @@ mod tests {
 
     #[test]
     fn a_bearer_token_names_its_caller_and_nothing_else_does() {
-        let caller = Caller { name: "orders".into(), scopes: ScopeSet::ALL };
-        let access = Access::Tokens(vec![Token { sha256: Sha256::digest("right").into(), caller }]);
+        let token = Token::new(Sha256::digest("right").into(), "orders", ScopeSet::ALL);
+        let access = Access::Tokens(Tokens::new(vec![token]));
         let identify = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("authorization", value.parse().unwrap());
@@ -194,9 +226,30 @@ mod tests {
     }
 
     #[test]
+    fn the_standing_of_a_token_ends_when_it_is_gone_or_opens_less() {
+        let token = |text: &str, name: &str, scopes: &[Scope]| {
+            Token::new(Sha256::digest(text).into(), name, scopes.iter().copied().collect())
+        };
+        let tokens = Tokens::new(vec![token("a", "one", &[Scope::Send]), token("b", "two", &[Scope::Send])]);
+        let standings = || tokens.0.load().iter().map(|token| token.caller.standing.clone()).collect::<Vec<_>>();
+        let before = standings();
+        let same = vec![token("b", "two", &[Scope::Send]), token("a", "one", &[Scope::Send])];
+        assert!(tokens.replace(same.clone()), "the order is another");
+        assert!(!tokens.replace(same));
+        assert!(before.iter().all(|standing| !standing.has_ended()));
+        tokens.replace(vec![token("a", "one", &[Scope::Send, Scope::Read]), token("c", "two", &[Scope::Send])]);
+        assert!(!before[0].has_ended(), "it opens more");
+        assert!(before[1].has_ended(), "another token in its place");
+        tokens.replace(vec![token("a", "one", &[Scope::Read])]);
+        assert!(before[0].has_ended(), "it opens less");
+        assert!(standings().iter().all(|standing| !standing.has_ended()));
+    }
+
+    #[test]
     fn a_certificate_names_its_caller_where_no_token_does() {
-        let named = |name: &str| Caller { name: name.into(), scopes: ScopeSet::NONE };
-        let access = Access::Tokens(vec![Token { sha256: Sha256::digest("right").into(), caller: named("orders") }]);
+        let named = |name: &str| Caller::new(name, ScopeSet::NONE);
+        let token = Token::new(Sha256::digest("right").into(), "orders", ScopeSet::NONE);
+        let access = Access::Tokens(Tokens::new(vec![token]));
         let identify = |headers: &HeaderMap| {
             access.identify(headers, Some(&named("certified"))).map(|caller| caller.name.to_string())
         };

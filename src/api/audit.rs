@@ -114,7 +114,7 @@ mod tests {
         let log = Log::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let caller = Caller { name: "ops".into(), scopes: ScopeSet::ALL };
+        let caller = Caller::new("ops", ScopeSet::ALL);
         let line = |jti: &str| begin("revoke", &caller, &Subject(&[("jti", Some(jti))]));
         tracing::subscriber::with_default(subscriber, || {
             line("done").note(&Ok(3), |closed| format!("{closed} closed"));

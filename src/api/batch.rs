@@ -26,6 +26,7 @@ use super::{
     proto::{self, send_batch_response::Result as Answer},
     scope::Scope,
     send::{self, ToSend},
+    standing::While,
 };
 use crate::{
     clock::Instant,
@@ -114,7 +115,7 @@ impl Api {
         let driver = Driver {
             hub,
             deadline,
-            requests,
+            requests: While::new(&caller.standing, requests),
             next: None,
             answers: answering,
             work: FuturesUnordered::new(),
@@ -167,6 +168,11 @@ impl<S: Stream<Item = Result<proto::SendBatchRequest, Status>> + Unpin> Driver<S
                 // A message that tonic refused; nothing behind it can be read. All before it is answered.
                 Event::NoMore(Err(status)) if matches!(status.code(), Code::OutOfRange | Code::Internal) => {
                     self.hub.metrics().failure(Failure::GrpcRefused);
+                    end = Some(Err(End::Transport(status)));
+                }
+                // All before it is answered, too.
+                Event::NoMore(Err(status)) if status.code() == Code::Unauthenticated => {
+                    self.hub.metrics().failure(Failure::GrpcUnauthenticated);
                     end = Some(Err(End::Transport(status)));
                 }
                 // The connection broke, or the caller reset the stream.

@@ -53,6 +53,13 @@ pub enum ApiError {
         /// In words.
         message: String,
     },
+    /// The node is not in a state for it, and no retry mends that.
+    Precondition {
+        /// ErrorInfo's reason.
+        reason: &'static str,
+        /// In words.
+        message: String,
+    },
     /// A quota is used up.
     Quota {
         /// ErrorInfo's reason.
@@ -94,6 +101,7 @@ impl ApiError {
             Self::Invalid(_) => "INVALID_ARGUMENT",
             Self::NotFound { .. } => "NOT_FOUND",
             Self::AlreadyExists { .. } => "ALREADY_EXISTS",
+            Self::Precondition { .. } => "FAILED_PRECONDITION",
             Self::Quota { .. } => "RESOURCE_EXHAUSTED",
             Self::Unavailable { .. } => "UNAVAILABLE",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
@@ -131,6 +139,9 @@ impl ApiError {
             Self::NotFound { reason, message } => (Failure::NotFound, Code::NotFound, message, info(reason)),
             Self::AlreadyExists { reason, message } => {
                 (Failure::AlreadyExists, Code::AlreadyExists, message, info(reason))
+            }
+            Self::Precondition { reason, message } => {
+                (Failure::ReloadRefused, Code::FailedPrecondition, message, info(reason))
             }
             Self::Quota { reason, message } => {
                 let mut details = info(reason);

@@ -68,7 +68,7 @@ mod tests {
             }
         }
         found.sort();
-        // Counters and readiness; and the figures and the survey behind /metrics.
-        assert_eq!(found, [("figures.rs".to_owned(), 2), ("mod.rs".to_owned(), 2)]);
+        // Counters, a bound and readiness; and the figures and the survey behind /metrics.
+        assert_eq!(found, [("figures.rs".to_owned(), 2), ("mod.rs".to_owned(), 3)]);
     }
 }

@@ -22,9 +22,11 @@ mod mailbox;
 mod node;
 mod pages;
 pub mod process;
+mod reload;
 mod revoke;
 pub mod scope;
 mod send;
+mod standing;
 mod status;
 mod topics;
 mod users;
@@ -32,11 +34,15 @@ mod values;
 
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 pub use self::{
     drain::Opener,
     error::ApiError,
     figures::Figures,
     node::{CleanedUp, LogControl},
+    reload::{Change, ReloadControl, ReloadRefused, Reloaded},
+    standing::Standing,
 };
 use self::{
     gate::Gate,
@@ -66,6 +72,20 @@ pub struct Caller {
     pub name: Arc<str>,
     /// What he may do.
     pub scopes: ScopeSet,
+    /// Whether he still may.
+    pub standing: Standing,
+}
+
+impl Caller {
+    /// Somebody who may call from now on.
+    pub fn new(name: &str, scopes: ScopeSet) -> Self {
+        Self { name: name.into(), scopes, standing: Standing::default() }
+    }
+
+    /// Whether he goes on as another who may do as much under his name.
+    pub fn goes_on_as(&self, other: &Self) -> bool {
+        self.name == other.name && other.scopes.covers(self.scopes)
+    }
 }
 
 /// One address that the daemon listens on.
@@ -101,8 +121,9 @@ struct Inner {
     started: Instant,
     started_at: UnixMillis,
     listeners: OnceLock<Vec<Listener>>,
-    call_limits: OnceLock<CallLimits>,
+    call_limits: Mutex<CallLimits>,
     log_control: OnceLock<LogControl>,
+    reload_control: Mutex<Option<ReloadControl>>,
     opener: OnceLock<Opener>,
 }
 
@@ -119,8 +140,9 @@ impl Api {
             started,
             started_at,
             listeners: OnceLock::new(),
-            call_limits: OnceLock::new(),
+            call_limits: Mutex::default(),
             log_control: OnceLock::new(),
+            reload_control: Mutex::default(),
             opener: OnceLock::new(),
         }))
     }
@@ -132,7 +154,12 @@ impl Api {
 
     /// Says what the limits of calls over gRPC are.
     pub fn set_call_limits(&self, limits: CallLimits) {
-        let _ = self.0.call_limits.set(limits);
+        *self.0.call_limits.lock() = limits;
+    }
+
+    /// The largest notification, encoded, in bytes: for transports that bound by it what they read.
+    pub fn notification_bytes(&self) -> usize {
+        self.0.gate.of_node().limits().notification_bytes.as_usize()
     }
 
     /// Counters, for what transports count of their own.
@@ -174,7 +201,7 @@ impl Api {
         request: &proto::StreamEventsRequest,
     ) -> Result<events::EventStream, ApiError> {
         let hub = self.authorise(caller, Scope::Events)?;
-        events::stream(hub, &self.0.life, request)
+        events::stream(hub, &self.0.life, &caller.standing, request)
     }
 
     /// Whether a caller may use reflection.

@@ -30,6 +30,11 @@ impl Api {
         let _ = self.0.log_control.set(control);
     }
 
+    /// How the process's log is set, where that was said.
+    pub fn log_control(&self) -> Option<&LogControl> {
+        self.0.log_control.get()
+    }
+
     /// `SetLogFilter`.
     pub fn set_log_filter(
         &self,

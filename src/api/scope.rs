@@ -58,6 +58,11 @@ impl ScopeSet {
         self.0 & (1 << scope as u8 | 1 << Scope::Admin as u8) != 0
     }
 
+    /// Whether it opens all that another opens.
+    pub fn covers(self, other: Self) -> bool {
+        Scope::ALL.into_iter().all(|scope| self.contains(scope) || !other.contains(scope))
+    }
+
     /// Whether there is nothing in it.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -87,6 +92,8 @@ mod tests {
         assert!(!set.contains(Scope::Close) && !set.contains(Scope::Events) && !set.contains(Scope::Admin));
         assert_eq!(format!("{set:?}"), "{Send, Read}");
         assert!(Scope::ALL.into_iter().all(|scope| ScopeSet::ALL.contains(scope)));
+        let send: ScopeSet = [Scope::Send].into_iter().collect();
+        assert!(set.covers(send) && !send.covers(set) && ScopeSet::ALL.covers(set) && !set.covers(ScopeSet::ALL));
         assert!(ScopeSet::NONE.is_empty() && !Scope::ALL.into_iter().any(|scope| ScopeSet::NONE.contains(scope)));
     }
 }

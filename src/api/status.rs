@@ -30,7 +30,7 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
     let health = hub.store().health();
     let totals = hub.store().totals();
     let usage = process::usage();
-    let calls = inner.call_limits.get().copied().unwrap_or_default();
+    let calls = *inner.call_limits.lock();
     let none_as_zero = |limit: usize| if limit == usize::MAX { 0 } else { number32(limit as u64) };
     proto::GetStatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),

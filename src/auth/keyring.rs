@@ -128,6 +128,44 @@ impl Keyring {
         Ok(keyring)
     }
 
+    /// Reads all files, and takes over what was fetched, where that is fetched from the same place.
+    pub(super) fn succeeding(before: &Self, config: &Config) -> Result<Self, LoadError> {
+        let keyring = Self::new(config)?;
+        if let (Some(old), Some(new)) = (&before.remote, &keyring.remote)
+            && old.place == new.place
+        {
+            let mut parts = keyring.parts.lock();
+            parts.fetched.clone_from(&before.parts.lock().fetched);
+            keyring.put_together(&parts);
+            drop(parts);
+            let outcome = old.outcome.borrow().clone();
+            new.outcome.send_replace(outcome);
+        }
+        Ok(keyring)
+    }
+
+    /// Fetches the set once, where it never was.
+    pub(super) async fn fetch_missing(&self, metrics: &Metrics) -> Result<(), String> {
+        let Some(remote) = self.remote.as_ref().filter(|remote| !remote.outcome.borrow().ever) else { return Ok(()) };
+        match self.fetch(remote).await {
+            Ok(set) => {
+                self.fetched(remote, Ok(set), 0, metrics);
+                Ok(())
+            }
+            Err(trouble) => {
+                metrics.failure(Failure::KeySourceFailed);
+                Err(format!("auth.jwks.url: {trouble}"))
+            }
+        }
+    }
+
+    /// Tells those who wait for a fetch that there will be none.
+    pub(super) fn retire(&self) {
+        if let Some(remote) = &self.remote {
+            remote.outcome.send_modify(|_| {});
+        }
+    }
+
     /// The keys there are now.
     pub(super) fn current(&self) -> Arc<KeySet> {
         Arc::clone(&self.current.read())
@@ -165,7 +203,7 @@ impl Keyring {
     }
 
     /// Warns of the secrets that are shorter than they should be, but for those that were there before.
-    fn warn_of_weak(&self, before: &[Arc<Key>]) {
+    pub(super) fn warn_of_weak(&self, before: &[Arc<Key>]) {
         for key in self.current().keys().iter().filter(|key| !before.iter().any(|one| one.is(key))) {
             if let Some((kid, bytes)) = key.weakness() {
                 tracing::warn!(
@@ -208,32 +246,6 @@ impl Keyring {
         }
     }
 
-    /// Follows all sources until the stop.
-    pub(super) fn follow(self: &Arc<Self>, life: &Lifecycle, metrics: &Metrics) {
-        self.warn_of_weak(&[]);
-        let stop = life.stopping().clone();
-        if self.remote.is_some() {
-            let (keyring, metrics, stop) = (Arc::clone(self), metrics.clone(), stop.clone());
-            life.spawn_essential("the key set", async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = keyring.follow_remote(&metrics) => {}
-                }
-                Ok::<(), std::convert::Infallible>(())
-            });
-        }
-        if self.files().next().is_some() {
-            let (keyring, metrics) = (Arc::clone(self), metrics.clone());
-            life.spawn_essential("the key files", async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = keyring.follow_files(&metrics) => {}
-                }
-                Ok::<(), std::convert::Infallible>(())
-            });
-        }
-    }
-
     /// The files that keys come from.
     fn files(&self) -> impl Iterator<Item = &Path> {
         files(&self.configs, &self.jwks)
@@ -241,6 +253,9 @@ impl Keyring {
 
     /// Reads the files again once one is another than it was, and has stayed so for a moment: half of a key is none.
     async fn follow_files(self: &Arc<Self>, metrics: &Metrics) {
+        if self.files().next().is_none() {
+            return std::future::pending().await;
+        }
         // Not how they look now: they may have changed since they were read.
         let mut read = self.opened.clone();
         let mut seen = read.clone();
@@ -259,7 +274,7 @@ impl Keyring {
     }
 
     async fn follow_remote(&self, metrics: &Metrics) {
-        let Some(remote) = &self.remote else { return };
+        let Some(remote) = &self.remote else { return std::future::pending().await };
         let mut failures = 0u32;
         loop {
             remote.asking.lock().under_way = true;
@@ -339,6 +354,43 @@ impl Keyring {
     }
 }
 
+/// Follows all sources of whatever keyring there is, until the stop. Of the keys that there are now weak ones are said.
+pub(super) fn follow(
+    current: impl Fn() -> Arc<Keyring> + Clone + Send + 'static,
+    changes: &watch::Receiver<()>,
+    life: &Lifecycle,
+    metrics: &Metrics,
+) {
+    current().warn_of_weak(&[]);
+    let (keyring, mut changed) = (current.clone(), changes.clone());
+    let (of, stop) = (metrics.clone(), life.stopping().clone());
+    life.spawn_essential("the key set", async move {
+        loop {
+            let keyring = keyring();
+            tokio::select! {
+                () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
+                () = keyring.follow_remote(&of) => {}
+                changed = changed.changed() => if changed.is_err() {
+                    stop.cancelled().await;
+                },
+            }
+        }
+    });
+    let (mut changed, metrics, stop) = (changes.clone(), metrics.clone(), life.stopping().clone());
+    life.spawn_essential("the key files", async move {
+        loop {
+            let keyring = current();
+            tokio::select! {
+                () = stop.cancelled() => return Ok::<(), std::convert::Infallible>(()),
+                () = keyring.follow_files(&metrics) => {}
+                changed = changed.changed() => if changed.is_err() {
+                    stop.cancelled().await;
+                },
+            }
+        }
+    });
+}
+
 fn say_passed_over(from: &dyn std::fmt::Display, passed_over: &[String]) {
     if let Some(first) = passed_over.first() {
         tracing::warn!(%from, keys = passed_over.len(), first = %first, "keys of this set are passed over");
@@ -381,7 +433,8 @@ mod tests {
         let before = keyring.current();
         put("b secret of 32 bytes and no less");
         let life = Lifecycle::new();
-        keyring.follow(&life, &Metrics::default());
+        let ((_changes, changed), followed) = (watch::channel(()), Arc::clone(&keyring));
+        follow(move || Arc::clone(&followed), &changed, &life, &Metrics::default());
         // Hours, on a clock that nobody waits for.
         let read = async {
             while Arc::ptr_eq(&keyring.current(), &before) {

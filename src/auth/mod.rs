@@ -3,8 +3,9 @@
 //! The order of verdicts is fixed: shape, signature, time (`exp`, `nbf`), issuer, audience, user, device, topics, revocation.
 //! Nothing a token says is believed before its signature holds, and no message repeats what a token says.
 //!
-//! `keys.rs` is what a key may do, `material.rs` what its bytes are, `keyring.rs` which there are and how they change, `jwk.rs` a set of them as others publish
-//! it, `fetch.rs` how that comes here; `cache.rs` are tokens that were found good, `revocation.rs` those that are void.
+//! `keys.rs` is what a key may do, `material.rs` what its bytes are, `keyring.rs` which there are and how they change, `jwk.rs`
+//! a set of them as others publish it, `fetch.rs` how that comes here; `succession.rs` is what a reload puts in the place of
+//! what there is; `cache.rs` are tokens that were found good, `revocation.rs` those that are void.
 
 mod cache;
 mod config;
@@ -15,6 +16,7 @@ mod keyring;
 mod keys;
 mod material;
 mod revocation;
+mod succession;
 #[cfg(test)]
 mod tests;
 
@@ -30,13 +32,12 @@ pub use self::{
     identity::{AuthError, Identity},
     keys::KeyError,
     revocation::{Full as RevocationsFull, Revocations},
+    succession::follow_keys,
 };
 pub use crate::protocol::auth_code::AuthCode;
 use crate::{
     clock::Clock,
-    lifecycle::Lifecycle,
     limits,
-    metrics::Metrics,
     types::{Claims, Device, TokenId, TokenMark, Topic, UnixMillis, UserId},
 };
 use cache::Cache;
@@ -63,12 +64,14 @@ pub enum LoadError {
 }
 
 /// Verifies tokens, and knows those that it found good until they run out, are revoked, or the keys change. Its rules never
-/// change: a changed configuration is a new one.
+/// change: a changed configuration is a new one, which succeeds it.
 pub struct Authenticator {
     keys: Arc<Keyring>,
-    revocations: Revocations,
+    revocations: Arc<Revocations>,
     max_lifetime_millis: u64,
     anonymous: bool,
+    /// Whether the names of guests are guests': once some may have been let in, they stay so.
+    knows_guests: bool,
     user_claim: Vec<String>,
     require_exp: bool,
     issuer: Vec<String>,
@@ -96,12 +99,17 @@ impl Authenticator {
     /// # Errors
     /// A key that is missing, unreadable, or not what its algorithm needs.
     pub fn new(config: &Config, clock: Clock) -> Result<Authenticator, LoadError> {
+        Ok(Self::with(config, Keyring::new(config)?, clock))
+    }
+
+    fn with(config: &Config, keys: Keyring, clock: Clock) -> Authenticator {
         let millis = |span: crate::types::Span| u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX);
-        Ok(Self {
-            keys: Arc::new(Keyring::new(config)?),
-            revocations: Revocations::default(),
+        Self {
+            keys: Arc::new(keys),
+            revocations: Arc::default(),
             max_lifetime_millis: millis(config.max_lifetime),
             anonymous: config.anonymous,
+            knows_guests: config.anonymous,
             user_claim: config.user_claim.clone(),
             require_exp: config.require_exp,
             issuer: config.issuer.clone(),
@@ -110,7 +118,7 @@ impl Authenticator {
             kept_claims: config.public_claims.iter().chain(&config.session_claims).cloned().collect(),
             public_claims: config.public_claims.clone(),
             clock,
-        })
+        }
     }
 
     /// The names of the claims that others see: `auth.public_claims`.
@@ -133,18 +141,6 @@ impl Authenticator {
     /// How many keys there are now.
     pub fn key_count(&self) -> usize {
         self.keys.current().len()
-    }
-
-    /// Follows the sources of keys until the stop: files that change, and the set that `auth.jwks.url` names.
-    pub fn follow_keys(&self, life: &Lifecycle, metrics: &Metrics) {
-        self.keys.follow(life, metrics);
-    }
-
-    /// Reads all files of keys again and has the set fetched again. Blocks for the files. What is wrong is logged, and
-    /// leaves the keys as they were.
-    pub fn reload_keys(&self, metrics: &Metrics) {
-        self.keys.reload_files(metrics);
-        self.keys.refetch();
     }
 
     /// Why tokens are refused that should be good, where that is so: a key set that was never fetched.
@@ -197,7 +193,7 @@ impl Authenticator {
 
     /// Whether that is the name of a guest.
     pub fn is_guest(&self, user: &UserId) -> bool {
-        self.anonymous && user.as_str().starts_with(GUEST)
+        self.knows_guests && user.as_str().starts_with(GUEST)
     }
 
     /// Says who the bearer of `token` is. One that was verified lately costs a look-up by its hash, where there is a key

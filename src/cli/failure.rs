@@ -66,6 +66,10 @@ impl Failure {
         let code = match status.code() {
             Code::Unauthenticated | Code::PermissionDenied => EXIT_PERMISSION,
             Code::Unavailable => EXIT_UNAVAILABLE,
+            // Its own, which it was to read again.
+            Code::FailedPrecondition if details.error_info().is_some_and(|info| info.reason == "CONFIG_INVALID") => {
+                EXIT_CONFIG
+            }
             _ => EXIT_FAILURE,
         };
         let what = match details.bad_request() {

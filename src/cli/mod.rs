@@ -2,7 +2,7 @@
 //! gRPC like any other caller.
 //!
 //! * `operator.rs`: the commands and how each is run; `connect.rs`: how they reach the gateway.
-//! * `send.rs`, `mailbox.rs`, `revoke.rs`, `status.rs`, `sessions.rs`, `users.rs`, `topics.rs`, `events.rs`, `log.rs`, `backup.rs`, `drain.rs`: one or a
+//! * `send.rs`, `mailbox.rs`, `revoke.rs`, `status.rs`, `sessions.rs`, `users.rs`, `topics.rs`, `events.rs`, `log.rs`, `reload.rs`, `backup.rs`, `drain.rs`: one or a
 //!   few RPCs each; `listen.rs`: a
 //!   client of the public listener; `stress.rs`: a load on both; `token.rs`, `init.rs`: secrets; `doctor/`: everything at
 //!   once; `store/`: a store on disk.
@@ -36,6 +36,7 @@ mod mailbox;
 mod man;
 mod operator;
 mod output;
+mod reload;
 mod revoke;
 mod secure;
 mod send;
@@ -85,7 +86,7 @@ struct Cli {
 enum Command {
     /// Run the gateway
     ///
-    /// SIGTERM and SIGINT stop it in order, a second one at once. Exit code 78: the configuration is wrong.
+    /// SIGTERM and SIGINT stop it in order, a second one at once; SIGHUP has the configuration read again. Exit code 78: the configuration is wrong.
     Serve(serve::Serve),
     /// Look at the configuration without starting
     #[command(subcommand, arg_required_else_help = true)]
@@ -177,7 +178,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn check(options: Options) -> ExitCode {
-    let loaded = match checked(options) {
+    let loaded = match checked(options.sources()) {
         Ok(loaded) => loaded,
         Err(error) => return wrong_config(&error),
     };
@@ -189,8 +190,8 @@ fn check(options: Options) -> ExitCode {
 }
 
 /// The configuration, with the files it names looked at: `serve` and `check` refuse the same in the same words.
-fn checked(options: Options) -> Result<Loaded, ConfigError> {
-    let loaded = Config::load(options.sources())?;
+fn checked(sources: Sources) -> Result<Loaded, ConfigError> {
+    let loaded = Config::load(sources)?;
     loaded.check_files()?;
     Ok(loaded)
 }

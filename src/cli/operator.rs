@@ -12,7 +12,9 @@ use super::{
     live::top::{self, Top},
     log,
     mailbox::{self, Devices, Forget, Pending, Purge},
-    man, output, revoke,
+    man, output,
+    reload::{self, Reload},
+    revoke,
     send::{self, Broadcast, Close, Send},
     sessions::{self, Sessions},
     status::{self, Health, Status},
@@ -177,6 +179,14 @@ pub enum Operator {
   pushgate doctor
   pushgate doctor --config ./pushgate.toml --json")]
     Doctor(doctor::Doctor),
+    /// Have the running gateway read its configuration again
+    ///
+    /// What can be in force without a restart is from then on; what cannot is named. A configuration with anything wrong
+    /// changes nothing. It is read from where `serve` read it: its file, its environment, its flags.
+    #[command(after_help = "Examples:
+  pushgate reload
+  pushgate reload --config ./pushgate.toml --json")]
+    Reload(Reload),
     /// Copy the running gateway's store to a folder
     ///
     /// The copy is the store as it is at one moment after the call began; sending goes on meanwhile. It takes as long as it
@@ -247,6 +257,7 @@ pub fn run(operator: Operator, command: clap::Command) -> Outcome {
             Operator::Stress(args) => stress::stress(*args).await,
             Operator::Token(args) => token::token(args),
             Operator::Doctor(args) => doctor::doctor(args).await,
+            Operator::Reload(args) => reload::reload(args).await,
             Operator::Backup(args) => backup::backup(args).await,
             Operator::Drain(args) => drain::drain(args).await,
             Operator::Undrain(args) => drain::undrain(args).await,

@@ -32,12 +32,14 @@ pub(super) struct Serve {
 impl Serve {
     pub(super) fn run(self) -> ExitCode {
         if !self.dev {
-            return match checked(self.options) {
-                Ok(loaded) => serve(&loaded, |_| {}),
+            let sources = self.options.sources();
+            return match checked(sources.clone()) {
+                Ok(loaded) => serve(&loaded, |server| server.set_source(Box::new(move || checked(sources.clone())))),
                 Err(error) => wrong_config(&error),
             };
         }
-        let loaded = match checked_for_dev(self.options) {
+        let sources = Sources { default_file: None, mode: dev::settings(), ..self.options.sources() };
+        let loaded = match checked_for_dev(sources.clone()) {
             Ok(loaded) => loaded,
             Err(error) => return wrong_config(&error),
         };
@@ -53,14 +55,17 @@ impl Serve {
         }
         serve(&loaded, |server| {
             server.set_page(dev.page(server.listeners()));
+            server.set_source(Box::new(move || {
+                let loaded = checked_for_dev(sources.clone())?;
+                loaded.check_files().map(|()| loaded)
+            }));
             let lines = dev.lines(server.listeners());
             server.when_ready(move || print(&lines));
         })
     }
 }
 
-fn checked_for_dev(options: Options) -> Result<Loaded, ConfigError> {
-    let sources = Sources { default_file: None, mode: dev::settings(), ..options.sources() };
+fn checked_for_dev(sources: Sources) -> Result<Loaded, ConfigError> {
     let mut loaded = Config::read(sources)?;
     dev::add_key(&mut loaded.config);
     loaded.check_dev()?;

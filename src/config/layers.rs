@@ -188,7 +188,7 @@ fn find<'a>(table: &'a Dict, key: &str) -> Option<&'a Value> {
     rest.map_or(Some(value), |rest| value.find_ref(rest))
 }
 
-fn leaf_keys(table: &Dict) -> Vec<String> {
+pub(super) fn leaf_keys(table: &Dict) -> Vec<String> {
     let mut keys = Vec::new();
     for (name, value) in table {
         match value {

@@ -8,6 +8,7 @@
 mod check;
 mod credentials;
 mod layers;
+mod live;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use self::live::{Difference, log_filter_override, place_of};
 use figment::{Figment, value::Value};
 use serde::{Deserialize, Serialize};
 

@@ -108,7 +108,7 @@ fn is_nested(value: &Value) -> bool {
     }
 }
 
-fn inline(value: &Value) -> String {
+pub(super) fn inline(value: &Value) -> String {
     match value {
         Value::String(_, text) => quoted(text),
         Value::Char(_, one) => quoted(&one.to_string()),

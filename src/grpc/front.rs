@@ -24,10 +24,13 @@ use tonic::{
     service::Routes,
 };
 
-use super::service::Service;
+use super::{
+    clients::{Certified, Clients},
+    service::Service,
+};
 use crate::{
     api::{
-        ApiError, Caller,
+        ApiError,
         access::{self, Access},
         proto::gateway_server::GatewayServer,
     },
@@ -47,8 +50,10 @@ const AT_ONCE: [&str; 3] =
 #[derive(Clone)]
 pub struct Front {
     inner: Arc<Inner>,
+    /// The gateway's own methods, with the bounds that were in force when the connection came.
+    gateway: GatewayServer<Service>,
     /// Who the connection's certificate says calls.
-    certified: Option<Arc<Caller>>,
+    certified: Option<Arc<Certified>>,
     used: Used,
 }
 
@@ -69,21 +74,27 @@ impl Used {
 
 struct Inner {
     access: Access,
+    clients: Arc<Clients>,
     metrics: Metrics,
-    gateway: GatewayServer<Service>,
     others: Routes,
 }
 
 impl Front {
     /// The gateway's own methods, and others.
-    pub fn new(access: Access, metrics: Metrics, gateway: GatewayServer<Service>, others: Routes) -> Self {
-        let inner = Arc::new(Inner { access, metrics, gateway, others: others.prepare() });
-        Self { inner, certified: None, used: Used::default() }
+    pub fn new(
+        (access, clients): (Access, Arc<Clients>),
+        metrics: Metrics,
+        gateway: GatewayServer<Service>,
+        others: Routes,
+    ) -> Self {
+        let inner = Arc::new(Inner { access, clients, metrics, others: others.prepare() });
+        Self { inner, gateway, certified: None, used: Used::default() }
     }
 
-    /// The same for another connection, whose certificate names that caller.
-    pub fn of(&self, certified: Option<Caller>) -> Self {
-        Self { inner: Arc::clone(&self.inner), certified: certified.map(Arc::new), used: Used::default() }
+    /// The same for another connection, whose certificate names that caller, with messages of so many bytes at most.
+    pub fn of(&self, certified: Option<Certified>, request_bytes: usize) -> Self {
+        let gateway = self.gateway.clone().max_decoding_message_size(request_bytes);
+        Self { inner: Arc::clone(&self.inner), gateway, certified: certified.map(Arc::new), used: Used::default() }
     }
 
     /// Whether the connection has been of use.
@@ -98,8 +109,9 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     type Future = Answer;
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
-        let Inner { access, metrics, gateway, others } = &*self.inner;
-        let deadline = access.note(&mut request, self.certified.as_deref());
+        let (Inner { access, clients, metrics, others }, gateway) = (&*self.inner, &self.gateway);
+        let certified = self.certified.as_deref().map(|certified| clients.present(certified));
+        let deadline = access.note(&mut request, certified.as_deref());
         // Noted as it begins: it may take longer than a connection has for its first call.
         if access::has_caller(request.extensions()) {
             self.used.note();

@@ -17,13 +17,15 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 
-use super::clients::Clients;
+use super::{
+    Bounds,
+    clients::{Certified, Clients},
+};
 use crate::{
-    api::Caller,
     lifecycle::Lifecycle,
     limits::{self, Limit},
     metrics::Metrics,
@@ -31,7 +33,6 @@ use crate::{
         self, Bound,
         tls::{self, HandshakeError, Secured, Tls},
     },
-    types::Count,
 };
 
 /// What a connection begins with (RFC 9113, 3.4).
@@ -44,7 +45,7 @@ pub struct Connection {
     head: [u8; PREFACE.len()],
     unread: Range<usize>,
     /// Who its certificate says calls.
-    certified: Option<Caller>,
+    certified: Option<Certified>,
     heard: Heard,
     _counted: OwnedSemaphorePermit,
 }
@@ -75,8 +76,8 @@ pub struct Terms {
     pub clients: Arc<Clients>,
     /// Where failures are counted.
     pub metrics: Metrics,
-    /// Connections at once; further ones wait.
-    pub most: Count,
+    /// Connections at once, among others; further ones wait to be accepted.
+    pub bounds: watch::Receiver<Bounds>,
 }
 
 /// The connections of a listener that have begun as they should, or clearly otherwise, until the stop.
@@ -92,8 +93,8 @@ pub fn incoming(bound: Bound, terms: Terms, life: Lifecycle) -> impl Stream<Item
     stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|connection| (connection, receiver)) })
 }
 
-async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
-    let room = Arc::new(Semaphore::new(terms.most.limit().min(Semaphore::MAX_PERMITS)));
+async fn accept(bound: Bound, mut terms: Terms, sender: mpsc::Sender<Connection>, life: &Lifecycle) {
+    let mut room = Places::default();
     let beat = life.beat("the gRPC listener");
     loop {
         let (io, peer) = match &bound {
@@ -103,16 +104,8 @@ async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, li
             }
             Bound::Unix(listener, _) => (Io::Unix(beat.during(net::accept_unix(listener)).await), None),
         };
-        let counted = match Arc::clone(&room).try_acquire_owned() {
-            Ok(counted) => counted,
-            // One is here and waits for a place; those behind it wait to be accepted.
-            Err(_) => {
-                terms.metrics.hit(Limit::GrpcConnections);
-                // The semaphore is never closed.
-                let Ok(counted) = beat.during(Arc::clone(&room).acquire_owned()).await else { return };
-                counted
-            }
-        };
+        // One is here and waits for a place where there is none; those behind it wait to be accepted.
+        let Some(counted) = beat.during(room.enter(&mut terms)).await else { return };
         let (sender, terms, stopping) = (sender.clone(), terms.clone(), life.stopping().clone());
         life.spawn(async move {
             let begun = async {
@@ -128,6 +121,48 @@ async fn accept(bound: Bound, terms: Terms, sender: mpsc::Sender<Connection>, li
                 },
             }
         });
+    }
+}
+
+/// The places of a listener's connections.
+struct Places {
+    free: Arc<Semaphore>,
+    most: usize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { free: Arc::new(Semaphore::new(0)), most: 0 }
+    }
+}
+
+impl Places {
+    /// The next place, of as many as there may be by then. The semaphore is never closed, so there is one some day.
+    async fn enter(&mut self, terms: &mut Terms) -> Option<OwnedSemaphorePermit> {
+        let mut said = false;
+        loop {
+            self.set_most(terms.bounds.borrow_and_update().calls.connections.limit().min(Semaphore::MAX_PERMITS));
+            if let Ok(counted) = Arc::clone(&self.free).try_acquire_owned() {
+                return Some(counted);
+            }
+            if !std::mem::replace(&mut said, true) {
+                terms.metrics.hit(Limit::GrpcConnections);
+            }
+            tokio::select! {
+                counted = Arc::clone(&self.free).acquire_owned() => return counted.ok(),
+                Ok(()) = terms.bounds.changed() => {}
+            }
+        }
+    }
+
+    /// So many from now on. Of those that are taken none is taken back; it is as many as can be until they are left.
+    fn set_most(&mut self, most: usize) {
+        if most > self.most {
+            self.free.add_permits(most - self.most);
+            self.most = most;
+        } else {
+            self.most -= self.free.forget_permits(self.most - most);
+        }
     }
 }
 
@@ -151,7 +186,7 @@ impl Connection {
         };
         match tls.accept(stream, peer, until).await {
             Ok(secured) => {
-                let certified = terms.clients.caller(&tls::peer_names(&secured));
+                let certified = terms.clients.certified(tls::peer_names(&secured));
                 Some(Self { certified, ..Self::new(Io::Secured(secured), counted) })
             }
             Err(HandshakeError::Silent) => None,
@@ -173,7 +208,7 @@ impl Connection {
     }
 
     /// Who its certificate says calls.
-    pub fn take_certified(&mut self) -> Option<Caller> {
+    pub fn take_certified(&mut self) -> Option<Certified> {
         self.certified.take()
     }
 

@@ -14,6 +14,7 @@ pub use self::{clients::Clients, config::Config};
 use futures_util::StreamExt as _;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     Request, Status,
@@ -53,8 +54,8 @@ pub struct Services<H: Health> {
     pub tls: Option<Tls>,
     /// Whom certificates name.
     pub clients: Arc<Clients>,
-    /// Its limits.
-    pub limits: Bounds,
+    /// Its limits; a connection has those that are in force when it comes.
+    pub limits: watch::Receiver<Bounds>,
 }
 
 /// What bounds a listener's connections and calls.
@@ -86,21 +87,22 @@ pub async fn serve<H: Health>(
     life: Lifecycle,
 ) -> Result<(), Infallible> {
     let Services { api, health, tls, clients, limits: bounds } = services;
-    let request_bytes = bounds.calls.message_bytes;
-    let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
+    let gateway = GatewayServer::new(service::Service(api.clone()));
     let metrics = api.metrics().clone();
-    let terms = Terms { tls, clients, metrics: metrics.clone(), most: bounds.calls.connections };
+    let known = (access, Arc::clone(&clients));
+    let terms = Terms { tls, clients, metrics: metrics.clone(), bounds: bounds.clone() };
     let guard = ReflectionGuard(api);
     let others = Routes::new(health)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
-    let front = Front::new(access, metrics.clone(), gateway, others);
+    let front = Front::new(known, metrics.clone(), gateway, others);
     let (connections, stop, cut) = (TaskTracker::new(), life.stopping().clone(), CancellationToken::new());
     let accept = async {
         let mut incoming = pin!(listen::incoming(bound, terms, life));
         while let Some(mut connection) = incoming.next().await {
-            let stranger = connection.is_strangers();
-            let (front, metrics, stop) = (front.of(connection.take_certified()), metrics.clone(), stop.clone());
+            let (stranger, bounds) = (connection.is_strangers(), *bounds.borrow());
+            let front = front.of(connection.take_certified(), bounds.calls.message_bytes);
+            let (metrics, stop) = (metrics.clone(), stop.clone());
             let (serving, cut) = (serve_connection((connection, stranger), bounds, front, metrics, stop), cut.clone());
             connections.spawn(async move { cut.run_until_cancelled(serving).await });
         }

@@ -13,10 +13,11 @@ use crate::api::{
         ForgetUserRequest, ForgetUserResponse, GetStatusRequest, GetStatusResponse, ListDevicesRequest,
         ListDevicesResponse, ListPendingRequest, ListPendingResponse, ListSessionsRequest, ListSessionsResponse,
         ListTopicsRequest, ListTopicsResponse, ListUsersRequest, ListUsersResponse, PublishRequest, PublishResponse,
-        PurgePendingRequest, PurgePendingResponse, RevokeTokensRequest, RevokeTokensResponse, SendBatchRequest,
-        SendBatchResponse, SendToSessionRequest, SendToSessionResponse, SendToUserRequest, SendToUserResponse,
-        SetLogFilterRequest, SetLogFilterResponse, StreamEventsRequest, SubscribeRequest, SubscribeResponse,
-        UndrainRequest, UndrainResponse, UnsubscribeRequest, UnsubscribeResponse, gateway_server::Gateway,
+        PurgePendingRequest, PurgePendingResponse, ReloadRequest, ReloadResponse, RevokeTokensRequest,
+        RevokeTokensResponse, SendBatchRequest, SendBatchResponse, SendToSessionRequest, SendToSessionResponse,
+        SendToUserRequest, SendToUserResponse, SetLogFilterRequest, SetLogFilterResponse, StreamEventsRequest,
+        SubscribeRequest, SubscribeResponse, UndrainRequest, UndrainResponse, UnsubscribeRequest, UnsubscribeResponse,
+        gateway_server::Gateway,
     },
 };
 use crate::clock::Instant;
@@ -98,6 +99,10 @@ impl Gateway for Service {
         request: Request<SetLogFilterRequest>,
     ) -> Result<Response<SetLogFilterResponse>, Status> {
         self.answer(request, async |caller, _, request| self.0.set_log_filter(&caller, &request)).await
+    }
+
+    async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
+        self.answer(request, async |caller, _, request| self.0.reload(&caller, request).await).await
     }
 
     async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {

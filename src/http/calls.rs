@@ -28,7 +28,6 @@ use crate::{
 pub struct Calls {
     api: Api,
     access: Option<Access>,
-    body_bytes: usize,
     room: Semaphore,
     /// For bodies.
     bodies: Room,
@@ -90,11 +89,15 @@ impl Call {
 
 impl Calls {
     /// The calls that `access` opens.
-    pub fn new(api: Api, access: Option<Access>, notification_bytes: usize) -> Self {
-        let body_bytes =
-            limits::OPS_BODY_BYTES_MIN.max(notification_bytes.saturating_mul(limits::OPS_BODY_NOTIFICATIONS));
+    pub fn new(api: Api, access: Option<Access>) -> Self {
         let (room, values) = (Semaphore::new(limits::OPS_CALLS_MAX), Semaphore::new(limits::OPS_VALUES_MAX));
-        Self { api, access, body_bytes, room, bodies: Room::new(), values }
+        Self { api, access, room, bodies: Room::new(), values }
+    }
+
+    /// The largest body.
+    fn body_bytes(&self) -> usize {
+        let notifications = self.api.notification_bytes().saturating_mul(limits::OPS_BODY_NOTIFICATIONS);
+        limits::OPS_BODY_BYTES_MIN.max(notifications)
     }
 
     /// Answers whatever is no probe.
@@ -144,7 +147,7 @@ impl Calls {
             if !query.is_empty() {
                 return Err(ApiError::invalid("query", "must be empty: a POST has its fields in its body").into());
             }
-            Input::Body(upload.read(self.body_bytes, &self.bodies).await?, &self.values)
+            Input::Body(upload.read(self.body_bytes(), &self.bodies).await?, &self.values)
         };
         let done = access::in_time(deadline, self.perform(call, caller, input, deadline)).await?;
         Ok(done)

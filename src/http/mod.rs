@@ -59,8 +59,6 @@ pub struct Services {
     pub access: Option<Access>,
     /// TLS, where it is spoken.
     pub tls: Option<Tls>,
-    /// `limits.notification_bytes`.
-    pub notification_bytes: usize,
 }
 
 /// What stands at a path.
@@ -84,8 +82,8 @@ struct Readiness<'a> {
 
 /// Serves until the stop, then lets calls under way finish. Those that do not are cut off.
 pub async fn serve(listener: TcpListener, services: Services, life: Lifecycle) -> Result<(), Infallible> {
-    let Services { api, access, tls, notification_bytes } = services;
-    let calls = Calls::new(api.clone(), access, notification_bytes);
+    let Services { api, access, tls } = services;
+    let calls = Calls::new(api.clone(), access);
     let ops = Arc::new(Ops { exposition: Exposition::new(api.clone()), calls, api });
     let room = Arc::new(Semaphore::new(limits::OPS_CONNECTIONS_MAX));
     let beat = life.beat("the ops listener");

@@ -150,7 +150,7 @@ impl Hub {
         if self.is_stale(&state.log) {
             return Ok(None);
         }
-        if self.0.authenticator.is_revoked(identity) {
+        if self.authenticator().is_revoked(identity) {
             return Err(AttachError::Revoked);
         }
         // The count is taken again: others may have come while the device was written.
@@ -305,7 +305,7 @@ impl Hub {
             unconfirmed: ended.unconfirmed,
         });
         if self.is_guest(&user.id) && before > state.sessions.len() {
-            self.0.guests.leave();
+            self.leave_guest();
             // He does not come back.
             state.devices.retain(|known| state.sessions.iter().any(|session| session.device == known.name));
         }

@@ -81,10 +81,6 @@ pub(super) struct Drain {
     taken: AtomicU8,
     step: watch::Sender<DrainStep>,
     control: Mutex<Control>,
-    /// `drain.rate`.
-    rate: u32,
-    /// `shutdown.lb_delay`.
-    notice: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -115,12 +111,14 @@ impl Run {
     }
 }
 
-impl Drain {
-    pub(super) fn new(rate: u32, notice: Duration) -> Self {
+impl Default for Drain {
+    fn default() -> Self {
         let (step, _) = watch::channel((0, DrainProgress::default()));
-        Self { taken: AtomicU8::new(EVERYTHING), step, control: Mutex::default(), rate, notice }
+        Self { taken: AtomicU8::new(EVERYTHING), step, control: Mutex::default() }
     }
+}
 
+impl Drain {
     fn refuses(&self, least: u8) -> bool {
         self.taken.load(Ordering::Acquire) >= least
     }
@@ -197,7 +195,8 @@ impl Hub {
 
     /// How long load balancers have to notice.
     fn notice(&self, deadline: Option<Duration>) -> Duration {
-        deadline.map_or(self.0.drain.notice, |deadline| self.0.drain.notice.min(deadline / 2))
+        let notice = self.live().notice;
+        deadline.map_or(notice, |deadline| notice.min(deadline / 2))
     }
 
     /// Takes the node back into service, wherever its drain is; `open` opens the public listeners. False: it was in service.
@@ -321,8 +320,8 @@ impl Hub {
                 }
                 let now = self.clock().now();
                 let most = run.deadline().map(|end| end.saturating_duration_since(now).mul_f64(CLOSES_SHARE));
-                let (count, rate) = (self.session_count(), self.0.drain.rate);
-                let schedule = Schedule::new(now, count, rate, run.plan.over, most, run.returns, self.limits());
+                let (count, rate) = (self.session_count(), self.live().drain.rate);
+                let schedule = Schedule::new(now, count, rate, run.plan.over, most, run.returns, &self.limits());
                 control.schedule = Some(schedule);
                 self.shut(&mut control, taken);
                 schedule
@@ -402,8 +401,9 @@ impl Hub {
     fn late_wait(&self, id: SessionId) -> Duration {
         let now = self.clock().now();
         let schedule = self.0.drain.control.lock().schedule;
-        let schedule = schedule
-            .unwrap_or_else(|| Schedule::new(now, 0, self.0.drain.rate, None, None, Returns::Elsewhere, self.limits()));
+        let schedule = schedule.unwrap_or_else(|| {
+            Schedule::new(now, 0, self.live().drain.rate, None, None, Returns::Elsewhere, &self.limits())
+        });
         schedule.late_wait(random(id), now)
     }
 

@@ -34,7 +34,7 @@ const JOINS_AT_ONCE: usize = 64;
 impl Hub {
     /// Whether what is published to a topic is kept.
     pub fn is_durable(&self, topic: &Topic) -> bool {
-        self.0.rules.kept(topic).is_some()
+        self.rules().kept(topic).is_some()
     }
 
     /// Publishes to a durable topic: to the sessions in it, that one left out, and for the devices that are away. Returns once
@@ -49,7 +49,8 @@ impl Hub {
         if self.refuses_all() {
             return Err(SendError::Draining);
         }
-        let Some(kept) = self.0.rules.kept(topic) else {
+        let rules = self.rules();
+        let Some(kept) = rules.kept(topic) else {
             return Ok(Sent { offset: None, outcome: Outcome::Dropped, sessions: 0, duplicate: false });
         };
         let ttl = kept.ttl.unwrap_or(self.quotas().ttl);
@@ -124,7 +125,7 @@ impl Hub {
     /// Whether a membership counts for a session with such a token.
     fn is_heard(&self, member: &Member, client: Client<'_>) -> bool {
         let allowed = member.row.cause != SubscriptionCause::Client
-            || self.0.rules.allows(Action::Subscribe, &member.topic, client);
+            || self.rules().allows(Action::Subscribe, &member.topic, client);
         member.durable && allowed && self.is_durable(&member.topic)
     }
 

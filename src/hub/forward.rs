@@ -32,7 +32,7 @@ impl Hub {
 
     fn try_forward(&self, handle: &Arc<Handle>, message: &Unanswered<'_>) -> Result<(), (ErrorCode, Failure, String)> {
         // The gateway's own types, which a notification may not have either, are never anybody else's.
-        let allowed = self.0.clients.forwards(&message.type_name).then(|| TypeName::parse(&message.type_name));
+        let allowed = self.clients().forwards(&message.type_name).then(|| TypeName::parse(&message.type_name));
         let Some(Ok(type_name)) = allowed else {
             return Err((ErrorCode::UnknownType, Failure::UnknownType, "nobody here answers this `type`".into()));
         };
@@ -47,7 +47,7 @@ impl Hub {
         if !(served || events.is_wanted(wants)) {
             return nobody();
         }
-        let (now, timeout) = (self.clock().now(), self.0.clients.reply_timeout.0);
+        let (now, timeout) = (self.clock().now(), self.clients().reply_timeout.0);
         let deadline = now + timeout;
         // Without an id there is nothing that a reply could name.
         let id = message.id.as_deref().filter(|id| !id.is_empty());
@@ -87,7 +87,7 @@ impl Hub {
     pub(super) fn push_timeout(&self, handle: &Handle, core: &mut Core, id: &str) {
         self.metrics().failure(Failure::ReplyTimeout);
         // What was never answered took at least so long.
-        self.metrics().reply_latency.record(self.0.clients.reply_timeout.0, 1);
+        self.metrics().reply_latency.record(self.clients().reply_timeout.0, 1);
         let frame = server::error(ErrorCode::Timeout, "no service answered in time", Some(id));
         handle.append(core, Entry::message(frame));
     }
@@ -119,7 +119,7 @@ impl Hub {
         let (taken, deadline) = handle.answer(&outgoing, reply_to).ok_or(SendError::SessionGone)?;
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(self.clock().now());
-            self.metrics().reply_latency.record(self.0.clients.reply_timeout.0.saturating_sub(left), 1);
+            self.metrics().reply_latency.record(self.clients().reply_timeout.0.saturating_sub(left), 1);
         }
         Ok(self.sent_unstored(u32::from(taken)))
     }

@@ -25,7 +25,7 @@ impl Drop for GuestPlace<'_> {
 impl Hub {
     /// Whether that is a guest.
     pub fn is_guest(&self, user: &UserId) -> bool {
-        self.0.authenticator.is_guest(user)
+        self.authenticator().is_guest(user)
     }
 
     /// Guests who are connected.
@@ -33,9 +33,14 @@ impl Hub {
         self.0.guests.get()
     }
 
+    /// One less. Who came by a token that named him so, before guests were let in, was not counted.
+    pub(super) fn leave_guest(&self) {
+        self.0.guests.leave_if_any();
+    }
+
     /// A place for one more guest.
     pub(super) fn enter_guest(&self) -> Result<GuestPlace<'_>, AttachError> {
-        let limit = self.0.guests_max;
+        let limit = self.live().guests_max.limit() as u64;
         if self.0.guests.enter_below(limit) { Ok(GuestPlace(self)) } else { Err(AttachError::Guests) }
     }
 }

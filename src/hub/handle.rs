@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 pub use closing::Closing;
 use flows::Followed;
@@ -21,6 +22,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
+    Live,
     outbox::{Batch, Entry, Outbox, Wire},
     outgoing::Outgoing,
     talk::Sends,
@@ -29,20 +31,18 @@ use super::{
 };
 use crate::{
     clock::{Clock, Instant},
-    limits::{Limit, Limits},
+    limits::Limit,
     metrics::{Class, Metrics},
     protocol::frame::{ControlFrame, Window},
-    session::{Flow, Log, Offer, PingPayload, Session, Settings, Verdict},
+    session::{Flow, Log, Offer, PingPayload, Session, Verdict},
     types::{Claims, Device, Notification, Offset, SessionId, UnixMillis},
 };
 
 /// What every session of a node shares.
 #[derive(Debug)]
 pub struct Shared {
-    /// Bounds.
-    pub limits: Limits,
-    /// Delivery and heartbeat.
-    pub settings: Settings,
+    /// What a reload may change.
+    pub live: ArcSwap<Live>,
     /// Time.
     pub clock: Clock,
     /// Counters.
@@ -202,8 +202,8 @@ impl Handle {
             return false;
         }
         let bytes = outgoing.frame(core.session.binary).len();
-        let fits = core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize());
-        let window = self.shared.settings.delivery.window as usize;
+        let (limit, window) = self.bounds();
+        let fits = core.outbox.has_room(bytes, limit);
         let was = core.session.delivery.flow(log);
         match core.session.delivery.offer(log, offset, &notification.id, bytes, window, fits, now) {
             Offer::Taken(sequence) => {
@@ -223,6 +223,12 @@ impl Handle {
         }
     }
 
+    /// `limits.outbox_bytes` and `delivery.window`.
+    fn bounds(&self) -> (usize, usize) {
+        let live = self.shared.live.load();
+        (live.limits.outbox_bytes.as_usize(), live.settings.delivery.window as usize)
+    }
+
     /// Hands over a notification that was read from the store. False: the window or the outbox has no room for it.
     pub fn hand_over(
         &self,
@@ -235,8 +241,8 @@ impl Handle {
         let mut core = self.core.lock();
         let core = &mut *core;
         let bytes = outgoing.frame(core.session.binary).len();
-        let window = self.shared.settings.delivery.window as usize;
-        let fits = core.outbox.has_room(bytes, self.shared.limits.outbox_bytes.as_usize());
+        let (limit, window) = self.bounds();
+        let fits = core.outbox.has_room(bytes, limit);
         if core.closing.is_some() || !fits || !core.session.delivery.admits(bytes, window) {
             return false;
         }
@@ -296,7 +302,7 @@ impl Handle {
     /// room for all of them at once.
     pub fn push_together(&self, (frames, ends): &(Bytes, Arc<[u32]>), class: Class) -> Option<bool> {
         let mut core = self.core_with_room(|_| frames.len());
-        let limit = self.shared.limits.outbox_bytes.as_usize();
+        let limit = self.bounds().0;
         if frames.len() > limit || !core.outbox.has_room_unstored(frames.len(), limit) {
             return None;
         }
@@ -310,7 +316,7 @@ impl Handle {
     /// The session's state, what waits written first where so much more that is not stored would find no room beside it.
     fn core_with_room(&self, bytes: impl Fn(&Core) -> usize) -> MutexGuard<'_, Core> {
         let mut core = self.core.lock();
-        if !core.outbox.has_room_unstored(bytes(&core), self.shared.limits.outbox_bytes.as_usize()) {
+        if !core.outbox.has_room_unstored(bytes(&core), self.bounds().0) {
             let batch = core.outbox.begin(false);
             drop(core);
             self.write_batches(batch);
@@ -338,7 +344,7 @@ impl Handle {
         if core.closing.is_some() {
             return false;
         }
-        if !core.outbox.has_room_unstored(bytes, self.shared.limits.outbox_bytes.as_usize()) {
+        if !core.outbox.has_room_unstored(bytes, self.bounds().0) {
             let verdict = Verdict::slow_consumer(Limit::OutboxBytes);
             self.close_core(core, verdict.into_closing(self.shared.clock.now()));
             self.shared.metrics.hit(Limit::OutboxBytes);

@@ -23,6 +23,7 @@ mod forward;
 mod guests;
 mod handle;
 mod lane;
+mod live;
 mod log;
 mod mailbox;
 mod members;
@@ -51,8 +52,9 @@ mod users;
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use alerts::AlertsConfig;
 pub use attach::{AttachError, Ended};
@@ -61,6 +63,7 @@ pub use drain::{DrainPlan, DrainRefused, DrainStep, UndrainRefused};
 pub use events::{Events, Interest, Read, Reader, Start};
 pub use filter::Filter;
 pub use handle::{Closing, Counts, Handle, Peer};
+pub use live::{Live, View};
 pub use mailbox::{DeviceInfo, MailboxError, PendingPage, Purge};
 pub use outbox::Wire;
 pub use replay::{PageRequest, Pull};
@@ -87,11 +90,10 @@ use crate::{
     auth::Authenticator,
     clock::Clock,
     lifecycle::Lifecycle,
-    limits::{self, Limits},
+    limits,
     metrics::{Failure, Gauge, Metrics},
-    session::Settings,
     store::{Overflow, Store, StoreError},
-    types::{Alert, Count, SessionId, UserId},
+    types::{Alert, SessionId, UserId},
 };
 
 /// What a hub is built from.
@@ -106,30 +108,10 @@ pub struct Parts {
     pub metrics: Metrics,
     /// Where tasks live.
     pub life: Lifecycle,
-    /// `[limits]`.
-    pub limits: Limits,
-    /// `[delivery]`, `[heartbeat]`.
-    pub settings: Settings,
-    /// `[presence]`.
-    pub presence: Presence,
     /// `[events]`.
     pub events: EventsConfig,
-    /// `[clients]`.
-    pub clients: Clients,
-    /// What clients may do with topics and towards each other.
-    pub rules: Rules,
-    /// `auth.public_claims`.
-    pub public_claims: Vec<String>,
-    /// `auth.anonymous_connections`.
-    pub guests_max: Count,
-    /// `[alerts]`.
-    pub alerts: AlertsConfig,
-    /// `[drain]`.
-    pub drain: DrainConfig,
-    /// `shutdown.lb_delay`.
-    pub notice: Duration,
-    /// `[store]`, for its quotas and TTLs.
-    pub quotas: Quotas,
+    /// What a reload may change.
+    pub live: Live,
 }
 
 /// The bounds on what is stored.
@@ -159,18 +141,14 @@ pub struct Hub(Arc<Inner>);
 
 struct Inner {
     store: Store,
-    authenticator: Arc<Authenticator>,
+    authenticator: ArcSwap<Authenticator>,
+    /// Told when it is another.
+    keys_changed: watch::Sender<()>,
     life: Lifecycle,
-    presence: Presence,
-    clients: Clients,
-    rules: Rules,
-    public_claims: Vec<String>,
-    quotas: Quotas,
     shared: Arc<Shared>,
     store_epoch: String,
     users: Users,
     guests: Gauge,
-    guests_max: u64,
     revoking: Revoking,
     sessions: Sessions,
     broadcasts: Arc<SharedLog>,
@@ -180,11 +158,12 @@ struct Inner {
     wheel: Wheel,
     leavers: Leavers<Arc<User>>,
     topic_leavers: Leavers<(Arc<Room>, UserId)>,
-    alerts: AlertsConfig,
     alerts_firing: Mutex<Vec<Alert>>,
     /// One sweep at a time.
     sweeping: tokio::sync::Mutex<()>,
     drain: Drain,
+    /// Told when another configuration is in force.
+    reconfigured: Notify,
     surveyed: survey::Surveyed,
     /// Told when a session has left and its events are out.
     left: Notify,
@@ -213,27 +192,19 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, limits, settings, .. } = parts;
-        let Parts {
-            presence, events, clients, rules, public_claims, guests_max, alerts, drain, notice, quotas, ..
-        } = parts;
+        let Parts { store, authenticator, clock, metrics, life, events, live } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
-        let longest = settings.shortest_deadline().min(limits.write_timeout.0);
+        let longest = live.shortest_deadline();
         Self(Arc::new(Inner {
             store_epoch: store.epoch().to_string(),
             store,
-            authenticator,
+            authenticator: ArcSwap::new(authenticator),
+            keys_changed: watch::Sender::new(()),
             life,
-            presence,
-            clients,
-            rules,
-            public_claims,
-            quotas,
             users: Users::new(),
             guests: Gauge::default(),
-            guests_max: guests_max.limit() as u64,
             revoking: Revoking::default(),
             sessions: Sessions::new(),
             broadcasts: SharedLog::of_broadcasts(),
@@ -243,13 +214,13 @@ impl Hub {
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),
             topic_leavers: Leavers::default(),
-            alerts,
             alerts_firing: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
-            drain: Drain::new(drain.rate, notice),
+            drain: Drain::default(),
+            reconfigured: Notify::new(),
             surveyed: survey::Surveyed::default(),
             left: Notify::new(),
-            shared: Arc::new(Shared { limits, settings, clock, metrics }),
+            shared: Arc::new(Shared { live: ArcSwap::from_pointee(live), clock, metrics }),
         }))
     }
 
@@ -303,26 +274,6 @@ impl Hub {
     /// Time.
     pub fn clock(&self) -> &Clock {
         &self.0.shared.clock
-    }
-
-    /// Bounds.
-    pub fn limits(&self) -> &Limits {
-        &self.0.shared.limits
-    }
-
-    /// Delivery and heartbeat.
-    pub fn settings(&self) -> &Settings {
-        &self.0.shared.settings
-    }
-
-    /// Bounds on what is stored.
-    pub fn quotas(&self) -> Quotas {
-        self.0.quotas
-    }
-
-    /// Who may come in.
-    pub fn authenticator(&self) -> &Arc<Authenticator> {
-        &self.0.authenticator
     }
 
     /// Users with at least one session.

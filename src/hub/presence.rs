@@ -44,7 +44,7 @@ fn has_turn_left() -> bool {
 impl Hub {
     pub(super) async fn run_presence(&self) {
         loop {
-            let (left_at, user) = self.0.leavers.next(self.0.presence.linger.0).await;
+            let (left_at, user) = self.0.leavers.next(|| self.presence().linger.0).await;
             {
                 let mut state = user.state();
                 if state.left_at == Some(left_at) && state.sessions.is_empty() && state.online {
@@ -58,7 +58,7 @@ impl Hub {
 
     pub(super) async fn run_topic_presence(&self) {
         loop {
-            let (left_at, (room, user)) = self.0.topic_leavers.next(self.0.presence.linger.0).await;
+            let (left_at, (room, user)) = self.0.topic_leavers.next(|| self.presence().linger.0).await;
             {
                 let mut state = room.state();
                 let Some(gone) = state.lingered(&user, left_at) else { continue };
@@ -81,7 +81,7 @@ impl Hub {
         claims: &Claims,
         except: Option<SessionId>,
     ) -> bool {
-        if state.users() > self.0.presence.max_listed.limit() {
+        if state.users() > self.presence().max_listed.limit() {
             return false;
         }
         if state.sessions() <= usize::from(except.is_some()) {
@@ -118,7 +118,7 @@ impl Hub {
     pub(super) fn client_lists(&self, handle: &Arc<Handle>, topic: &Topic, reply_to: Option<String>) {
         let claims = handle.core().claims();
         let client = Client { user: &handle.user.id, claims: &claims };
-        if !self.0.rules.allows(Action::Presence, topic, client) {
+        if !self.rules().allows(Action::Presence, topic, client) {
             return self.forbid(handle, "this client may not know who is in this topic", reply_to.as_deref());
         }
         match self.0.topics.get(topic) {
@@ -145,7 +145,7 @@ impl Hub {
     /// `user_list`, charged to who asked.
     fn list(&self, room: &Room, asker: &Handle, reply_to: Option<&str>) -> Bytes {
         let now = self.clock().unix_millis();
-        let limit = self.0.presence.max_listed.limit();
+        let limit = self.presence().max_listed.limit();
         let (count, roll) = {
             let state = room.state();
             let count = state.users();

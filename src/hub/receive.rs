@@ -22,9 +22,9 @@ impl Hub {
     pub fn received(&self, handle: &Arc<Handle>, bytes: usize) {
         begin_turn();
         let mut core = handle.core();
-        core.session.received(bytes, self.settings(), self.clock().now());
+        core.session.received(bytes, &self.settings(), self.clock().now());
         core.counts.bytes_received += bytes as u64;
-        let over = core.session.over_rate(self.settings());
+        let over = core.session.over_rate(&self.settings());
         drop(core);
         self.metrics().received_bytes.add(bytes as u64);
         if let Some(over) = over {
@@ -35,8 +35,8 @@ impl Hub {
     /// A message that arrived compressed came to so many bytes.
     pub fn inflated(&self, handle: &Arc<Handle>, bytes: usize) {
         let mut core = handle.core();
-        core.session.inflated(bytes, self.settings());
-        let over = core.session.over_rate(self.settings());
+        core.session.inflated(bytes, &self.settings());
+        let over = core.session.over_rate(&self.settings());
         drop(core);
         if let Some(over) = over {
             self.over_rate(handle, over);
@@ -49,19 +49,19 @@ impl Hub {
             Incoming::Text(text) => {
                 handle.core().counts.messages_received += 1;
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                self.said(handle, text.len(), |session| session.on_text(text, self.settings(), now, unix));
+                self.said(handle, text.len(), |session| session.on_text(text, &self.settings(), now, unix));
             }
             Incoming::Binary(bytes) => {
                 handle.core().counts.messages_received += 1;
                 let (now, unix) = (self.clock().now(), self.clock().unix_millis());
-                self.said(handle, bytes.len(), |session| session.on_binary(bytes, self.settings(), now, unix));
+                self.said(handle, bytes.len(), |session| session.on_binary(bytes, &self.settings(), now, unix));
             }
             Incoming::Ping(payload) => {
                 self.metrics().received.add(Class::Control, 1, payload.len() as u64);
                 let mut core = handle.core();
                 core.outbox.set_pong(ControlFrame::pong(payload).as_bytes());
-                core.session.on_ping(self.settings());
-                let over = core.session.over_rate(self.settings());
+                core.session.on_ping(&self.settings());
+                let over = core.session.over_rate(&self.settings());
                 drop(core);
                 if let Some(over) = over {
                     self.over_rate(handle, over);
@@ -71,8 +71,8 @@ impl Hub {
                 self.metrics().received.add(Class::Control, 1, payload.len() as u64);
                 let now = self.clock().now();
                 let mut core = handle.core();
-                let confirmed = core.session.on_pong(payload, self.settings(), now);
-                let over = core.session.over_rate(self.settings());
+                let confirmed = core.session.on_pong(payload, &self.settings(), now);
+                let over = core.session.over_rate(&self.settings());
                 drop(core);
                 if let Some(over) = over {
                     self.over_rate(handle, over);
@@ -97,7 +97,7 @@ impl Hub {
         let (reaction, over) = {
             let mut core = handle.core();
             let reaction = says(&mut core.session);
-            (reaction, core.session.over_rate(self.settings()))
+            (reaction, core.session.over_rate(&self.settings()))
         };
         self.metrics().received.add(self.class_of(&reaction), 1, bytes as u64);
         if let Some(over) = over {
@@ -130,7 +130,7 @@ impl Hub {
             Reaction::Say(saying) => match &saying.to {
                 Recipient::Topic(topic) if saying.verb == Verb::Publish && self.is_durable(topic) => Class::Durable,
                 Recipient::Topic(_) => Class::Publish,
-                Recipient::User(_) if saying.verb == Verb::Message && self.0.clients.message_durable => Class::Durable,
+                Recipient::User(_) if saying.verb == Verb::Message && self.clients().message_durable => Class::Durable,
                 Recipient::User(_) => Class::Transient,
             },
             _ => Class::System,
@@ -239,7 +239,7 @@ impl Hub {
                     return;
                 }
                 let stalled = core.outbox.stalled_since().is_some_and(|since| since + write_timeout <= now);
-                let tick = core.session.on_tick(self.settings(), now);
+                let tick = core.session.on_tick(&self.settings(), now);
                 match &tick {
                     Tick::Ping(payload) => core.push_ping(payload),
                     // Before a late reply can come between.
@@ -273,7 +273,7 @@ impl Hub {
         let deadline = {
             let core = handle.core();
             let stalled = core.outbox.stalled_since().map(|since| since + self.limits().write_timeout.0);
-            let deadline = core.session.next_deadline(self.settings());
+            let deadline = core.session.next_deadline(&self.settings());
             stalled.map_or(deadline, |stalled| stalled.min(deadline))
         };
         self.0.wheel.schedule(handle, deadline, self.clock().now());

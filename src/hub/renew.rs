@@ -14,13 +14,13 @@ impl Hub {
     /// A new token on a session: accepted where it names the same user, and the same device or none. One whose key nobody
     /// knows yet is looked at once more when the keys are there; others are not kept waiting for that.
     pub(super) fn reauthenticate(&self, handle: &Arc<Handle>, token: Secret, reply_to: Option<String>) {
-        match self.0.authenticator.verify(token.expose()) {
+        match self.authenticator().verify(token.expose()) {
             Err(error) if error.may_be_new => {
                 let (hub, handle) = (self.clone(), Arc::clone(handle));
                 self.0.life.spawn(async move {
-                    let renewed = tokio::time::timeout(limits::JWKS_FETCH_TIMEOUT, hub.0.authenticator.renewed()).await;
+                    let renewed = tokio::time::timeout(limits::JWKS_FETCH_TIMEOUT, hub.authenticator().renewed()).await;
                     let verified =
-                        if renewed == Ok(true) { hub.0.authenticator.verify(token.expose()) } else { Err(error) };
+                        if renewed == Ok(true) { hub.authenticator().verify(token.expose()) } else { Err(error) };
                     hub.renew(&handle, verified, reply_to.as_deref());
                     handle.flush();
                 });
@@ -85,7 +85,7 @@ impl Hub {
 
     /// Closes a session whose token was revoked while it was taken.
     pub(super) fn close_if_revoked(&self, handle: &Handle, identity: &Identity) {
-        if self.0.authenticator.is_revoked(identity) {
+        if self.authenticator().is_revoked(identity) {
             handle.close(CloseCode::UNAUTHORIZED, AuthCode::TokenRevoked.as_str(), ClosedBy::Caller);
         }
     }

@@ -76,7 +76,7 @@ impl Hub {
             after = Some(*last);
             known += rows.len();
             let now = self.clock().unix_millis();
-            if self.0.authenticator.revocations().add(&rows, now).is_err() {
+            if self.authenticator().revocations().add(&rows, now).is_err() {
                 // More than any version has written: which of them to leave out nobody can say.
                 return Err(StoreError::Failed("the store holds more revocations than a node can know".into()));
             }
@@ -90,7 +90,7 @@ impl Hub {
     /// Forgets what has run out by itself.
     pub(super) fn sweep_revocations(&self) {
         let _order = self.0.revoking.order.lock();
-        let expired = self.0.authenticator.revocations().take_expired(self.clock().unix_millis());
+        let expired = self.authenticator().revocations().take_expired(self.clock().unix_millis());
         for ids in expired.chunks(ROWS_AT_ONCE) {
             // One that the store does not take is forgotten after the next start.
             let op = Op::ForgetRevocations { ids: ids.to_vec() };
@@ -169,7 +169,7 @@ impl Hub {
 
     /// A token is accepted for the leeway longer than it is good.
     fn until(&self, expires_at: UnixMillis) -> UnixMillis {
-        UnixMillis(expires_at.0.saturating_add(self.0.authenticator.leeway_millis()))
+        UnixMillis(expires_at.0.saturating_add(self.authenticator().leeway_millis()))
     }
 
     /// Into memory and the writer's queue.
@@ -179,7 +179,8 @@ impl Hub {
     ) -> Result<oneshot::Receiver<Result<(), StoreError>>, RevokeError> {
         let (done, written) = oneshot::channel();
         let _order = self.0.revoking.order.lock();
-        let revocations = self.0.authenticator.revocations();
+        let authenticator = self.authenticator();
+        let revocations = authenticator.revocations();
         let revoked = revocations
             .add(rows, self.clock().unix_millis())
             .map_err(|RevocationsFull| RevokeError::Full { until: revocations.earliest_end() })?;

@@ -121,7 +121,7 @@ impl Hub {
 
     fn may_subscribe(&self, handle: &Handle, topic: &Topic) -> bool {
         let claims = handle.core().claims();
-        self.0.rules.allows(Action::Subscribe, topic, Client { user: &handle.user.id, claims: &claims })
+        self.rules().allows(Action::Subscribe, topic, Client { user: &handle.user.id, claims: &claims })
     }
 
     /// The topics of its token, but for durable ones: those that it is in from now on.
@@ -151,7 +151,7 @@ impl Hub {
         let claims = core.claims();
         let client = Client { user: &handle.user.id, claims: &claims };
         for room in core.rooms().iter().filter(|room| room.shows_presence) {
-            let hears = self.0.rules.allows(Action::Presence, &room.name, client);
+            let hears = self.rules().allows(Action::Presence, &room.name, client);
             room.state().set_hears(handle, hears);
         }
     }
@@ -237,7 +237,7 @@ impl Hub {
         if core.rooms().len() >= self.limits().topics_per_session.limit() {
             return Entered::SessionFull;
         }
-        let rules = &self.0.rules;
+        let rules = self.rules();
         loop {
             let room = self.0.topics.get_or_insert(topic, || rules.may_show_presence(topic));
             let claims = core.claims();
@@ -304,7 +304,7 @@ impl Hub {
         self.0.events.emit(EventBody::Unsubscribed { topic, session, user, device, cause });
         if left.last && room.shows_presence {
             let now = self.clock().now();
-            if cause == SubscriptionCause::SessionEnded && !self.0.presence.linger.0.is_zero() {
+            if cause == SubscriptionCause::SessionEnded && !self.presence().linger.0.is_zero() {
                 state.linger(&handle.user.id, left, now, claims.clone());
                 self.0.topic_leavers.push(now, (Arc::clone(room), handle.user.id.clone()));
             } else if !left.untold {
@@ -317,7 +317,7 @@ impl Hub {
 
     /// What others may know of a session's user.
     pub(super) fn public_claims(&self, core: &Core) -> Claims {
-        core.claims().only(&self.0.public_claims)
+        core.claims().only(&self.live().public_claims)
     }
 
     /// Tells a client that it may not do something.

@@ -208,11 +208,10 @@ impl Hub {
 
     pub(super) async fn run_device_sweep(&self) {
         let (least, most) = DEVICE_SWEEP;
-        let mut interval = tokio::time::interval((self.quotas().device_ttl / 8).clamp(least, most));
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            interval.tick().await;
             self.sweep_devices().await;
+            // Short of the next sweep, a TTL that a reload makes shorter counts at the latest after `most`.
+            tokio::time::sleep((self.quotas().device_ttl / 8).clamp(least, most)).await;
         }
     }
 

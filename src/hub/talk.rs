@@ -194,8 +194,8 @@ impl Hub {
         let claims = handle.core().claims();
         let client = Client { user: &handle.user.id, claims: &claims };
         let allowed = match &to {
-            Recipient::Topic(topic) => self.0.rules.allows(Action::Publish, topic, client),
-            Recipient::User(_) => self.0.rules.allows_messages(client),
+            Recipient::Topic(topic) => self.rules().allows(Action::Publish, topic, client),
+            Recipient::User(_) => self.rules().allows_messages(client),
         };
         if !allowed {
             let text = match to {
@@ -204,7 +204,7 @@ impl Hub {
             };
             return self.forbid(handle, text, reply_to);
         }
-        let durable = verb == Verb::Message && self.0.clients.message_durable;
+        let durable = verb == Verb::Message && self.clients().message_durable;
         let now = self.clock().unix_millis();
         let message = Notification {
             id: NotificationId::generate(),
@@ -224,7 +224,7 @@ impl Hub {
                 return self.queue_errand(handle, Errand::Publish(topic, message, id()));
             }
             Recipient::User(user) if durable => {
-                let most = self.0.clients.message_durable_per_minute;
+                let most = self.clients().message_durable_per_minute;
                 if !handle.user.state().sends(most.limit(), self.clock().now()) {
                     return self.not_said(handle, &NotSaid::TooMany(most.0), reply_to);
                 }

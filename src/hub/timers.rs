@@ -3,7 +3,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,20 +25,30 @@ const SLOTS: usize = 512;
 pub struct Wheel {
     start: Instant,
     slots: Box<[Mutex<Vec<Weak<Handle>>>]>,
-    /// No look is further away than this.
-    longest: Duration,
+    /// No look is further away than this, in milliseconds.
+    longest_ms: AtomicU64,
 }
 
 impl Wheel {
     /// A wheel whose looks at a session are at most `longest` apart.
     pub fn new(start: Instant, longest: Duration) -> Self {
+        let slots = (0..SLOTS).map(|_| Mutex::default()).collect();
+        let wheel = Self { start, slots, longest_ms: AtomicU64::new(0) };
+        wheel.set_longest(longest);
+        wheel
+    }
+
+    /// Has further looks at a session at most so far apart.
+    pub fn set_longest(&self, longest: Duration) {
         let turn = TICK * (SLOTS as u32 - 2);
-        Self { start, slots: (0..SLOTS).map(|_| Mutex::default()).collect(), longest: longest.min(turn).max(TICK) }
+        let longest = u64::try_from(longest.min(turn).max(TICK).as_millis()).unwrap_or(u64::MAX);
+        self.longest_ms.store(longest, Ordering::Relaxed);
     }
 
     /// Looks at `handle` at `deadline`, or earlier.
     pub fn schedule(&self, handle: &Arc<Handle>, deadline: Instant, now: Instant) {
-        let at = deadline.min(now + self.longest).max(now);
+        let longest = Duration::from_millis(self.longest_ms.load(Ordering::Relaxed));
+        let at = deadline.min(now + longest).max(now);
         let (tick, present) = (self.tick_of(at) + 1, self.tick_of(now));
         // A look that is yet to come and comes early enough is all that is needed; it finds out when the next is due. So
         // a session is not entered anew for each thing that may be due, and none of them makes another's look later.
@@ -70,11 +83,12 @@ impl Wheel {
 pub struct Leavers<T> {
     queue: Mutex<VecDeque<(Instant, T)>>,
     arrived: Notify,
+    changed: Notify,
 }
 
 impl<T> Default for Leavers<T> {
     fn default() -> Self {
-        Self { queue: Mutex::default(), arrived: Notify::new() }
+        Self { queue: Mutex::default(), arrived: Notify::new(), changed: Notify::new() }
     }
 }
 
@@ -85,14 +99,22 @@ impl<T> Leavers<T> {
         self.arrived.notify_one();
     }
 
+    /// What `linger` says is another span now.
+    pub fn linger_changed(&self) {
+        self.changed.notify_one();
+    }
+
     /// The next one who left `linger` ago; waits for one.
-    pub async fn next(&self, linger: Duration) -> (Instant, T) {
+    pub async fn next(&self, linger: impl Fn() -> Duration) -> (Instant, T) {
         loop {
-            let due = self.queue.lock().front().map(|(left_at, _)| *left_at + linger);
+            let due = self.queue.lock().front().map(|(left_at, _)| *left_at + linger());
             match due {
                 None => self.arrived.notified().await,
                 Some(due) => {
-                    tokio::time::sleep_until(due).await;
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due) => {}
+                        () = self.changed.notified() => continue,
+                    }
                     if let Some(leaver) = self.queue.lock().pop_front() {
                         return leaver;
                     }

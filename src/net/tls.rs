@@ -73,14 +73,28 @@ pub struct Tls(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    terms: Terms,
+    listener: &'static str,
     /// How the files looked before they were read first.
     opened: Stamp,
-    current: RwLock<Arc<Loaded>>,
-    tickets: Option<Arc<dyn ProducesTickets>>,
+    current: RwLock<Arc<State>>,
+    tickets: Arc<dyn ProducesTickets>,
     /// Handshakes that may be under way.
     room: Room,
     failures: Mutex<Failures>,
+}
+
+/// What is in use, and by which terms it was made.
+#[derive(Debug)]
+struct State {
+    terms: Terms,
+    loaded: Loaded,
+}
+
+/// What was made to take the place of what is in use.
+#[derive(Debug)]
+pub struct Prepared {
+    tls: Tls,
+    state: State,
 }
 
 /// What was not yet said of failed handshakes.
@@ -123,22 +137,57 @@ impl HandshakeError {
     }
 }
 
+impl State {
+    fn read(terms: Terms, tickets: &Arc<dyn ProducesTickets>) -> Result<Self, TlsError> {
+        let tickets = terms.files.client_ca_file.as_os_str().is_empty().then(|| Arc::clone(tickets));
+        let loaded = Loaded::read(&terms, tickets)?;
+        Ok(Self { terms, loaded })
+    }
+
+    fn check_validity(&self, now: UnixMillis) -> Result<(), TlsError> {
+        self.loaded.check_validity(&self.terms.files, now)
+    }
+}
+
+impl Prepared {
+    /// Whose it is.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
+    }
+
+    /// Puts it in place of what there was.
+    pub fn install(self) -> Reloaded {
+        self.tls.0.room.set_most(self.state.terms.handshakes.limit());
+        let mut current = self.tls.0.current.write();
+        let same = current.loaded.is_same(&self.state.loaded);
+        *current = Arc::new(self.state);
+        if same { Reloaded::Same } else { Reloaded::Changed }
+    }
+}
+
 impl Tls {
     /// Reads the files. A certificate that is not valid now is taken: there is none that could stay in its place.
     ///
     /// # Errors
     /// Files that cannot be read or do not fit together.
     pub fn open(terms: Terms) -> Result<Self, TlsError> {
-        let tickets = if terms.files.client_ca_file.as_os_str().is_empty() {
-            Some(rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Config(error.to_string()))?)
-        } else {
-            None
-        };
-        let opened = look(&terms.files);
-        let loaded = Loaded::read(&terms, tickets.clone())?;
-        let room = Room::new(terms.handshakes.limit());
-        let current = RwLock::new(Arc::new(loaded));
-        Ok(Self(Arc::new(Inner { terms, opened, current, tickets, room, failures: Mutex::default() })))
+        let tickets = rustls::crypto::aws_lc_rs::Ticketer::new();
+        let tickets = tickets.map_err(|error| TlsError::Config(error.to_string()))?;
+        let (listener, room, opened) = (terms.listener, Room::new(terms.handshakes.limit()), look(&terms.files));
+        let current = RwLock::new(Arc::new(State::read(terms, &tickets)?));
+        Ok(Self(Arc::new(Inner { listener, opened, current, tickets, room, failures: Mutex::default() })))
+    }
+
+    /// Reads the files of other terms, for [`Prepared::install`] to put in place. What is in use already may have expired.
+    ///
+    /// # Errors
+    /// As of [`Tls::reload`].
+    pub fn prepare(&self, terms: Terms, now: UnixMillis) -> Result<Prepared, TlsError> {
+        let state = State::read(terms, &self.0.tickets)?;
+        if !self.0.current.read().loaded.is_same(&state.loaded) {
+            state.check_validity(now)?;
+        }
+        Ok(Prepared { tls: self.clone(), state })
     }
 
     /// Reads the files again and puts what they hold in place of what there was, which stays where anything is wrong.
@@ -146,14 +195,15 @@ impl Tls {
     /// # Errors
     /// As [`Tls::open`], and a certificate that is not valid at `now`.
     pub fn reload(&self, now: UnixMillis) -> Result<Reloaded, TlsError> {
-        let inner = &*self.0;
-        let loaded = Loaded::read(&inner.terms, inner.tickets.clone())?;
-        loaded.check_validity(&inner.terms.files, now)?;
-        let mut current = inner.current.write();
-        if current.is_same(&loaded) {
+        let before = Arc::clone(&self.0.current.read());
+        let state = State::read(before.terms.clone(), &self.0.tickets)?;
+        state.check_validity(now)?;
+        let mut current = self.0.current.write();
+        // By other terms in the meantime, it was read a moment ago.
+        if current.loaded.is_same(&state.loaded) || !Arc::ptr_eq(&current, &before) {
             return Ok(Reloaded::Same);
         }
-        *current = Arc::new(loaded);
+        *current = Arc::new(state);
         Ok(Reloaded::Changed)
     }
 
@@ -162,12 +212,12 @@ impl Tls {
     /// # Errors
     /// It is not, and why.
     pub fn check_validity(&self, now: UnixMillis) -> Result<(), TlsError> {
-        self.0.current.read().check_validity(&self.0.terms.files, now)
+        self.0.current.read().check_validity(now)
     }
 
     /// How the files look, to be compared.
     pub fn stamp(&self) -> Stamp {
-        look(&self.0.terms.files)
+        look(&self.0.current.read().terms.files)
     }
 
     /// How they looked before [`Tls::open`] read them: what differs from that may have changed since.
@@ -175,19 +225,24 @@ impl Tls {
         &self.0.opened
     }
 
+    /// Whether these are the files that it reads.
+    pub fn reads(&self, files: &TlsFiles) -> bool {
+        self.0.current.read().terms.files == *files
+    }
+
     /// `http`, `grpc` or `ops`.
     pub fn listener(&self) -> &'static str {
-        self.0.terms.listener
+        self.0.listener
     }
 
     /// When the certificate in use expires, in seconds since the Unix epoch.
     pub fn expires_at(&self) -> i64 {
-        self.0.current.read().certificate.not_after
+        self.0.current.read().loaded.certificate.not_after
     }
 
     /// What a new connection is served by.
     fn config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.current.read().config)
+        Arc::clone(&self.0.current.read().loaded.config)
     }
 
     /// Shakes hands, until then at most. The log hears of failures now and then, whatever their number.

@@ -13,6 +13,7 @@ use std::{
     os::unix::{fs::MetadataExt as _, net::UnixListener},
     path::PathBuf,
     process,
+    sync::Arc,
 };
 
 use listenfd::ListenFd;
@@ -20,7 +21,7 @@ use rustix::net::sockopt::socket_acceptconn;
 
 use super::{Calls, StartError, tls};
 use crate::{
-    api::access::{Access, Token},
+    api::access::{Access, Tokens},
     config::Config,
     net::{self, Bound, door::Origin},
 };
@@ -175,7 +176,7 @@ pub(super) fn open(
     config: &Config,
     mut passed: Passed,
     calls: &Calls,
-    tokens: &[Token],
+    tokens: &Arc<Tokens>,
     tls: &tls::Listeners,
 ) -> Result<Open, StartError> {
     let mut wanted = Vec::new();
@@ -199,13 +200,13 @@ pub(super) fn open(
             "grpc" => open.access.push(match (&listener, config.grpc.insecure) {
                 (Bound::Unix(..), _) => Access::open("unix-socket"),
                 (Bound::Tcp(..), true) => Access::open("insecure"),
-                (Bound::Tcp(..), false) => Access::Tokens(tokens.to_vec()),
+                (Bound::Tcp(..), false) => Access::Tokens(Arc::clone(tokens)),
             }),
             _ => open.ops_access.push(match (listener.is_loopback(), config.grpc.insecure) {
                 (false, _) if tls.ops.is_none() => None,
-                (false, _) => Some(Access::Tokens(tokens.to_vec())),
+                (false, _) => Some(Access::Tokens(Arc::clone(tokens))),
                 (true, true) => Some(Access::open("insecure")),
-                (true, false) => Some(Access::Tokens(tokens.to_vec())),
+                (true, false) => Some(Access::Tokens(Arc::clone(tokens))),
             }),
         }
         open.bound.push((section, listener, origin));

@@ -1,15 +1,13 @@
 //! The listeners' certificates over the daemon's life: read at the start, looked after while it runs.
 //!
 //! The files are looked at every second (a swapped symbolic link is a change like any other) and read once two looks found
-//! the same. SIGHUP has them read at once. What is wrong with them changes nothing but the log, the metric and the alert
-//! `certificate_reload`: the listener goes on with the certificate that it has.
+//! the same. A reload (`reload.rs`) has them read at once, from other places where the configuration names others. What is
+//! wrong with them changes nothing but the log, the metric and the alert `certificate_reload`: the listener goes on with the
+//! certificate that it has.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
-use tokio::{
-    sync::Notify,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::StartError;
 use crate::{
@@ -19,9 +17,8 @@ use crate::{
     metrics::Metrics,
     net::{
         Stamp,
-        tls::{Reloaded, Speaks, Terms, Tls, TlsError},
+        tls::{self, Reloaded, Speaks, Terms, Tls, TlsError},
     },
-    systemd,
     types::TlsFiles,
 };
 
@@ -46,15 +43,7 @@ impl Listeners {
             if !files.is_set() {
                 return Ok(None);
             }
-            // Where there are tokens, a caller may have one of those.
-            let anonymous = !config.grpc.tokens.is_empty() || config.grpc.insecure;
-            let tls = Tls::open(Terms {
-                listener,
-                files: files.clone(),
-                speaks,
-                anonymous,
-                handshakes: config.limits.tls_handshakes,
-            });
+            let tls = Tls::open(terms(config, listener, files, speaks));
             let tls = tls.map_err(|error| StartError::Config(format!("{listener}.tls: {error}")))?;
             if let Err(error) = tls.check_validity(clock.unix_millis()) {
                 tracing::error!(listener, %error, "the certificate is not valid; who verifies it does not connect");
@@ -66,6 +55,38 @@ impl Listeners {
             grpc: open("grpc", &config.grpc.tls, Speaks::Http2)?,
             ops: open("ops", &config.ops.tls, Speaks::Http1)?,
         })
+    }
+
+    /// Reads what another configuration names, for each of them.
+    ///
+    /// # Errors
+    /// A line for each that cannot be used.
+    pub(super) fn prepare(
+        &self,
+        config: &Config,
+        clock: &Clock,
+        metrics: &Metrics,
+    ) -> Result<Vec<Prepared>, Vec<String>> {
+        let (mut all, mut problems) = (Vec::new(), Vec::new());
+        for (tls, key, files, speaks) in [
+            (&self.http, "http.tls.certificate_file", &config.http.tls, Speaks::Http1),
+            (&self.grpc, "grpc.tls.certificate_file", &config.grpc.tls, Speaks::Http2),
+            (&self.ops, "ops.tls.certificate_file", &config.ops.tls, Speaks::Http1),
+        ] {
+            let Some(tls) = tls else { continue };
+            let listener = tls.listener();
+            match tls.prepare(terms(config, listener, files, speaks), clock.unix_millis()) {
+                Ok(prepared) => all.push(Prepared { key, prepared }),
+                Err(error) => {
+                    problems.push(format!("{listener}.tls: {error}"));
+                    // Others are not taken, and what it has is as good as it was.
+                    if tls.reads(files) {
+                        tell(metrics, listener, tls.expires_at(), Err(error));
+                    }
+                }
+            }
+        }
+        if problems.is_empty() { Ok(all) } else { Err(problems) }
     }
 
     /// That of a kind of listener.
@@ -89,6 +110,29 @@ impl Listeners {
     }
 }
 
+fn terms(config: &Config, listener: &'static str, files: &TlsFiles, speaks: Speaks) -> Terms {
+    // Where there are tokens, a caller may have one of those.
+    let anonymous = !config.grpc.tokens.is_empty() || config.grpc.insecure;
+    Terms { listener, files: files.clone(), speaks, anonymous, handshakes: config.limits.tls_handshakes }
+}
+
+/// What a listener is to speak from now on.
+pub(super) struct Prepared {
+    /// The key that names its certificate.
+    key: &'static str,
+    prepared: tls::Prepared,
+}
+
+impl Prepared {
+    /// Puts it in force; the key, and whether the certificate is another.
+    pub(super) fn install(self, metrics: &Metrics) -> (&'static str, Reloaded) {
+        let tls = self.prepared.tls().clone();
+        let came = self.prepared.install();
+        tell(metrics, tls.listener(), tls.expires_at(), Ok(came));
+        (self.key, came)
+    }
+}
+
 /// One listener's files, and what was made of them last.
 struct Watched {
     tls: Tls,
@@ -109,12 +153,12 @@ impl Watched {
         Self { tls, seen: stamp.clone(), read: stamp, refused: None }
     }
 
-    /// Looks at the files, and reads them where they have changed and keep still, or where it is asked for.
-    fn look(&mut self, asked: bool, clock: &Clock) -> Option<News> {
+    /// Looks at the files, and reads them where they have changed and keep still.
+    fn look(&mut self, clock: &Clock) -> Option<News> {
         let stamp = self.tls.stamp();
         let still = std::mem::replace(&mut self.seen, stamp.clone()) == stamp;
         let retry = self.refused.as_ref().is_some_and(|(_, at)| at.elapsed() >= limits::TLS_FILES_RETRY);
-        if !asked && !(still && (stamp != self.read || retry)) {
+        if !(still && (stamp != self.read || retry)) {
             return None;
         }
         self.read = stamp;
@@ -123,7 +167,7 @@ impl Watched {
         if let Err(error) = &came {
             self.refused = Some((error.clone(), Instant::now()));
             // Tried again by itself, and wrong in the same way: that was said.
-            if !asked && retry && before.is_some_and(|(before, _)| before == *error) {
+            if retry && before.is_some_and(|(before, _)| before == *error) {
                 return None;
             }
         }
@@ -131,26 +175,17 @@ impl Watched {
     }
 }
 
-/// Looks after the certificates; `asked` has them read at once. Ends with the daemon.
-pub async fn watch(listeners: Listeners, asked: Arc<Notify>, metrics: Metrics, clock: Clock) -> Result<(), Infallible> {
+/// Looks after the certificates. Ends with the daemon.
+pub async fn watch(listeners: Listeners, metrics: Metrics, clock: Clock) -> Result<(), Infallible> {
     let mut all: Vec<Watched> = listeners.all().map(Watched::new).collect();
     let mut ticks = tokio::time::interval(if all.is_empty() { Duration::MAX / 4 } else { limits::TLS_FILES_INTERVAL });
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let now = tokio::select! {
-            _ = ticks.tick() => false,
-            () = asked.notified() => true,
-        };
-        if all.is_empty() {
-            if now {
-                tracing::info!("asked to reload: no listener has a certificate");
-            }
-            continue;
-        }
+        ticks.tick().await;
         let look = {
             let clock = clock.clone();
             move || {
-                let news: Vec<News> = all.iter_mut().filter_map(|one| one.look(now, &clock)).collect();
+                let news: Vec<News> = all.iter_mut().filter_map(|one| one.look(&clock)).collect();
                 (all, news)
             }
         };
@@ -187,21 +222,6 @@ fn tell(metrics: &Metrics, listener: &'static str, expires_at: i64, came: Result
     }
 }
 
-/// Has keys and certificates read again at each of these signals.
-pub(super) fn reload_on(mut hang_up: tokio::signal::unix::Signal, server: &super::Server) {
-    let (authenticator, metrics) = (Arc::clone(server.hub.authenticator()), server.hub.metrics().clone());
-    let reload = server.reload();
-    tokio::spawn(async move {
-        while hang_up.recv().await.is_some() {
-            systemd::reloading();
-            reload.notify_one();
-            let (authenticator, metrics) = (Arc::clone(&authenticator), metrics.clone());
-            let _ = tokio::task::spawn_blocking(move || authenticator.reload_keys(&metrics)).await;
-            systemd::reloaded();
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -235,9 +255,9 @@ mod tests {
         .unwrap();
         put();
         let mut watched = Watched::new(tls);
-        assert!(watched.look(false, &clock).is_none(), "it may not be whole yet");
-        let (_, _, came) = watched.look(false, &clock).unwrap();
+        assert!(watched.look(&clock).is_none(), "it may not be whole yet");
+        let (_, _, came) = watched.look(&clock).unwrap();
         assert_eq!(came.unwrap(), Reloaded::Changed);
-        assert!(watched.look(false, &clock).is_none());
+        assert!(watched.look(&clock).is_none());
     }
 }

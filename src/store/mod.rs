@@ -48,7 +48,10 @@ pub use model::{
 };
 pub use staging::Recallable;
 
-use crate::{clock::Clock, types::Offset};
+use crate::{
+    clock::Clock,
+    types::{ByteSize, Offset},
+};
 use embedded::{
     backup,
     engine::MemoryEngine,
@@ -287,7 +290,12 @@ impl Store {
 
     /// How full its disk is, at most about a second old.
     pub fn disk(&self) -> Disk {
-        self.0.shared.disk(self.0.config.max_disk.0)
+        self.0.shared.disk()
+    }
+
+    /// Takes another `store.max_bytes` and `store.max_disk`, for what is admitted from now on.
+    pub fn set_bounds(&self, max_bytes: ByteSize, max_disk: ByteSize) {
+        self.0.shared.set_bounds(max_bytes.0, max_disk.0);
     }
 
     /// Admits one record of `record_bytes` accounted bytes: waits for room in the writer's queue, in the order of the

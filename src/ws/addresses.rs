@@ -9,7 +9,10 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -46,12 +49,17 @@ struct Held {
     connections: usize,
 }
 
-/// Who is there. One that is not limited has no such table.
+/// Who is there. Where that is not limited nobody is counted.
 #[derive(Debug)]
 pub struct Addresses {
-    most: usize,
+    /// 0: no limit.
+    most: AtomicUsize,
     held: Mutex<HashMap<Key, Held>>,
 }
+
+/// An address has as many as it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMany;
 
 /// A place in the table, for as long as it lives.
 #[derive(Debug)]
@@ -68,32 +76,41 @@ enum Of {
 }
 
 impl Addresses {
-    /// So many connections of one address at once.
+    /// So many connections of one address at once; 0: no limit.
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, held: Mutex::default() })
+        Arc::new(Self { most: AtomicUsize::new(most), held: Mutex::default() })
+    }
+
+    /// So many from now on. Who came while there was no limit is not counted.
+    pub fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// A socket that was just accepted, until its handshake is done; somewhat more of them than connections, so that who is
-    /// one too many can be told.
-    /// `None`: too many.
-    pub fn open(self: &Arc<Self>, address: IpAddr) -> Option<Box<Place>> {
-        self.enter(address, Of::Socket, self.most.saturating_add(ADDRESS_REFUSALS_MAX))
+    /// one too many can be told. `None`: nobody is counted.
+    pub fn open(self: &Arc<Self>, address: IpAddr) -> Result<Option<Box<Place>>, TooMany> {
+        self.enter(address, Of::Socket)
     }
 
-    /// A connection whose handshake was read. `None`: too many.
-    pub fn connect(self: &Arc<Self>, address: IpAddr) -> Option<Box<Place>> {
-        self.enter(address, Of::Connection, self.most)
+    /// A connection whose handshake was read. `None`: nobody is counted.
+    pub fn connect(self: &Arc<Self>, address: IpAddr) -> Result<Option<Box<Place>>, TooMany> {
+        self.enter(address, Of::Connection)
     }
 
-    fn enter(self: &Arc<Self>, address: IpAddr, of: Of, most: usize) -> Option<Box<Place>> {
+    fn enter(self: &Arc<Self>, address: IpAddr, of: Of) -> Result<Option<Box<Place>>, TooMany> {
+        let most = match (self.most.load(Ordering::Relaxed), of) {
+            (0, _) => return Ok(None),
+            (most, Of::Socket) => most.saturating_add(ADDRESS_REFUSALS_MAX),
+            (most, Of::Connection) => most,
+        };
         let key = Key::of(address);
         let mut held = self.held.lock();
         let count = held.entry(key).or_default().count(of);
         if *count >= most {
-            return None;
+            return Err(TooMany);
         }
         *count += 1;
-        Some(Box::new(Place { addresses: Arc::clone(self), key, of }))
+        Ok(Some(Box::new(Place { addresses: Arc::clone(self), key, of })))
     }
 }
 
@@ -171,10 +188,10 @@ mod tests {
             ("::1", "::1", "fe80::1"),
         ] {
             let places = [addresses.connect(ip(first)).unwrap(), addresses.connect(ip(same)).unwrap()];
-            assert!(addresses.connect(ip(first)).is_none() && addresses.connect(ip(same)).is_none(), "{first}");
+            assert!(addresses.connect(ip(first)).is_err() && addresses.connect(ip(same)).is_err(), "{first}");
             let _other = addresses.connect(ip(other)).unwrap();
             drop(places);
-            assert!(addresses.connect(ip(same)).is_some(), "a place that was given back");
+            assert!(addresses.connect(ip(same)).unwrap().is_some(), "a place that was given back");
         }
         assert!(addresses.held.lock().is_empty(), "nothing stays of who has left");
     }
@@ -182,13 +199,28 @@ mod tests {
     #[test]
     fn sockets_have_room_beyond_connections_to_be_told_so() {
         let addresses = Addresses::new(1);
-        let sockets: Vec<_> = std::iter::from_fn(|| addresses.open(ip("10.0.0.1"))).take(1000).collect();
+        let sockets: Vec<_> = std::iter::from_fn(|| addresses.open(ip("10.0.0.1")).ok()).take(1000).collect();
         assert_eq!(sockets.len(), 1 + ADDRESS_REFUSALS_MAX);
         let connection = addresses.connect(ip("10.0.0.1"));
-        assert!(connection.is_some() && addresses.connect(ip("10.0.0.1")).is_none());
+        assert!(connection.is_ok() && addresses.connect(ip("10.0.0.1")).is_err());
         drop(sockets);
         assert_eq!(addresses.held.lock().len(), 1);
         drop(connection);
+        assert!(addresses.held.lock().is_empty());
+    }
+
+    #[test]
+    fn another_limit_counts_who_was_counted_and_none_counts_nobody() {
+        let addresses = Addresses::new(2);
+        let places = [addresses.connect(ip("10.0.0.1")).unwrap(), addresses.connect(ip("10.0.0.1")).unwrap()];
+        addresses.set_most(3);
+        let third = addresses.connect(ip("10.0.0.1")).unwrap();
+        addresses.set_most(0);
+        assert!(addresses.connect(ip("10.0.0.1")).unwrap().is_none());
+        addresses.set_most(1);
+        assert_eq!(addresses.connect(ip("10.0.0.1")).unwrap_err(), TooMany);
+        drop((places, third));
+        assert!(addresses.connect(ip("10.0.0.1")).unwrap().is_some());
         assert!(addresses.held.lock().is_empty());
     }
 

@@ -9,7 +9,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-use super::addresses::{AddressRates, Addresses, Place};
+use super::addresses::{AddressRates, Addresses, Place, TooMany};
 use crate::{
     api::process,
     clock::Instant,
@@ -49,7 +49,7 @@ pub struct Gates {
     accepts: Option<Rate>,
     handshakes: Option<Rate>,
     address_handshakes: Option<AddressRates>,
-    addresses: Option<Arc<Addresses>>,
+    addresses: Arc<Addresses>,
     memory: Option<Memory>,
 }
 
@@ -61,10 +61,15 @@ impl Gates {
             accepts: Rate::of(limits.accepts_per_second.0),
             handshakes: Rate::of(limits.handshakes_per_second.0),
             address_handshakes: (a_second > 0).then(|| AddressRates::new(a_second)),
-            addresses: (limits.connections_per_address.0 > 0)
-                .then(|| Addresses::new(limits.connections_per_address.limit())),
+            addresses: Addresses::new(limits.connections_per_address.0 as usize),
             memory: process::memory_bound(limits.memory).map(Memory::new),
         }
+    }
+
+    /// Those of another configuration. Who is there stays counted, if he was; rates begin anew.
+    pub fn successor(&self, limits: &Limits) -> Self {
+        self.addresses.set_most(limits.connections_per_address.0 as usize);
+        Self { addresses: Arc::clone(&self.addresses), ..Self::new(limits) }
     }
 
     /// Waits until one more connection may be accepted.
@@ -85,8 +90,7 @@ impl Gates {
 
     /// A place for a socket that was accepted, where places are counted. `Err`: its address has too many.
     pub fn socket(&self, address: IpAddr) -> Result<Option<Box<Place>>, Limit> {
-        let Some(addresses) = &self.addresses else { return Ok(None) };
-        addresses.open(address).map(Some).ok_or(Limit::ConnectionsPerAddress)
+        self.addresses.open(address).map_err(|TooMany| Limit::ConnectionsPerAddress)
     }
 
     /// Whether one more handshake may be answered; by whom, is known now.
@@ -111,8 +115,7 @@ impl Gates {
 
     /// A place for a connection, where places are counted.
     pub fn connection(&self, address: IpAddr) -> Result<Option<Box<Place>>, Limit> {
-        let Some(addresses) = &self.addresses else { return Ok(None) };
-        addresses.connect(address).map(Some).ok_or(Limit::ConnectionsPerAddress)
+        self.addresses.connect(address).map_err(|TooMany| Limit::ConnectionsPerAddress)
     }
 }
 

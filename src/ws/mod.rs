@@ -27,6 +27,7 @@ mod upgrade;
 
 use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
+use arc_swap::{ArcSwap, Guard};
 pub use config::{Compression, Config, ForwardedHeader};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -70,22 +71,16 @@ pub struct Context {
     pub hub: Hub,
     /// Where tasks live.
     pub life: Lifecycle,
-    /// `http.path`.
-    pub path: String,
-    /// `auth.timeout`.
-    pub auth_timeout: Duration,
-    /// Whether messages may be compressed.
-    pub compression: Compression,
     /// What stands at `/`.
     pub page: Option<Page>,
     /// TLS, where it is spoken.
     pub tls: Option<Tls>,
-    /// Who is believed about addresses, and which pages may connect.
-    pub addresses: Addresses,
+    /// What a reload may change.
+    terms: ArcSwap<Terms>,
     /// Who may begin or end a session just now.
     turns: Turns,
     /// Who may come in just now.
-    gates: Gates,
+    gates: ArcSwap<Gates>,
     /// Lines on those who were not let in, and on sessions that could not be opened.
     not_let_in: Quiet,
     not_opened: Quiet,
@@ -93,36 +88,44 @@ pub struct Context {
     ended: Quiet,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
-    /// Connections at once, and sockets that are let in beyond them to be told so; further ones are dropped unheard.
-    room: (u64, u64),
+    /// What the process's descriptors allow: connections, and sockets beyond them.
+    within: (u64, u64),
+}
+
+/// What a connection that comes meets.
+#[derive(Debug)]
+pub struct Terms {
+    /// `http.path`.
+    pub path: String,
+    /// `auth.timeout`.
+    pub auth_timeout: Duration,
+    /// Whether messages may be compressed.
+    pub compression: Compression,
+    /// Who is believed about addresses, and which pages may connect.
+    pub addresses: Addresses,
 }
 
 impl Context {
     /// A context with no connection yet.
-    pub fn new(hub: Hub, life: Lifecycle, path: String, auth_timeout: Duration) -> Self {
+    pub fn new(hub: Hub, life: Lifecycle, terms: Terms) -> Self {
         let (turns, open) = (Turns::default(), crate::metrics::Gauge::default());
-        let gates = Gates::new(hub.limits());
+        let gates = ArcSwap::from_pointee(Gates::new(&hub.limits()));
         let quiet = |what| Quiet::new(what, &life);
         let (not_let_in, not_opened) = (quiet("not let in"), quiet("a session could not be opened"));
         let ended = quiet("session ended");
-        let compression = Compression::default();
-        let room = (hub.limits().connections.limit() as u64, REFUSALS_MAX);
         Self {
             hub,
             life,
-            path,
-            auth_timeout,
-            compression,
             page: None,
             tls: None,
-            addresses: Addresses::default(),
+            terms: ArcSwap::from_pointee(terms),
             turns,
             gates,
             not_let_in,
             not_opened,
             ended,
             open,
-            room,
+            within: (u64::MAX, REFUSALS_MAX),
         }
     }
 
@@ -130,7 +133,28 @@ impl Context {
     pub fn keep_within(&mut self, descriptors: u64) {
         let clients = descriptors.saturating_sub(limits::descriptors_beside_clients(descriptors));
         let refusals = (clients / REFUSALS_SHARE).clamp(REFUSALS_MIN, REFUSALS_MAX).min(clients / 8);
-        self.room = (self.room.0.min(clients - refusals), refusals);
+        self.within = (clients - refusals, refusals);
+    }
+
+    /// What a connection that comes now meets.
+    pub fn terms(&self) -> Guard<Arc<Terms>> {
+        self.terms.load()
+    }
+
+    fn gates(&self) -> Guard<Arc<Gates>> {
+        self.gates.load()
+    }
+
+    /// Connections at once, and sockets that are let in beyond them to be told so; further ones are dropped unheard.
+    fn room(&self) -> (u64, u64) {
+        let connections = self.hub.limits().connections.limit() as u64;
+        (connections.min(self.within.0), self.within.1)
+    }
+
+    /// Takes other terms, and the hub's limits as they are now, for what comes from now on.
+    pub fn reconfigure(&self, terms: Terms) {
+        self.terms.store(Arc::new(terms));
+        self.gates.store(Arc::new(self.gates().successor(&self.hub.limits())));
     }
 }
 
@@ -181,7 +205,8 @@ async fn accept_all(listener: &TcpListener, context: &Arc<Context>, beat: &Beat)
     loop {
         let (stream, remote) = beat.during(accept(listener, context)).await;
         // Behind a proxy there are many; whose connection it is comes with its handshake, or before that.
-        let place = if context.addresses.is_proxy(remote.ip()) { Ok(None) } else { context.gates.socket(remote.ip()) };
+        let is_proxy = context.terms().addresses.is_proxy(remote.ip());
+        let place = if is_proxy { Ok(None) } else { context.gates().socket(remote.ip()) };
         let place = match place {
             Ok(place) => place,
             Err(limit) => {
@@ -191,7 +216,8 @@ async fn accept_all(listener: &TcpListener, context: &Arc<Context>, beat: &Beat)
         };
         let open = context.open.enter();
         let socket = OpenSocket(Arc::clone(context));
-        if open > context.room.0.saturating_add(context.room.1) {
+        let (most, beyond) = context.room();
+        if open > most.saturating_add(beyond) {
             context.hub.metrics().hit(Limit::Connections);
             continue;
         }
@@ -208,7 +234,8 @@ async fn accept_all(listener: &TcpListener, context: &Arc<Context>, beat: &Beat)
 
 /// The next connection, once one may come.
 async fn accept(listener: &TcpListener, context: &Context) -> (TcpStream, SocketAddr) {
-    context.gates.accept(context.hub.metrics()).await;
+    let gates = context.gates.load_full();
+    gates.accept(context.hub.metrics()).await;
     net::accept_tcp(listener).await
 }
 
@@ -258,7 +285,7 @@ async fn prepare(
     until: Instant,
     context: &Context,
 ) -> Option<(Line, SocketAddr)> {
-    if context.addresses.has_proxy_header(remote) {
+    if context.terms().addresses.has_proxy_header(remote) {
         let refused = match timeout_at(until, proxy::source(&mut stream, remote)).await {
             Ok(Ok(source)) => {
                 remote = source;
@@ -292,7 +319,7 @@ async fn shake_hands(
     context: Arc<Context>,
     socket: (OpenSocket, Option<Box<Place>>),
 ) -> Option<Opening> {
-    let (line, remote) = if context.tls.is_none() && !context.addresses.has_proxy_header(remote) {
+    let (line, remote) = if context.tls.is_none() && !context.terms().addresses.has_proxy_header(remote) {
         (Line::Plain(stream), remote)
     } else {
         let preparing = Box::pin(prepare(stream, remote, until, &context));

@@ -79,7 +79,7 @@ pub async fn open(
     let bytes = early.len();
     let mut opener = Opener { socket, reader, early, bytes };
     let mut said = None;
-    let granted = match opening.authenticate(Arc::clone(context.hub.authenticator())) {
+    let granted = match opening.authenticate(context.hub.authenticator()) {
         Ok(granted) => Ok(granted),
         Err(Err(refused)) => look_again(refused, context).await,
         Err(Ok(unauthenticated)) => {
@@ -121,15 +121,20 @@ async fn look_again(refused: Refused, context: &Context) -> Result<Granted, End>
     let shut = context.hub.letting_in();
     let renewed = tokio::select! {
         () = shut.cancelled() => return Err(End::Restarting),
-        renewed = tokio::time::timeout(context.auth_timeout, authenticator.renewed()) => renewed,
+        renewed = tokio::time::timeout(context.terms().auth_timeout, authenticator.renewed()) => renewed,
     };
-    if renewed == Ok(true) { refused.retry(authenticator).map_err(End::Refused) } else { Err(End::Refused(refused)) }
+    // By the rules that are in force by now.
+    if renewed == Ok(true) {
+        refused.retry(&context.hub.authenticator()).map_err(End::Refused)
+    } else {
+        Err(End::Refused(refused))
+    }
 }
 
 async fn attach(granted: Granted, peer: &Peer, socket: &Arc<Socket>, context: &Context) -> Result<Arc<Handle>, End> {
     let (user, reply_to) = (granted.identity.user().clone(), granted.reply_to.clone());
     // The handshake may have been long ago.
-    if let Err(limit) = context.gates.memory(context.hub.clock().now()) {
+    if let Err(limit) = context.gates().memory(context.hub.clock().now()) {
         context.hub.metrics().hit(limit);
         return Err(End::Close(CloseCode::TRY_LATER, "limits.memory is reached; try again later".to_owned()));
     }
@@ -246,7 +251,8 @@ impl Opener<'_> {
         context: &Context,
     ) -> Result<Granted, End> {
         let guests = unauthenticated.may_be_guest();
-        let patience = if guests { context.auth_timeout.min(limits::GUEST_GRACE) } else { context.auth_timeout };
+        let timeout = context.terms().auth_timeout;
+        let patience = if guests { timeout.min(limits::GUEST_GRACE) } else { timeout };
         match tokio::time::timeout(patience, self.first_message()).await {
             Err(_) if guests => unauthenticated.as_guest().map_err(End::Refused),
             Err(_) => Err(End::Refused(Refused::new(AuthCode::AuthTimeout, "no `auth` message came in time"))),

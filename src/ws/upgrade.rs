@@ -11,7 +11,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use parking_lot::Mutex;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::{Compression, Context, addresses::Place};
+use super::{Addresses, Compression, Context, addresses::Place};
 use crate::{
     hub::Peer,
     limits::{self, Limit},
@@ -82,15 +82,15 @@ pub fn answer(
     context: &Context,
     accepted: &Mutex<Option<Accepted>>,
 ) -> Reply {
-    let path = request.uri().path();
-    if path == "/livez" && path != context.path {
+    let (path, terms) = (request.uri().path(), context.terms());
+    if path == "/livez" && path != terms.path {
         // A probe asks once; kept open, its socket would be held without a bound on its time.
         return closing(text(StatusCode::OK, "ok\n".to_owned()));
     }
-    if let Some(page) = context.page.as_ref().filter(|_| path == "/" && path != context.path) {
+    if let Some(page) = context.page.as_ref().filter(|_| path == "/" && path != terms.path) {
         return page.answer(&request);
     }
-    if path != context.path {
+    if path != terms.path {
         return text(StatusCode::NOT_FOUND, "not found\n".to_owned());
     }
     match upgrade(request, remote, context) {
@@ -128,20 +128,21 @@ fn upgrade(
     remote: SocketAddr,
     context: &Context,
 ) -> Result<(Reply, Accepted), Refusal> {
-    let remote = context.addresses.client(remote, request.headers());
-    context.gates.handshake(remote.ip(), context.hub.clock().now())?;
+    let (terms, gates) = (context.terms(), context.gates());
+    let remote = terms.addresses.client(remote, request.headers());
+    gates.handshake(remote.ip(), context.hub.clock().now())?;
     let accept = check_handshake(&request)?;
-    check_origin(request.headers(), context)?;
+    check_origin(request.headers(), &terms.addresses, context)?;
     let (protocol, bearer) = sub_protocol(request.headers())?;
     let mut opening = opening(&request, bearer)?;
-    let extensions = extensions(request.headers(), context.compression)?;
+    let extensions = extensions(request.headers(), terms.compression)?;
     opening.options.window = extensions.deflate;
     let user_agent = user_agent(request.headers());
     if context.hub.is_draining() {
         let text = "the node lets nobody in: it drains or stops".to_owned();
         return Err(Refusal { status: StatusCode::SERVICE_UNAVAILABLE, text, counts: Failure::Unavailable.into() });
     }
-    let place = context.gates.connection(remote.ip())?;
+    let place = gates.connection(remote.ip())?;
     let counted = Connected::enter(context, place).ok_or(Limit::Connections)?;
 
     let peer = Peer { remote, user_agent };
@@ -163,10 +164,10 @@ fn upgrade(
 }
 
 /// Whether the page that connects may, where a page it is.
-fn check_origin(headers: &HeaderMap, context: &Context) -> Result<(), Refusal> {
+fn check_origin(headers: &HeaderMap, addresses: &Addresses, context: &Context) -> Result<(), Refusal> {
     // The page that this listener serves itself, which it only does on loopback.
     let own = || context.page.is_some() && net::is_same_origin(headers) && net::loopback_host(headers).is_some();
-    if context.addresses.lets_in(headers) || own() {
+    if addresses.lets_in(headers) || own() {
         return Ok(());
     }
     let text = "pages of this origin may not connect (http.origins)".to_owned();
@@ -203,7 +204,7 @@ impl Connected {
     /// `None` where `limits.connections` is reached, or what the descriptors are enough for.
     fn enter(context: &Context, place: Option<Box<Place>>) -> Option<Self> {
         let metrics = context.hub.metrics();
-        if !metrics.connections.enter_below(context.room.0) {
+        if !metrics.connections.enter_below(context.room().0) {
             return None;
         }
         metrics.connections_total.inc();

@@ -229,6 +229,63 @@ fn the_log_s_filter_is_set_and_the_one_before_is_told() {
 }
 
 #[test]
+fn a_reload_says_what_changed_and_what_needs_a_restart() {
+    let gateway = Gateway::new();
+    assert_eq!(gateway.command(&["reload"]).ok(), "nothing is other than before\n");
+    let text = std::fs::read_to_string(&gateway.file).unwrap();
+    std::fs::write(&gateway.file, format!("limits.connections = 7\nevents.buffer = 1024\n{text}")).unwrap();
+    let said = gateway.command(&["reload"]).ok();
+    assert_eq!(said, "changed: limits.connections: 100000 → 7\nneeds a restart: events.buffer: 65536 → 1024\n");
+    let again = gateway.command(&["reload", "--json"]).json();
+    let buffer = json!({ "key": "events.buffer", "old": "65536", "new": "1024" });
+    assert_eq!(again, json!({ "changed": [], "needsRestart": [buffer], "warnings": [] }));
+    std::fs::write(&gateway.file, format!("limits.connections = -1\n{text}")).unwrap();
+    gateway.over_tcp(&["reload"], READ_TOKEN).fails(77, "lacks the scope `admin`");
+}
+
+/// What an operator does who writes to the file of a gateway that runs, well and badly.
+#[test]
+fn a_file_that_is_wrong_is_refused_in_the_words_of_config_check_and_changes_nothing() {
+    let gateway = Gateway::new();
+    let good = std::fs::read_to_string(&gateway.file).unwrap();
+    // A caller that is only in the file now.
+    let new = "one-caller-more";
+    let block = format!("[[grpc.tokens]]\nname = \"more\"\ntoken = \"{new}\"\nscopes = [\"read\"]\n");
+    gateway.over_tcp(&["status"], new).fails(77, "UNAUTHENTICATED");
+    let taken = good.clone() + &block;
+    std::fs::write(&gateway.file, &taken).unwrap();
+    assert!(gateway.command(&["reload"]).ok().starts_with("changed: grpc.tokens: "));
+    gateway.over_tcp(&["status"], new).ok();
+
+    for bad in ["\n[heartbeat]\ninterval = \"soon\"\n", "\n[heartbeat]\ninterval = \"0s\"\ntimeout = \"0s\"\n"] {
+        std::fs::write(&gateway.file, good.clone() + bad).unwrap();
+        let checked = gateway.command(&["config", "check"]);
+        assert!(checked.code == 78 && checked.stderr.contains("heartbeat.interval"), "{checked:?}");
+        for how in [&["reload"][..], &["reload", "--json"]] {
+            let refused = gateway.over_tcp(how, ADMIN_TOKEN);
+            assert_eq!((refused.code, refused.stdout.as_str()), (78, ""), "{refused:?}");
+            let (first, lines) = refused.stderr.split_once('\n').unwrap();
+            assert!(
+                first.ends_with(
+                    "says FAILED_PRECONDITION: the configuration is not taken, and the one from before stays:"
+                )
+            );
+            assert_eq!(lines, checked.stderr);
+            // With the file for its address, too: what cannot be understood at all is said before anybody is asked.
+            let refused = gateway.command(how);
+            assert!(refused.code == 78 && refused.stderr.ends_with(&checked.stderr), "{refused:?}");
+        }
+        gateway.over_tcp(&["status"], new).ok();
+    }
+    std::fs::remove_file(&gateway.file).unwrap();
+    let gone = gateway.over_tcp(&["reload"], ADMIN_TOKEN);
+    assert!(gone.code == 78 && gone.stderr.contains("cannot be read"), "{gone:?}");
+    gateway.over_tcp(&["status"], new).ok();
+    std::fs::write(&gateway.file, &taken).unwrap();
+    assert_eq!(gateway.command(&["reload"]).ok(), "nothing is other than before\n");
+}
+
+#[test]
 fn status_is_a_page_or_a_document() {
     let gateway = Gateway::new();
     let _alice = gateway.client("alice", &[]);
@@ -267,6 +324,7 @@ fn without_a_gateway_every_command_ends_with_69() {
         &["sessions"],
         &["users"],
         &["log", "info"],
+        &["reload"],
         &["topics"],
         &["publish", "news", "{}"],
         &["events"],

@@ -9,7 +9,7 @@ use std::{
 use futures_util::stream;
 use prost::Message as _;
 use pushgate::api::proto::{
-    CloseUserSessionsRequest, DESCRIPTORS, DrainRequest, PurgePendingRequest, RevokeTokensRequest,
+    CloseUserSessionsRequest, DESCRIPTORS, DrainRequest, PurgePendingRequest, ReloadRequest, RevokeTokensRequest,
 };
 use tonic::{
     Code, Request,
@@ -27,7 +27,7 @@ use crate::support::{
 };
 
 /// What each RPC takes, and its name in the audit: what closes, revokes, clears or forgets something is a line there.
-const RPCS: [(&str, &str, Option<&str>); 23] = [
+const RPCS: [(&str, &str, Option<&str>); 24] = [
     ("SendToUser", "send", None),
     ("SendBatch", "send", None),
     ("Broadcast", "send", None),
@@ -40,6 +40,7 @@ const RPCS: [(&str, &str, Option<&str>); 23] = [
     ("ForgetDevice", "admin", Some("forget device")),
     ("ForgetUser", "admin", Some("forget user")),
     ("StreamEvents", "events", None),
+    ("Reload", "admin", Some("reload")),
     ("Backup", "admin", None),
     ("SendToSession", "send", None),
     ("ListUsers", "read", None),
@@ -145,6 +146,9 @@ async fn done(name: &str, admin: &mut Rpc, daemon: &Daemon) -> bool {
         }
         "Drain" => drop(admin.drain(DrainRequest::default()).await.unwrap()),
         "Undrain" => drop(admin.undrain().await.unwrap()),
+        "Reload" => {
+            admin.client.reload(ReloadRequest {}).await.unwrap();
+        }
         _ => return false,
     }
     true

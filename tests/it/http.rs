@@ -220,7 +220,7 @@ async fn a_listener_that_others_reach_takes_no_calls_without_tls() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let api = Api::new(gateway.hub.clone(), life.clone());
-    let services = http::Services { api, access: None, tls: None, notification_bytes: 1 };
+    let services = http::Services { api, access: None, tls: None };
     tokio::spawn(http::serve(listener, services, life.clone()));
     for (method, path, _) in CALLS {
         ask(&Http::new(address).bearer(ADMIN), method, path).await.refused(403, 7, "TLS_NEEDED");

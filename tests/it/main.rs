@@ -41,6 +41,7 @@ mod opening;
 mod outcomes;
 mod pages;
 mod places;
+mod reload;
 mod rfc6455;
 mod services;
 mod slow;

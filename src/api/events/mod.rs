@@ -14,6 +14,7 @@ use super::{
     error::ApiError,
     lists,
     proto::{self, event::Event as Body},
+    standing::{self, Standing},
 };
 use crate::{
     hub::{Hub, Interest, Read, Reader, Start},
@@ -38,6 +39,7 @@ struct Consumer {
     raw_json: bool,
     ready: VecDeque<proto::Event>,
     stop: CancellationToken,
+    standing: Standing,
     hub: Hub,
     open: Open,
 }
@@ -69,7 +71,12 @@ struct Place {
 }
 
 /// `StreamEvents`.
-pub fn stream(hub: &Hub, life: &Lifecycle, request: &proto::StreamEventsRequest) -> Result<EventStream, ApiError> {
+pub fn stream(
+    hub: &Hub,
+    life: &Lifecycle,
+    standing: &Standing,
+    request: &proto::StreamEventsRequest,
+) -> Result<EventStream, ApiError> {
     let mut checks = Checks::default();
     let user = checks.optional("user_id", &request.user_id, UserId::parse);
     let types = checks.event_types(&request.types);
@@ -97,6 +104,7 @@ pub fn stream(hub: &Hub, life: &Lifecycle, request: &proto::StreamEventsRequest)
         raw_json: request.raw_json,
         ready: VecDeque::new(),
         stop: life.stopping().clone(),
+        standing: standing.clone(),
         hub: hub.clone(),
         open,
     };
@@ -108,20 +116,22 @@ pub fn stream(hub: &Hub, life: &Lifecycle, request: &proto::StreamEventsRequest)
     Ok(Box::pin(stream::unfold(Some(consumer), |consumer| async {
         let mut consumer = consumer?;
         match consumer.next().await {
-            Some(event) => Some((Ok(event), Some(consumer))),
-            None => {
-                let message = "the node is stopping".to_owned();
-                Some((Err(ApiError::Unavailable { reason: "DRAINING", message }), None))
-            }
+            Ok(event) => Some((Ok(event), Some(consumer))),
+            Err(end) => Some((Err(end), None)),
         }
     })))
 }
 
 impl Consumer {
-    async fn next(&mut self) -> Option<proto::Event> {
+    /// The next event, or why there are no more.
+    async fn next(&mut self) -> Result<proto::Event, ApiError> {
+        let over = Err(ApiError::Unauthenticated(standing::ENDED));
         loop {
+            if self.standing.has_ended() {
+                return over;
+            }
             if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+                return Ok(event);
             }
             if let Some(snapshot) = self.snapshot.take() {
                 self.tell_sessions(snapshot);
@@ -130,10 +140,14 @@ impl Consumer {
             let read = tokio::select! {
                 biased;
                 read = self.reader.read() => read,
-                () = self.stop.cancelled() => return None,
+                () = self.stop.cancelled() => {
+                    let message = "the node is stopping".to_owned();
+                    return Err(ApiError::Unavailable { reason: "DRAINING", message });
+                }
+                () = self.standing.ended() => return over,
             };
             match read {
-                Read::Lost { count, last } => return Some(self.lost(count, last, false)),
+                Read::Lost { count, last } => return Ok(self.lost(count, last, false)),
                 Read::Events(events) => {
                     let events = events.iter().map(|event| encode::event(event, &self.epoch, self.raw_json));
                     self.ready = events.collect();

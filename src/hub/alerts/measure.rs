@@ -4,11 +4,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{super::Hub, AlertsConfig, watch::Measured};
+use super::{super::Hub, watch::Measured};
 use crate::{
     limits,
     metrics::{LISTENERS, Metrics, Since, Slice, Spans},
-    types::AlertName,
+    types::{AlertName, Span},
 };
 
 /// What is measured.
@@ -30,15 +30,15 @@ struct Series {
 }
 
 impl Measure {
-    /// Nothing so far.
-    pub fn new(config: &AlertsConfig, metrics: &Metrics) -> Self {
+    /// Nothing so far, from `at` on, to be seen within `fire_after`.
+    pub fn new(Span(fire_after): Span, at: Duration, metrics: &Metrics) -> Self {
         let (least, most) = limits::ALERT_WINDOW;
-        let window = config.fire_after.0.clamp(least, most);
+        let window = fire_after.clamp(least, most);
         let slot = (window / limits::ALERT_SLOTS).max(limits::ALERT_TICK);
         let slots = (window.as_millis() / slot.as_millis()) as usize;
         Self {
             slot,
-            opened: Duration::ZERO,
+            opened: at,
             failures: metrics.failures_total(),
             error_rate: Measured::Unknown,
             confirmed: Series::new(metrics.confirm_spans(), slots),
@@ -121,8 +121,7 @@ mod tests {
 
     fn over(seconds: u64) -> (Metrics, Measure) {
         let metrics = Metrics::default();
-        let config = AlertsConfig { fire_after: Span::secs(seconds), ..AlertsConfig::default() };
-        let measure = Measure::new(&config, &metrics);
+        let measure = Measure::new(Span::secs(seconds), Duration::ZERO, &metrics);
         (metrics, measure)
     }
 

@@ -18,6 +18,8 @@ use self::{
     measure::Measure,
     watch::{Change, Fires, Measured, Rule, Watch},
 };
+use std::time::Duration;
+
 use super::Hub;
 use crate::{
     limits,
@@ -31,21 +33,25 @@ impl Hub {
     }
 
     pub(super) async fn run_alerts(&self) {
-        let config = &self.0.alerts;
-        let mut measure = Measure::new(config, self.metrics());
-        let whole = Whole {
-            connections: self.limits().connections.0.into(),
-            store_bytes: self.quotas().max_bytes,
-            disk_bytes: self.0.store.disk().max_bytes,
-            events: self.0.events.capacity(),
-        };
-        let rule = |name: AlertName| Some((name, Watch::new(config.rule(name, whole)?)));
-        let mut watches: Vec<_> = AlertName::ALL.iter().copied().filter_map(rule).collect();
         let begun = self.clock().now();
+        let mut window = self.live().alerts.fire_after;
+        let mut measure = Measure::new(window, Duration::ZERO, self.metrics());
+        let mut watches = Vec::new();
+        self.take_rules(&mut watches);
         let mut ticks = tokio::time::interval(limits::ALERT_TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.0.reconfigured.notified() => {
+                    self.take_rules(&mut watches);
+                    let other = self.live().alerts.fire_after;
+                    if std::mem::replace(&mut window, other) != other {
+                        measure = Measure::new(other, self.clock().now().duration_since(begun), self.metrics());
+                    }
+                    continue;
+                }
+            }
             let at = self.clock().now().duration_since(begun);
             measure.turn(at, self.metrics());
             for (name, watch) in &mut watches {
@@ -54,6 +60,39 @@ impl Hub {
                 self.note_alert(*name, watch, measured, change);
             }
         }
+    }
+
+    /// Watches by the rules that are in force now. An alert goes on as it is where its rule is another; one that is switched
+    /// off while it fires is over.
+    fn take_rules(&self, watches: &mut Vec<(AlertName, Watch)>) {
+        let live = self.live();
+        let whole = Whole {
+            connections: live.limits.connections.0.into(),
+            store_bytes: live.quotas.max_bytes,
+            disk_bytes: self.0.store.disk().max_bytes,
+            events: self.0.events.capacity(),
+        };
+        let mut before = std::mem::take(watches).into_iter().peekable();
+        for &name in AlertName::ALL {
+            let watch = before.next_if(|(known, _)| *known == name).map(|(_, watch)| watch);
+            match (watch, live.alerts.rule(name, whole)) {
+                (Some(watch), Some(rule)) => watches.push((name, watch.under(rule))),
+                (None, Some(rule)) => watches.push((name, Watch::new(rule))),
+                (Some(watch), None) if watch.is_firing() => self.end_alert(name),
+                (_, None) => {}
+            }
+        }
+    }
+
+    /// An alert that fires is switched off.
+    fn end_alert(&self, name: AlertName) {
+        let mut all = self.0.alerts_firing.lock();
+        let Some(place) = all.iter().position(|one| one.name == name) else { return };
+        let alert = Alert { firing: false, text: "switched off".into(), ..all.remove(place) };
+        drop(all);
+        tracing::info!(name = name.as_str(), text = %alert.text, "alert cleared");
+        self.metrics().set_alert(name, false);
+        self.0.events.emit(EventBody::Alert(alert));
     }
 
     /// Keeps what fires up to date, and tells of a change.

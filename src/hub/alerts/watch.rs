@@ -70,6 +70,12 @@ impl Watch {
         Self { rule, firing: false, asked_since: None }
     }
 
+    /// The same under another rule: what fires goes on until it is well again by that one.
+    #[must_use]
+    pub fn under(self, rule: Rule) -> Self {
+        if self.rule == rule { self } else { Self { rule, asked_since: None, ..self } }
+    }
+
     /// Its rule.
     pub fn rule(&self) -> &Rule {
         &self.rule

@@ -16,8 +16,9 @@ use super::{
 };
 use crate::{
     auth::{self, Identity, KeyConfig},
+    limits::Limits,
     protocol::{ack_mode::AckMode, frame::Incoming},
-    session::{DeliveryConfig, Granted, HeartbeatConfig, Log, Options},
+    session::{DeliveryConfig, Granted, HeartbeatConfig, Log, Options, Settings},
     store::double::Double,
     types::{ByteSize, Device, Notification, NotificationId, Payload, Secret, TypeName},
 };
@@ -116,36 +117,35 @@ impl World {
     }
 
     fn with(store: Store, double: Arc<Double>, clock: Clock, bounds: Bounds) -> World {
+        let delivery = DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() };
         let hub = Hub::new(Parts {
             store,
             authenticator: AUTHENTICATOR.with(Arc::clone),
             clock,
             metrics: Metrics::default(),
             life: Lifecycle::new(),
-            limits: Limits { outbox_bytes: ByteSize(bounds.outbox_bytes), ..Limits::default() },
-            settings: Settings::of(
-                &DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() },
-                &HeartbeatConfig::default(),
-                &Limits::default(),
-            ),
-            presence: Presence::default(),
-            alerts: AlertsConfig::default(),
-            drain: DrainConfig::default(),
-            notice: Duration::ZERO,
-            clients: Clients::default(),
             events: EventsConfig { buffer: bounds.events },
-            rules: Rules::new(&[super::topics::durable_rule()], &[]).unwrap(),
-            public_claims: Vec::new(),
-            guests_max: crate::types::Count(0),
-            quotas: Quotas {
-                ttl: HOUR,
-                max_ttl: HOUR,
-                max_bytes: 0,
-                pending_per_user: 10_000,
-                devices_per_user: 16,
-                device_ttl: 24 * HOUR,
-                overflow: Overflow::Refuse,
-                idempotency_window: Duration::from_secs(600),
+            live: Live {
+                limits: Limits { outbox_bytes: ByteSize(bounds.outbox_bytes), ..Limits::default() },
+                settings: Settings::of(&delivery, &HeartbeatConfig::default(), &Limits::default()),
+                presence: Presence::default(),
+                drain: DrainConfig::default(),
+                notice: Duration::ZERO,
+                alerts: AlertsConfig::default(),
+                clients: Clients::default(),
+                rules: Rules::new(&[super::topics::durable_rule()], &[]).unwrap(),
+                public_claims: Vec::new(),
+                guests_max: crate::types::Count(0),
+                quotas: Quotas {
+                    ttl: HOUR,
+                    max_ttl: HOUR,
+                    max_bytes: 0,
+                    pending_per_user: 10_000,
+                    devices_per_user: 16,
+                    device_ttl: 24 * HOUR,
+                    overflow: Overflow::Refuse,
+                    idempotency_window: Duration::from_secs(600),
+                },
             },
         });
         World { hub, double }

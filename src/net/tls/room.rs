@@ -1,7 +1,13 @@
 //! The handshakes that are under way. Where there are as many as there may be, the oldest makes room: who begins one and says
 //! no more would else keep everybody out for as long as a handshake may take.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -9,7 +15,7 @@ use tokio::sync::oneshot;
 /// Room for so many.
 #[derive(Debug)]
 pub struct Room {
-    most: usize,
+    most: AtomicUsize,
     under_way: Arc<Mutex<UnderWay>>,
 }
 
@@ -31,7 +37,12 @@ pub struct Place {
 impl Room {
     /// Room for that many.
     pub fn new(most: usize) -> Self {
-        Self { most, under_way: Arc::default() }
+        Self { most: AtomicUsize::new(most), under_way: Arc::default() }
+    }
+
+    /// Room for that many from now on. Those under way stay until another begins.
+    pub fn set_most(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// One more. The oldest loses its place where there would be too many.
@@ -40,7 +51,10 @@ impl Room {
         let mut under_way = self.under_way.lock();
         let number = under_way.next;
         under_way.next += 1;
-        let oldest = if under_way.places.len() >= self.most { under_way.places.pop_first() } else { None };
+        // One, or more where there may be fewer than there were.
+        let most = self.most.load(Ordering::Relaxed).max(1);
+        let too_many = (under_way.places.len() + 1).saturating_sub(most);
+        let oldest: Vec<_> = (0..too_many).map_while(|_| under_way.places.pop_first()).collect();
         under_way.places.insert(number, sender);
         drop(under_way);
         // Wakes its task, not under the lock.
@@ -83,5 +97,19 @@ mod tests {
         assert!(!lost(&mut third) && !lost(&mut fourth), "who is done has made room");
         drop((first, third, fourth));
         assert!(room.under_way.lock().places.is_empty());
+    }
+
+    #[test]
+    fn with_less_room_than_there_was_as_many_go_as_are_too_many() {
+        let room = Room::new(3);
+        let mut places: Vec<Place> = (0..3).map(|_| room.enter()).collect();
+        room.set_most(2);
+        let lost = |place: &mut Place| place.lost().now_or_never().is_some();
+        assert!(!places.iter_mut().any(lost), "nobody is sent away by it");
+        places.push(room.enter());
+        assert_eq!(places.iter_mut().map(lost).collect::<Vec<_>>(), [true, true, false, false]);
+        room.set_most(3);
+        places.push(room.enter());
+        assert!(!lost(&mut places[2]));
     }
 }

@@ -49,14 +49,21 @@ pub struct Shared {
     room: Arc<Semaphore>,
     /// Bytes with a permit that are not committed.
     admitted_bytes: AtomicU64,
-    bytes_max: u64,
-    disk_max: u64,
+    /// `store.max_bytes` and `store.max_disk`; 0: no bound.
+    bytes_max: AtomicU64,
+    disk_max: AtomicU64,
+}
+
+/// A bound as an operator writes it: 0 is none.
+fn bound(bytes: &AtomicU64) -> u64 {
+    match bytes.load(Ordering::Relaxed) {
+        0 => u64::MAX,
+        bytes => bytes,
+    }
 }
 
 impl Shared {
     pub fn new(config: &Config, sequencer: Sequencer, totals: Totals) -> Self {
-        let bound = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
-        let disk = bound(config.max_disk.0);
         Self {
             queue: Queue::of(FIRST_GENERATION),
             sequencer,
@@ -73,9 +80,21 @@ impl Shared {
             stuck: AtomicBool::new(false),
             room: Arc::new(Semaphore::new(limits::WRITER_QUEUE_BYTES_MAX)),
             admitted_bytes: AtomicU64::new(0),
-            bytes_max: bound(config.max_bytes.0),
-            disk_max: disk - (disk / 16).min(limits::STORE_DISK_RESERVE_BYTES_MAX),
+            bytes_max: AtomicU64::new(config.max_bytes.0),
+            disk_max: AtomicU64::new(config.max_disk.0),
         }
+    }
+
+    /// Takes other bounds, for what is admitted from now on.
+    pub fn set_bounds(&self, max_bytes: u64, max_disk: u64) {
+        self.bytes_max.store(max_bytes, Ordering::Relaxed);
+        self.disk_max.store(max_disk, Ordering::Relaxed);
+    }
+
+    /// What senders may fill of `store.max_disk`.
+    fn disk_for_senders(&self) -> u64 {
+        let disk = bound(&self.disk_max);
+        disk - (disk / 16).min(limits::STORE_DISK_RESERVE_BYTES_MAX)
     }
 
     /// Marks the store as failed, once and for good.
@@ -185,9 +204,9 @@ impl Shared {
         let mut permit = Permit { shared: Arc::clone(self), _room: room, bytes, generation, place: Place::None };
         let admitted = self.admitted_bytes.fetch_add(permit.bytes, Ordering::Relaxed) + permit.bytes;
         let (disk, stored) = (self.disk_bytes.load(Ordering::Relaxed), self.totals.lock().bytes);
-        if stored.saturating_add(admitted) > self.bytes_max
+        if stored.saturating_add(admitted) > bound(&self.bytes_max)
             // Files do not shrink by themselves, but what is free in them is used again.
-            || disk - room::reusable(disk, stored) >= self.disk_max
+            || disk - room::reusable(disk, stored) >= self.disk_for_senders()
             || admitted > self.spare_bytes.load(Ordering::Relaxed)
         {
             return Err(StoreError::Full);
@@ -204,16 +223,16 @@ impl Shared {
         let disk = self.disk_bytes.fetch_add(cost, Ordering::Relaxed).saturating_add(cost);
         let spend = |spare: u64| (spare != u64::MAX).then(|| spare.saturating_sub(cost));
         let spare = self.spare_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
-        disk >= self.disk_max || spare.is_ok_and(|before| before <= cost)
+        disk >= self.disk_for_senders() || spare.is_ok_and(|before| before <= cost)
     }
 
-    /// How full the disk is, where `store.max_disk` is `max_bytes`.
-    pub fn disk(&self, max_bytes: u64) -> Disk {
+    /// How full the disk is.
+    pub fn disk(&self) -> Disk {
         let (disk, stored) = (self.disk_bytes.load(Ordering::Relaxed), self.totals.lock().bytes);
         let free = self.spare_bytes.load(Ordering::Relaxed);
         Disk {
             used_bytes: disk.saturating_sub(room::reusable(disk, stored)),
-            max_bytes,
+            max_bytes: self.disk_max.load(Ordering::Relaxed),
             free_bytes: (free != u64::MAX).then_some(free),
         }
     }
