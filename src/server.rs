@@ -39,6 +39,7 @@ use crate::{
     lifecycle::{Lifecycle, Shutdown},
     metrics::Metrics,
     net::{BindError, Bound},
+    otlp,
     session::Settings,
     store::{OpenError, Store, StoreError},
     systemd,
@@ -102,6 +103,7 @@ pub struct Server {
     clients: Arc<grpc::Clients>,
     /// Certificates are to be read again.
     reload: Arc<Notify>,
+    exporting: otlp::Exporting,
     on_ready: Option<OnReady>,
 }
 
@@ -142,13 +144,17 @@ impl Server {
         };
         let listeners: Vec<Listener> = bound.iter().map(listener).collect();
 
+        let metrics = Metrics::default();
+        let (tracer, exporting) =
+            otlp::start(&config.otlp, &clock, &metrics, &calls.handle()).map_err(StartError::Config)?;
         let store = manager::while_it_starts(open_store(config, clock.clone())).await?;
         let life = Lifecycle::new();
         let hub = Hub::new(Parts {
             store,
             authenticator: Arc::new(authenticator),
             clock,
-            metrics: Metrics::default(),
+            metrics,
+            tracer,
             life: life.clone(),
             limits: config.limits.clone(),
             settings: Settings::of(&config.delivery, &config.heartbeat, &config.limits),
@@ -201,6 +207,7 @@ impl Server {
             tls,
             clients,
             reload,
+            exporting,
             on_ready,
         })
     }
@@ -238,7 +245,7 @@ impl Server {
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
         let Self { api, hub, life, calls, shutdown, ws, accepting, bound, access, ops_access, listeners, .. } = self;
-        let Self { grpc_limits, tls, clients, reload, on_ready, .. } = self;
+        let Self { grpc_limits, tls, clients, reload, exporting, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let calls_life = life.on(calls.handle());
         // Before anybody can ask for them.
@@ -334,6 +341,9 @@ impl Server {
         if tasks > 0 {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
+        // They end with the sessions, and what is exported runs where calls do.
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        exporting.finish(left.mul_f64(0.5)).await;
         drop(calls);
         let closed = close_store(hub.store().clone(), deadline).await;
         let ended = match (life.failure(), closed) {

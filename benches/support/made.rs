@@ -76,6 +76,7 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         presence: Presence::default(),
         clients: hub::Clients::default(),
         events: hub::EventsConfig::default(),
+        tracer: pushgate::trace::Tracer::default(),
         alerts: hub::AlertsConfig::default(),
         rules: hub::Rules::default(),
         public_claims: Vec::new(),

@@ -9,7 +9,7 @@ use figment::value::{Dict, Num, Value};
 use super::{Config, Origins, layers};
 
 /// The sections in the order in which they are documented.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     "http",
     "grpc",
     "ops",
@@ -25,6 +25,7 @@ const SECTIONS: [&str; 15] = [
     "alerts",
     "shutdown",
     "log",
+    "otlp",
 ];
 
 pub(super) fn toml(config: &Config, origins: &Origins) -> String {

@@ -88,13 +88,13 @@ pub async fn serve<H: Health>(
     let Services { api, health, tls, clients, limits: bounds } = services;
     let request_bytes = bounds.calls.message_bytes;
     let gateway = GatewayServer::new(service::Service(api.clone())).max_decoding_message_size(request_bytes);
-    let metrics = api.metrics().clone();
+    let (metrics, tracer) = (api.metrics().clone(), api.tracer().clone());
     let terms = Terms { tls, clients, metrics: metrics.clone(), most: bounds.calls.connections };
     let guard = ReflectionGuard(api);
     let others = Routes::new(health)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
-    let front = Front::new(access, metrics.clone(), gateway, others);
+    let front = Front::new(access, metrics.clone(), tracer, gateway, others);
     let (connections, stop, cut) = (TaskTracker::new(), life.stopping().clone(), CancellationToken::new());
     let accept = async {
         let mut incoming = pin!(listen::incoming(bound, terms, life));

@@ -45,6 +45,7 @@ mod talk;
 mod tests;
 mod timers;
 mod topics;
+mod traces;
 mod user;
 mod users;
 
@@ -91,6 +92,7 @@ use crate::{
     metrics::{Failure, Gauge, Metrics},
     session::Settings,
     store::{Overflow, Store, StoreError},
+    trace::Tracer,
     types::{Alert, Count, SessionId, UserId},
 };
 
@@ -104,6 +106,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Counters.
     pub metrics: Metrics,
+    /// Records calls, or does not.
+    pub tracer: Tracer,
     /// Where tasks live.
     pub life: Lifecycle,
     /// `[limits]`.
@@ -172,6 +176,7 @@ struct Inner {
     broadcasts: Arc<SharedLog>,
     topics: Topics,
     topic_logs: TopicLogs,
+    tracer: Tracer,
     events: Arc<Events>,
     wheel: Wheel,
     leavers: Leavers<Arc<User>>,
@@ -209,7 +214,7 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, limits, settings, .. } = parts;
+        let Parts { store, authenticator, clock, metrics, tracer, life, limits, settings, .. } = parts;
         let Parts { presence, events, clients, rules, public_claims, guests_max, alerts, quotas, .. } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
@@ -233,6 +238,7 @@ impl Hub {
             broadcasts: SharedLog::of_broadcasts(),
             topics: Topics::new(),
             topic_logs: TopicLogs::default(),
+            tracer,
             events: Events::new(events.buffer as usize, clock.clone()),
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),

@@ -118,6 +118,7 @@ impl World {
     }
 
     fn with(store: Store, double: Arc<Double>, clock: Clock, bounds: Bounds) -> World {
+        let delivery = DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() };
         let hub = Hub::new(Parts {
             store,
             authenticator: AUTHENTICATOR.with(Arc::clone),
@@ -125,12 +126,9 @@ impl World {
             metrics: Metrics::default(),
             life: Lifecycle::new(),
             limits: Limits { outbox_bytes: ByteSize(bounds.outbox_bytes), ..Limits::default() },
-            settings: Settings::of(
-                &DeliveryConfig { window: bounds.window, ..DeliveryConfig::default() },
-                &HeartbeatConfig::default(),
-                &Limits::default(),
-            ),
+            settings: Settings::of(&delivery, &HeartbeatConfig::default(), &Limits::default()),
             presence: Presence::default(),
+            tracer: crate::trace::Tracer::default(),
             alerts: AlertsConfig::default(),
             clients: Clients::default(),
             events: EventsConfig { buffer: bounds.events },
