@@ -7,14 +7,15 @@
 //!
 //! 0. **Data and codecs.** [`types`] are identifiers, notifications and events, checked where they enter. [`limits`] is
 //!    every bound in one place. [`protocol`] is what clients say and hear, and the WebSocket frames that carry it.
-//! 1. **Ground services.** [`clock`], [`metrics`], [`lifecycle`], and [`net`] for listening.
+//! 1. **Ground services.** [`clock`], [`metrics`], [`lifecycle`], [`net`] for listening, and [`trace`] for who asks where the
+//!    time of a call went.
 //! 2. **Services.** [`store`] keeps what has not been received, [`auth`] makes an identity of a token.
 //! 3. **[`session`]**: one session without a socket. What it stands to its user's log ([`session::Flow`]), what is
 //!    unconfirmed, when it must act.
 //! 4. **[`hub`]**: users, their devices and sessions. [`hub::Hub::send`] is where a notification gets its place, and the
 //!    only order in which store, outboxes and events come.
 //! 5. **[`api`]**: what services may ask, whoever carries the question.
-//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for those that do not speak it, and for probes. And from outside: `client`, what an
+//! 6. **Transports.** [`ws`] for clients, [`grpc`] for services, [`http`] for those that do not speak it, and for probes; [`otlp`] for traces. And from outside: `client`, what an
 //!    application speaks to a gateway with (the cargo feature `client`), and [`stress`], a load on both.
 //! 7. **The application.** [`config`], [`telemetry`], [`server`], which starts and stops it all in order, [`systemd`],
 //!    [`dev`] for a first look, and [`cli`].
@@ -40,6 +41,7 @@ pub mod clock;
 pub mod lifecycle;
 pub mod metrics;
 pub mod net;
+pub mod trace;
 
 // Floor 2: services.
 pub mod auth;
@@ -59,6 +61,7 @@ pub mod api;
 pub mod client;
 pub mod grpc;
 pub mod http;
+pub mod otlp;
 pub mod stress;
 pub mod ws;
 

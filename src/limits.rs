@@ -256,6 +256,18 @@ pub const WAIT_TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_
 pub const WAIT_TIMEOUT_MAX: std::time::Duration = std::time::Duration::from_secs(300);
 /// How long calls under way may take to end once the daemon stops.
 pub const GRPC_STOP_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
+/// Spans of traces that wait to be exported; further ones are lost.
+pub const SPANS_WAITING_MAX: usize = 2048;
+/// Spans that are exported at a time.
+pub const SPANS_PER_BATCH: usize = 512;
+/// Sessions of which the way of what one call sends is recorded.
+pub const SPAN_SESSIONS_MAX: u32 = 16;
+/// Sends of recorded calls whose confirmation is waited for.
+pub const SPAN_SENDS_MAX: usize = 4096;
+/// How long it is waited for.
+pub const SPAN_CONFIRM_MAX: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long a batch of spans is tried to be exported.
+pub const SPANS_EXPORT_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 /// Requests of one session that wait for a service's reply; further ones are refused.
 pub const OPEN_REQUESTS_MAX: usize = 256;
 /// What clients' messages that are kept among the events may take; the oldest make room.

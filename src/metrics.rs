@@ -32,7 +32,7 @@ pub use self::{
     entrances::Handshake,
     fates::Fate,
     repeats::{Line, Repeats},
-    requests::Requests,
+    requests::{CODES, Requests},
     runtimes::{RUNTIMES, Runtime, Runtimes},
     spans::{Buckets, Percentiles, Spans},
     spread::{SpreadCounter, SpreadCounters},
@@ -249,6 +249,10 @@ pub struct Inner {
     pub received: Traffic,
     /// To clients, with the bytes as they are written, frame headers included.
     pub sent: Traffic,
+    /// Spans that a collector has taken.
+    pub spans_exported: Counter,
+    /// Spans that none has, and none will.
+    pub spans_dropped: Counter,
     /// Streams of events that are open.
     pub event_streams: Gauge,
     /// Events that consumers were told they lost.
@@ -287,6 +291,8 @@ impl Default for Inner {
             received_bytes: SpreadCounter::default(),
             received: Traffic::default(),
             sent: Traffic::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
             event_streams: Gauge::default(),
             events_lost: Counter::default(),
             scheduler_delay: Spans::default(),

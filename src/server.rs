@@ -50,6 +50,7 @@ use crate::{
     lifecycle::{Lifecycle, Shutdown},
     metrics::Metrics,
     net::{BindError, Bound, door::Origin},
+    otlp,
     store::{OpenError, Store, StoreError},
     systemd, ws,
 };
@@ -106,6 +107,7 @@ pub struct Server {
     source: Option<Source>,
     /// The signals that have the configuration read again.
     hang_up: Option<Signal>,
+    exporting: otlp::Exporting,
     on_ready: Option<OnReady>,
 }
 
@@ -144,13 +146,17 @@ impl Server {
         };
         let listeners: Vec<Listener> = bound.iter().map(listener).collect();
 
+        let metrics = Metrics::default();
+        let (tracer, exporting) =
+            otlp::start(&config.otlp, &clock, &metrics, &calls.handle()).map_err(StartError::Config)?;
         let store = manager::while_it_starts(open_store(config, clock.clone())).await?;
         let life = Lifecycle::new();
         let hub = Hub::new(Parts {
             store,
             authenticator: Arc::new(authenticator),
             clock,
-            metrics: Metrics::default(),
+            metrics,
+            tracer,
             life: life.clone(),
             events: config.events.clone(),
             live: reload::live(config, rules),
@@ -183,6 +189,7 @@ impl Server {
             source: None,
             hang_up: None,
             on_ready: None,
+            exporting,
         })
     }
 
@@ -219,7 +226,7 @@ impl Server {
     /// Serves until `stop` resolves or something essential is lost, then stops in order.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Ended {
         let Self { api, hub, life, calls, shutdown, ws, bound, access, ops_access, listeners, .. } = self;
-        let Self { grpc_limits, tokens, config, tls, clients, source, hang_up, on_ready, .. } = self;
+        let Self { grpc_limits, tokens, config, tls, clients, source, hang_up, exporting, on_ready, .. } = self;
         let ws = Arc::new(ws);
         let bounds = grpc_limits.subscribe();
         let reloader = source.map(|source| {
@@ -322,6 +329,9 @@ impl Server {
         if tasks > 0 {
             tracing::warn!(tasks, "some tasks did not end in time");
         }
+        // They end with the sessions, and what is exported runs where calls do.
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        exporting.finish(left.mul_f64(0.5)).await;
         drop(calls);
         api.set_reload_control(None);
         let closed = close_store(hub.store().clone(), deadline).await;

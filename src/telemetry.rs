@@ -10,14 +10,21 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tracing::{Level, Metadata};
+use tracing::{Event, Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::{FilterExt, LevelFilter, filter_fn},
+    fmt::{
+        self, FmtContext, FormatEvent, FormatFields, FormattedFields,
+        format::{JsonFields, Writer},
+    },
     layer::{Filter, SubscriberExt as _},
+    registry::LookupSpan,
     reload,
     util::SubscriberInitExt as _,
 };
+
+use crate::trace::LOG_TARGET;
 
 /// The section `[log]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -215,11 +222,44 @@ type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 fn human(terminal: bool) -> BoxedLayer {
     let colours = terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(colours).boxed()
+    fmt::layer().with_writer(io::stderr).with_ansi(colours).boxed()
 }
 
 fn json() -> BoxedLayer {
-    tracing_subscriber::fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(io::stderr).boxed()
+    json_lines().with_writer(io::stderr).boxed()
+}
+
+fn json_lines<S>() -> fmt::Layer<S, JsonFields, WithTrace<fmt::format::Format<fmt::format::Json>>>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let lines = fmt::layer().json().flatten_event(true).with_span_list(false).with_current_span(false);
+    lines.map_event_format(WithTrace)
+}
+
+/// Puts `trace_id` and `span_id` of the call that a line is written in beside the line's own fields.
+struct WithTrace<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let mut scope = context.event_scope().into_iter().flatten();
+        let Some(call) = scope.find(|span| span.metadata().target() == LOG_TARGET) else {
+            return self.0.format_event(context, to, event);
+        };
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        let extensions = call.extensions();
+        let fields = extensions.get::<FormattedFields<N>>().map_or("", |fields| fields.as_str());
+        match (line.trim_end().strip_suffix('}'), fields.strip_prefix('{')) {
+            (Some(line), Some(fields)) if fields != "}" => writeln!(to, "{line},{fields}"),
+            _ => to.write_str(&line),
+        }
+    }
 }
 
 fn journal() -> io::Result<BoxedLayer> {
@@ -308,6 +348,31 @@ mod tests {
             tracing::debug!(target: "h2", "a header");
             said("");
         });
+    }
+
+    #[test]
+    fn lines_of_a_call_in_a_trace_name_it() {
+        let lines = std::sync::Arc::new(Mutex::new(Vec::<u8>::new()));
+        let layer = {
+            let lines = std::sync::Arc::clone(&lines);
+            json_lines().with_writer(move || Lines(lines.clone()))
+        };
+        let subscriber = tracing_subscriber::registry().with(layer.with_filter(bounded(directives("info").unwrap())));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(user = "alice", "outside");
+            let call = tracing::error_span!(target: LOG_TARGET, "call", trace_id = %"0af7", span_id = %"b7ad");
+            call.in_scope(|| tracing::info!(user = "bob", "inside"));
+            let other = tracing::error_span!("another", trace_id = "x");
+            other.in_scope(|| tracing::info!("elsewhere"));
+        });
+        let text = String::from_utf8(lines.lock().clone()).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let fields = |line: usize| {
+            [&lines[line]["user"], &lines[line]["trace_id"], &lines[line]["span_id"]].map(|field| field.as_str())
+        };
+        assert_eq!(fields(0), [Some("alice"), None, None], "{text}");
+        assert_eq!(fields(1), [Some("bob"), Some("0af7"), Some("b7ad")], "{text}");
+        assert_eq!(fields(2), [None; 3], "{text}");
     }
 
     struct Lines(std::sync::Arc<Mutex<Vec<u8>>>);

@@ -72,6 +72,7 @@ pub fn hub(store: Store, limits: Limits, heartbeat: HeartbeatConfig) -> Result<H
         metrics: Metrics::default(),
         life: Lifecycle::new(),
         events: hub::EventsConfig::default(),
+        tracer: pushgate::trace::Tracer::default(),
         live: hub::Live {
             settings: Settings::of(&DeliveryConfig::default(), &heartbeat, &limits),
             limits,

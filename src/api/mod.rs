@@ -53,6 +53,7 @@ use crate::{
     hub::Hub,
     lifecycle::Lifecycle,
     metrics::{Metrics, Requests},
+    trace::Tracer,
     types::{Count, DrainState, UnixMillis},
 };
 
@@ -117,6 +118,7 @@ pub struct Api(Arc<Inner>);
 struct Inner {
     gate: Gate,
     life: Lifecycle,
+    tracer: Tracer,
     node: String,
     started: Instant,
     started_at: UnixMillis,
@@ -134,6 +136,7 @@ impl Api {
         let node = process::host_name();
         let _ = hub.metrics().requests.set(Requests::new(json::methods()));
         Self(Arc::new(Inner {
+            tracer: hub.tracer().clone(),
             gate: Gate::new(hub),
             life,
             node,
@@ -165,6 +168,11 @@ impl Api {
     /// Counters, for what transports count of their own.
     pub fn metrics(&self) -> &Metrics {
         self.0.gate.of_node().metrics()
+    }
+
+    /// Records calls, or does not.
+    pub fn tracer(&self) -> &Tracer {
+        &self.0.tracer
     }
 
     /// The one way to the hub.

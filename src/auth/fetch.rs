@@ -122,27 +122,7 @@ pub(super) struct Fetcher {
 impl Fetcher {
     /// Trusts whom `ca_file` names, or the system where it is empty.
     pub(super) fn new(ca_file: &Path) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        if ca_file.as_os_str().is_empty() {
-            // A system has certificates that no library reads; what is left is what there is.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        } else {
-            let pem = keys::read(ca_file, CA_FILE_BYTES_MAX, "a list of certificates")?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                let certificate = certificate.map_err(|error| format!("is not PEM: {error}"))?;
-                roots.add(certificate).map_err(|error| format!("holds a certificate that is none: {error}"))?;
-            }
-            if roots.is_empty() {
-                return Err("holds no certificate in PEM".to_owned());
-            }
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+        Ok(Self { tls: tls_trusting(ca_file)? })
     }
 
     /// What is there.
@@ -180,6 +160,34 @@ impl Fetcher {
         }
         exchange(stream, place).await
     }
+}
+
+/// Speaks TLS with whom `ca_file` (PEM) vouches for, or the system where it is empty.
+///
+/// # Errors
+/// A file that cannot be read or has no certificate.
+pub fn tls_trusting(ca_file: &Path) -> Result<TlsConnector, String> {
+    let mut roots = RootCertStore::empty();
+    if ca_file.as_os_str().is_empty() {
+        // A system has certificates that no library reads; what is left is what there is.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    } else {
+        let pem = keys::read(ca_file, CA_FILE_BYTES_MAX, "a list of certificates")?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| format!("is not PEM: {error}"))?;
+            roots.add(certificate).map_err(|error| format!("holds a certificate that is none: {error}"))?;
+        }
+        if roots.is_empty() {
+            return Err("holds no certificate in PEM".to_owned());
+        }
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 enum Answer {

@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     config::{Algorithm, BadKey, Config, JwksConfig, KeyConfig},
-    fetch::Place as KeySetPlace,
+    fetch::{Place as KeySetPlace, tls_trusting},
     identity::{AuthError, Identity},
     keys::KeyError,
     revocation::{Full as RevocationsFull, Revocations},

@@ -79,6 +79,7 @@ fn compare(value: &Value, template: &Value, path: &mut Vec<String>, problems: &m
         (Value::String(_, sample), Value::Num(..)) if ByteSize::parse(sample).is_ok() => {
             wrong("a size in quotes with a unit, such as \"64KiB\"");
         }
+        (Value::String(_, sample), Value::Num(..)) if sample == "1%" => wrong("a share in quotes, such as \"1%\""),
         (Value::String(_, sample), Value::Num(..)) if Level::parse(sample).is_ok() => {
             wrong("a share, a number or a size in quotes, such as \"80%\"");
         }
@@ -139,6 +140,9 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
         // The error begins with the key.
         let text = error.to_string();
         found.add("log.filter", text.strip_prefix("log.filter: ").unwrap_or(&text));
+    }
+    for (key, text) in config.otlp.problems() {
+        found.add(key, text);
     }
     found.0
 }
@@ -266,6 +270,7 @@ fn spans(config: &Config, found: &mut Found) {
         ("clients.reply_timeout", config.clients.reply_timeout, MILLISECOND, HOUR),
         ("shutdown.deadline", config.shutdown.deadline, MILLISECOND, DAY),
         ("shutdown.lb_delay", config.shutdown.lb_delay, zero, HOUR),
+        ("otlp.timeout", config.otlp.timeout, MILLISECOND, HOUR),
     ] {
         found.require((least..=most).contains(&span), key, || {
             format!("`{span}` is not allowed; allowed: {least} to {most}")

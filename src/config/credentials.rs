@@ -56,10 +56,12 @@ fn find(name: &str, folder: Option<&Path>) -> Result<PathBuf, String> {
 
 /// Every key that names a file to be read at the start.
 fn files(config: &mut Config) -> Vec<(String, &mut PathBuf)> {
-    let Config { http, grpc, ops, auth, .. } = config;
+    let Config { http, grpc, ops, auth, otlp, .. } = config;
     let mut files = vec![
         ("auth.jwks.file".to_owned(), &mut auth.jwks.file),
         ("auth.jwks.ca_file".to_owned(), &mut auth.jwks.ca_file),
+        ("otlp.headers_file".to_owned(), &mut otlp.headers_file),
+        ("otlp.ca_file".to_owned(), &mut otlp.ca_file),
     ];
     for (index, key) in auth.keys.iter_mut().enumerate() {
         files.push((format!("auth.keys[{index}].secret_file"), &mut key.secret_file));

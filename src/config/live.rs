@@ -90,7 +90,10 @@ keys! {
         drain.rate, shutdown.deadline, shutdown.lb_delay,
         log.filter,
     }
-    Restart { log.format }
+    Restart {
+        log.format,
+        otlp.endpoint, otlp.sample_ratio, otlp.service_name, otlp.timeout, otlp.headers_file, otlp.ca_file,
+    }
 }
 
 /// What a configuration comes to for a daemon that runs.

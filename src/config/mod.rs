@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     auth::{self, Authenticator, LoadError},
     clock::Clock,
-    grpc, http, hub, lifecycle, limits, session, store, telemetry, ws,
+    grpc, http, hub, lifecycle, limits, otlp, session, store, telemetry, ws,
 };
 
 /// The file that is read where no other is named, if it exists.
@@ -54,6 +54,7 @@ pub struct Config {
     pub drain: hub::config::Drain,
     pub shutdown: lifecycle::Shutdown,
     pub log: telemetry::Log,
+    pub otlp: otlp::Config,
 }
 
 /// A value given on the command line. It prints without the value.
@@ -238,6 +239,9 @@ impl Loaded {
             if let Some(problem) = check::certificate_problem(section, files) {
                 problems.push(self.origins.line(&problem));
             }
+        }
+        if let Err((key, why)) = self.config.otlp.read_files() {
+            problems.push(self.origins.line(&Problem::new(key, why)));
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
     }

@@ -9,7 +9,7 @@ use figment::value::{Dict, Num, Value};
 use super::{Config, Origins, layers};
 
 /// The sections in the order in which they are documented.
-const SECTIONS: [&str; 16] = [
+const SECTIONS: [&str; 17] = [
     "http",
     "grpc",
     "ops",
@@ -26,6 +26,7 @@ const SECTIONS: [&str; 16] = [
     "drain",
     "shutdown",
     "log",
+    "otlp",
 ];
 
 pub(super) fn toml(config: &Config, origins: &Origins) -> String {

@@ -351,7 +351,7 @@ fn unknown_keys_are_refused_with_what_is_allowed() {
     refused(
         "[htpt]\nlisten = []",
         "pushgate.toml: unknown key `htpt`; allowed here: alerts, auth, clients, delivery, drain, events, grpc, heartbeat, \
-         http, limits, log, ops, presence, shutdown, store, topics, ws",
+         http, limits, log, ops, otlp, presence, shutdown, store, topics, ws",
     );
     refused(
         "[grpc.tls]\ncert = \"\"",
@@ -1012,4 +1012,45 @@ fn gives_no_secret_away(input: &Input, secrets: &[&str]) -> String {
         }
     }
     shown
+}
+
+#[test]
+fn a_collector_has_an_address_and_a_build_that_can_speak_to_it() {
+    let wrong = "is no URL such as \"http://127.0.0.1:4318\" or \"https://otel.example.com:4318\"";
+    refused(
+        "[otlp]\nendpoint = \"collector:4317\"",
+        &format!("pushgate.toml: otlp.endpoint: `collector:4317` {wrong}"),
+    );
+    refused(
+        "[otlp]\nendpoint = \"http://me:secret@collector:4318\"",
+        "pushgate.toml: otlp.endpoint: holds a name or a password, which are not sent; put an authorization header into \
+         otlp.headers_file",
+    );
+    refused(
+        "[otlp]\nsample_ratio = 0.5",
+        "pushgate.toml: otlp.sample_ratio: found a number with a fraction, expected a share in quotes, such as \"1%\"",
+    );
+    refused(
+        "[otlp]\nsample_ratio = \"2\"",
+        "pushgate.toml: otlp.sample_ratio: `2` is not a share; write a share in quotes, from \"0%\" to \"100%\", with four \
+         digits behind the point at most, such as \"0.5%\"",
+    );
+    refused("[otlp]\ntimeout = \"0s\"", "pushgate.toml: otlp.timeout: `0s` is not allowed; allowed: 1ms to 1h");
+    refused(
+        "[otlp]\nservice_name = \"\"",
+        "pushgate.toml: otlp.service_name: must have 1 to 255 bytes, such as \"pushgate\"",
+    );
+    let good = Input::toml("[otlp]\nendpoint = \"http://127.0.0.1:4318\"\nsample_ratio = \"0.5%\"");
+    if crate::otlp::IS_BUILT_IN {
+        assert_eq!(good.load().config.otlp.sample_ratio.to_string(), "0.5%");
+        refused(
+            "[otlp]\nendpoint = \"http://collector:4318\"\nheaders_file = \"headers\"",
+            "pushgate.toml: otlp.headers_file: would be sent in the clear to another machine; use https in otlp.endpoint, or \
+             a collector on 127.0.0.1, [::1] or localhost",
+        );
+    } else {
+        let line = "pushgate.toml: otlp.endpoint: this build cannot export traces; use one with the cargo feature `otlp`, \
+                    which the packages have, or leave the key out";
+        assert_eq!(good.refusal(), [line]);
+    }
 }

@@ -36,10 +36,13 @@ use crate::{
     },
     clock::Instant,
     limits::Limit,
-    metrics::{Failure, Metrics},
+    metrics::{CODES, Failure, Metrics},
+    trace::{self, Call, Tracer, Value},
 };
 
-/// Where the gateway's own methods are.
+/// The gateway's own service.
+const SERVICE: &str = "pushgate.v1.Gateway";
+/// Where its methods are.
 const GATEWAY: &str = "/pushgate.v1.Gateway/";
 /// Those that are frequent and soon done, or go on in a task of their own. They run in the connection's task, where nobody
 /// has to be woken for them; the gateway's others might hold it up. Health and reflection, which never take long, do not.
@@ -76,6 +79,7 @@ struct Inner {
     access: Access,
     clients: Arc<Clients>,
     metrics: Metrics,
+    tracer: Tracer,
     others: Routes,
 }
 
@@ -83,11 +87,11 @@ impl Front {
     /// The gateway's own methods, and others.
     pub fn new(
         (access, clients): (Access, Arc<Clients>),
-        metrics: Metrics,
+        (metrics, tracer): (Metrics, Tracer),
         gateway: GatewayServer<Service>,
         others: Routes,
     ) -> Self {
-        let inner = Arc::new(Inner { access, clients, metrics, others: others.prepare() });
+        let inner = Arc::new(Inner { access, clients, metrics, tracer, others: others.prepare() });
         Self { inner, gateway, certified: None, used: Used::default() }
     }
 
@@ -109,7 +113,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
     type Future = Answer;
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
-        let (Inner { access, clients, metrics, others }, gateway) = (&*self.inner, &self.gateway);
+        let (Inner { access, clients, metrics, tracer, others }, gateway) = (&*self.inner, &self.gateway);
         let certified = self.certified.as_deref().map(|certified| clients.present(certified));
         let deadline = access.note(&mut request, certified.as_deref());
         // Noted as it begins: it may take longer than a connection has for its first call.
@@ -117,14 +121,21 @@ impl hyper::service::Service<Request<Incoming>> for Front {
             self.used.note();
         }
         let path = request.uri().path();
-        let method = metrics.requests.get().map(|known| known.method(path.strip_prefix(GATEWAY).unwrap_or_default()));
-        let work: BoxFuture<_, _> = if AT_ONCE.contains(&path) {
-            gateway.clone().call(request)
-        } else if path.starts_with(GATEWAY) {
-            Box::pin(apart(AbortOnDropHandle::new(tokio::spawn(gateway.clone().call(request)))))
+        let known = metrics.requests.get();
+        let method = known.map(|known| known.method(path.strip_prefix(GATEWAY).unwrap_or_default()));
+        let name = method.and_then(|method| known?.name(method));
+        let trace = name.and_then(|name| tracer.begin(request.headers(), || format!("{}{name}", &GATEWAY[1..])));
+        let (is_own, at_once) = (path.starts_with(GATEWAY), AT_ONCE.contains(&path));
+        let work: BoxFuture<_, _> = if is_own {
+            let work = gateway.clone().call(request);
+            match &trace {
+                Some(trace) => Box::pin(trace.within(work)),
+                None => work,
+            }
         } else {
             Box::pin(others.clone().call(request))
         };
+        let work = if is_own && !at_once { Box::pin(apart(AbortOnDropHandle::new(tokio::spawn(work)))) } else { work };
         Answer {
             work,
             deadline,
@@ -132,6 +143,7 @@ impl hyper::service::Service<Request<Incoming>> for Front {
             metrics: metrics.clone(),
             used: self.used.clone(),
             asked: method.map(|method| (method, Instant::now())),
+            trace,
         }
     }
 }
@@ -155,6 +167,8 @@ pub struct Answer {
     used: Used,
     /// Which method was called when, until that is counted.
     asked: Option<(usize, Instant)>,
+    /// Its place in a trace, until it is answered; of a stream: until that opens.
+    trace: Option<Call>,
 }
 
 impl Answer {
@@ -164,8 +178,29 @@ impl Answer {
             && let Some(requests) = self.metrics.requests.get()
         {
             requests.answered(method, code as usize, since.elapsed());
+            if let Some(trace) = self.trace.take() {
+                let name = requests.name(method).unwrap_or_default().to_owned();
+                trace.end(|| attributes(name, code), failed(code));
+            }
         }
     }
+}
+
+/// As the semantic conventions have them ("Semantic conventions for gRPC", 1.26).
+fn attributes(method: String, code: Code) -> trace::Attributes {
+    vec![
+        ("rpc.system", Value::Text("grpc".to_owned())),
+        ("rpc.service", Value::Text(SERVICE.to_owned())),
+        ("rpc.method", Value::Text(method)),
+        ("rpc.grpc.status_code", Value::Number(i64::from(code as i32))),
+    ]
+}
+
+/// Whether the server is to blame (the same conventions, "Server").
+fn failed(code: Code) -> Option<&'static str> {
+    let blamed =
+        [Code::Unknown, Code::DeadlineExceeded, Code::Unimplemented, Code::Internal, Code::Unavailable, Code::DataLoss];
+    blamed.contains(&code).then(|| CODES[code as usize])
 }
 
 impl Drop for Answer {

@@ -88,14 +88,14 @@ pub async fn serve<H: Health>(
 ) -> Result<(), Infallible> {
     let Services { api, health, tls, clients, limits: bounds } = services;
     let gateway = GatewayServer::new(service::Service(api.clone()));
-    let metrics = api.metrics().clone();
+    let (metrics, tracer) = (api.metrics().clone(), api.tracer().clone());
     let known = (access, Arc::clone(&clients));
     let terms = Terms { tls, clients, metrics: metrics.clone(), bounds: bounds.clone() };
     let guard = ReflectionGuard(api);
     let others = Routes::new(health)
         .add_service(InterceptedService::new(reflection().build_v1().expect(DESCRIPTORS_HOLD), guard.clone()))
         .add_service(InterceptedService::new(reflection().build_v1alpha().expect(DESCRIPTORS_HOLD), guard));
-    let front = Front::new(known, metrics.clone(), gateway, others);
+    let front = Front::new(known, (metrics.clone(), tracer), gateway, others);
     let (connections, stop, cut) = (TaskTracker::new(), life.stopping().clone(), CancellationToken::new());
     let accept = async {
         let mut incoming = pin!(listen::incoming(bound, terms, life));

@@ -22,6 +22,7 @@ use crate::{
     },
     clock::Instant,
     limits,
+    trace::{Attributes, Value},
 };
 
 /// The calls of a listener.
@@ -104,13 +105,23 @@ impl Calls {
     pub async fn answer(&self, request: Request<Incoming>) -> Reply {
         let (head, body) = request.into_parts();
         let mut upload = Upload::new(body, &head.headers);
-        match self.call(&head, &mut upload).await {
-            Ok(reply) => reply,
-            Err(refusal) => {
-                upload.discard().await;
-                refusal.reply(self.api.metrics())
+        let path = head.uri.path();
+        let trace = Call::at(path)
+            .and_then(|_| self.api.tracer().begin(&head.headers, || format!("{} {path}", method_name(&head.method))));
+        let work = async {
+            match self.call(&head, &mut upload).await {
+                Ok(reply) => reply,
+                Err(refusal) => {
+                    upload.discard().await;
+                    refusal.reply(self.api.metrics())
+                }
             }
-        }
+        };
+        let Some(trace) = trace else { return work.await };
+        let reply = trace.within(work).await;
+        let (path, status) = (path.to_owned(), reply.status());
+        trace.end(|| attributes(&head.method, path, status), status.is_server_error().then_some("5xx"));
+        reply
     }
 
     async fn call(&self, head: &Parts, upload: &mut Upload) -> Result<Reply, Refusal> {
@@ -211,6 +222,20 @@ impl Input<'_> {
             }
         }
     }
+}
+
+/// What may stand in a span's name: a caller can think up any method.
+fn method_name(method: &Method) -> &str {
+    if matches!(*method, Method::GET | Method::HEAD | Method::POST) { method.as_str() } else { "_OTHER" }
+}
+
+/// As the semantic conventions have them ("HTTP server semantic conventions", 1.26).
+fn attributes(method: &Method, route: String, status: StatusCode) -> Attributes {
+    vec![
+        ("http.request.method", Value::Text(method_name(method).to_owned())),
+        ("http.route", Value::Text(route)),
+        ("http.response.status_code", Value::Number(status.as_u16().into())),
+    ]
 }
 
 fn shown(name: &str, answer: &impl Message) -> Reply {

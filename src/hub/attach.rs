@@ -289,6 +289,7 @@ impl Hub {
             self.put_cursor(user, known, &state.log);
         }
         self.drop_done(user, state);
+        self.tracer().left(handle.id);
         self.metrics().session_closed(ended.closing.code, ended.closing.by);
         self.0.events.emit(EventBody::SessionClosed {
             session: handle.id,

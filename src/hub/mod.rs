@@ -47,6 +47,7 @@ mod talk;
 mod tests;
 mod timers;
 mod topics;
+mod traces;
 mod user;
 mod users;
 
@@ -93,6 +94,7 @@ use crate::{
     limits,
     metrics::{Failure, Gauge, Metrics},
     store::{Overflow, Store, StoreError},
+    trace::Tracer,
     types::{Alert, SessionId, UserId},
 };
 
@@ -106,6 +108,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Counters.
     pub metrics: Metrics,
+    /// Records calls, or does not.
+    pub tracer: Tracer,
     /// Where tasks live.
     pub life: Lifecycle,
     /// `[events]`.
@@ -154,6 +158,7 @@ struct Inner {
     broadcasts: Arc<SharedLog>,
     topics: Topics,
     topic_logs: TopicLogs,
+    tracer: Tracer,
     events: Arc<Events>,
     wheel: Wheel,
     leavers: Leavers<Arc<User>>,
@@ -192,7 +197,7 @@ impl Drop for InUse<'_> {
 impl Hub {
     /// A hub over an open store. [`Hub::start`] sets its clockwork going.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, authenticator, clock, metrics, life, events, live } = parts;
+        let Parts { store, authenticator, clock, metrics, tracer, life, events, live } = parts;
         if store.lost_commits() > 0 {
             metrics.failure(Failure::StoreDamage);
         }
@@ -210,6 +215,7 @@ impl Hub {
             broadcasts: SharedLog::of_broadcasts(),
             topics: Topics::new(),
             topic_logs: TopicLogs::default(),
+            tracer,
             events: Events::new(events.buffer as usize, clock.clone()),
             wheel: Wheel::new(clock.now(), longest),
             leavers: Leavers::default(),

@@ -175,6 +175,7 @@ impl Hub {
         let mut guard = user.state();
         let state = &mut *guard;
         self.end_left_out(handle, state);
+        self.trace_confirmed(handle, confirmed);
         let Some(known) = state.devices.iter_mut().find(|known| known.name == handle.device) else { return };
         let mut news = Vec::new();
         for one in confirmed {

@@ -264,7 +264,9 @@ impl Hub {
         unflushed.flush().await;
         if let Some(stored) = stored {
             // The writer answers every append; its end without an answer is a failure like any other.
-            stored.await.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
+            let stored = stored.await.unwrap_or(Err(StoreError::Closed));
+            self.trace_written(stored.is_ok());
+            stored.map_err(|error| {
                 self.store_error(&error);
                 SendError::Unknown(error)
             })?;
@@ -394,6 +396,7 @@ impl Hub {
             done,
         };
         self.append(&mut state.log, op).map_err(SendError::Unknown)?;
+        self.trace_sent(|| user.log(), offset, unflushed.0.iter().map(|session| session.id));
         let outcome = if wait == Wait::Accepted { Outcome::Accepted } else { Outcome::Stored };
         Ok(Begun { unflushed, sent: Sent { offset: Some(offset), outcome, sessions, duplicate: false }, stored, end })
     }

@@ -285,6 +285,8 @@ impl Hub {
                             done: Some(done),
                         };
                         self.append(&mut state.log, op).map_err(SendError::Unknown)?;
+                        // Before anybody is handed it, so that nobody confirms it before.
+                        self.trace_sent(|| log.clone(), offset, std::iter::empty());
                         let outgoing = Outgoing::new(draft, &notification, Some(offset), false, true);
                         let place = Some((shared.of, offset));
                         let (handed, lane) = match audience {
@@ -330,7 +332,9 @@ impl Hub {
     }
 
     async fn durable(&self, stored: oneshot::Receiver<Result<(), StoreError>>) -> Result<(), SendError> {
-        stored.await.unwrap_or(Err(StoreError::Closed)).map_err(|error| {
+        let stored = stored.await.unwrap_or(Err(StoreError::Closed));
+        self.trace_written(stored.is_ok());
+        stored.map_err(|error| {
             self.store_error(&error);
             SendError::Unknown(error)
         })

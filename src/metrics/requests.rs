@@ -54,6 +54,12 @@ impl Requests {
         self.methods.iter().position(|known| *known == name).unwrap_or(self.methods.len() - 1)
     }
 
+    /// The name of a method; `None`: of one that is not told apart.
+    pub fn name(&self, method: usize) -> Option<&str> {
+        let (_other, known) = self.methods.split_last()?;
+        known.get(method).map(String::as_str)
+    }
+
     /// A call of that method was answered with that code after so long.
     pub fn answered(&self, method: usize, code: usize, took: Duration) {
         let method = method.min(self.methods.len() - 1);

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod proxy;
 pub mod server;
 pub mod topics;
+pub mod traceparent;
 
 /// Whether a `type` belongs to the gateway itself, so that neither a notification nor a client may use it.
 pub fn is_reserved_type(name: &str) -> bool {

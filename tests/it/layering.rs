@@ -19,7 +19,7 @@ const FLOORS: [&[&str]; 8] = [
     // Data and codecs only.
     &["types", "limits", "protocol", "planted"],
     // Ground services.
-    &["clock", "lifecycle", "metrics", "net"],
+    &["clock", "lifecycle", "metrics", "net", "trace"],
     // Services: each knows no other.
     &["store", "auth"],
     // One session, without a socket.
@@ -29,19 +29,20 @@ const FLOORS: [&[&str]; 8] = [
     // The admin API, whatever carries it.
     &["api"],
     // Transports.
-    &["ws", "grpc", "http", "client", "stress"],
+    &["ws", "grpc", "http", "otlp", "client", "stress"],
     // The application.
     &["telemetry", "systemd", "config", "dev", "server", "cli", "main", "lib"],
 ];
 
 /// What rooms of one floor may use of each other: who, whom, why.
-const WITHIN_A_FLOOR: [(&str, &str, &str); 14] = [
+const WITHIN_A_FLOOR: [(&str, &str, &str); 15] = [
     ("types", "limits", "identifiers are checked against their bounds"),
     ("types", "protocol", "a type's name must not be one of the gateway's own"),
     ("limits", "types", "the section [limits] is made of sizes, counts and spans"),
     ("protocol", "types", "messages carry identifiers, offsets and payloads"),
     ("protocol", "limits", "a decoder knows its bounds"),
     ("metrics", "clock", "rates are taken over moments; the clock is the lowest room of its floor"),
+    ("trace", "clock", "spans begin and end at moments; the clock is the lowest room of its floor"),
     ("config", "telemetry", "the section [log] lives beside its component, like every other"),
     ("server", "config", "it is built from the whole configuration"),
     ("cli", "config", "it reads the configuration"),

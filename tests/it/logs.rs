@@ -85,6 +85,32 @@ async fn whoever_clears_something_is_a_line_with_his_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_logged_within_a_call_of_a_trace_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(&config(folder.path(), "")).await;
+    let mut rpc = Rpc::over_tcp(daemon.address("grpc"), Some(ADMIN)).await;
+    rpc.log_filter("warn,pushgate::audit=info").await.unwrap();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parents = [
+        (format!("00-{trace}-00f067aa0ba902b7-01"), Some(trace)),
+        (format!("00-{trace}-00f067aa0ba902b7-00"), Some(trace)),
+        (format!("ff-{trace}-00f067aa0ba902b7-01"), None),
+    ];
+    for (parent, logged) in parents {
+        let request = PurgePendingRequest { user_id: "alice".into(), device: None, force: true };
+        let mut request = tonic::Request::new(request);
+        request.metadata_mut().insert("traceparent", parent.parse().unwrap());
+        rpc.client.purge_pending(request).await.unwrap();
+        let line = daemon.logged("audit").await;
+        assert_eq!((&line["action"], line["trace_id"].as_str()), (&json!("purge"), logged), "{line}");
+    }
+    let http = crate::support::Http::new(daemon.address("ops")).bearer(ADMIN);
+    http.with("traceparent", &format!("00-{trace}-00f067aa0ba902b7-00")).post("/ws/cleanup", json!({})).await.good();
+    let line = daemon.logged("audit").await;
+    assert_eq!(line["trace_id"], trace, "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_token_and_no_payload_is_logged_at_any_level() {
     let folder = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(&config(folder.path(), "log.filter = \"trace\"\ndelivery.window = 4")).await;

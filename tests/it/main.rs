@@ -38,6 +38,8 @@ mod mailbox;
 mod messages;
 mod metrics;
 mod opening;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod outcomes;
 mod pages;
 mod places;

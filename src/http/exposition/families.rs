@@ -233,7 +233,13 @@ fn services(out: &mut Out<'_>, metrics: &Metrics, now: &Figures) -> fmt::Result 
     out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
     out.gauge("event_lag", "Events between the newest and what the slowest consumer has read", now.event_lag)?;
     out.counter("events", "Events", now.events)?;
-    out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())
+    out.counter("events_lost", "Events that consumers were told they lost", metrics.events_lost.get())?;
+    out.counter("spans_exported", "Spans of traces that the collector has taken", metrics.spans_exported.get())?;
+    out.counter(
+        "spans_dropped",
+        "Spans of traces that were lost: the collector took them not, or not in time, or too many waited",
+        metrics.spans_dropped.get(),
+    )
 }
 
 /// The tokio runtimes.

@@ -24,7 +24,6 @@ use crate::{
 };
 
 pub const HOUR: Duration = Duration::from_secs(3600);
-/// The bounds that a test plays with.
 #[derive(Clone, Copy)]
 pub struct Bounds {
     pub window: u32,
@@ -124,6 +123,7 @@ impl World {
             clock,
             metrics: Metrics::default(),
             life: Lifecycle::new(),
+            tracer: crate::trace::Tracer::default(),
             events: EventsConfig { buffer: bounds.events },
             live: Live {
                 limits: Limits { outbox_bytes: ByteSize(bounds.outbox_bytes), ..Limits::default() },
