@@ -235,7 +235,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if let Some(recorded) = self.recorded.take() {
-            recorded.end(Vec::new(), Some("given up by its caller"));
+            recorded.end(vec![("pushgate.outcome", Value::Text("given up by its caller".to_owned()))], None);
         }
     }
 }

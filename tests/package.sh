@@ -64,6 +64,12 @@ depends=$(dpkg-deb --field "$DEB" Depends)
 shellcheck "$WORK"/control/{postinst,prerm,postrm}
 quiet bash -n "$WORK/tree/usr/share/bash-completion/completions/pushgate"
 [[ $("$BIN" --version) == "pushgate $VERSION" ]] || fail "$("$BIN" --version)"
+# It is built with the features that packages have.
+cat >"$WORK/otlp.toml" <<'END'
+auth.keys = [{ algorithm = "HS256", secret = "an example of a secret, of 32 bytes at least" }]
+otlp.endpoint = "http://127.0.0.1:4318"
+END
+quiet "$BIN" config check --config "$WORK/otlp.toml"
 
 say "the .deb: lintian"
 lintian --fail-on error "$DEB" || fail "lintian finds errors"

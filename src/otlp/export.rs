@@ -125,7 +125,7 @@ impl Exporter {
                 Answer::Later { after, why } => {
                     self.say(&why);
                     let wait = after.unwrap_or_else(|| pause.mul_f64(spread()));
-                    if self.stop.is_cancelled() || Instant::now() + wait > until {
+                    if self.stop.is_cancelled() || wait > until.saturating_duration_since(Instant::now()) {
                         return self.metrics.spans_dropped.add(count);
                     }
                     tokio::select! {

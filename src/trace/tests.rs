@@ -23,6 +23,10 @@ fn begin(tracer: &Tracer, headers: &HeaderMap) -> Option<Call> {
     tracer.begin(headers, || "a call".to_owned())
 }
 
+fn is_clean(tracer: &Tracer) -> bool {
+    tracer.0.as_ref().unwrap().sends.is_clean()
+}
+
 fn place(offset: u64) -> (LogId, Offset) {
     (LogId::User(UserId::parse("alice").unwrap()), Offset::new(offset))
 }
@@ -84,7 +88,7 @@ async fn who_confirms_and_who_does_not_is_recorded_within_bounds() {
     assert!(tracer.awaits_confirmations());
     tokio::time::advance(limits::SPAN_CONFIRM_MAX + Duration::from_millis(1)).await;
     tracer.sweep();
-    assert!(!tracer.awaits_confirmations());
+    assert!(!tracer.awaits_confirmations() && is_clean(&tracer));
     let spans = tracer.take(99);
     let names: Vec<_> = spans.iter().map(|span| &*span.name).collect();
     assert_eq!(names, ["store.commit", "a call", "deliver", "confirm", "confirm", "confirm"]);
@@ -96,6 +100,37 @@ async fn who_confirms_and_who_does_not_is_recorded_within_bounds() {
         spans.iter().filter(|span| !span.of_call).all(|span| span.parent == Some(own) && span.trace == spans[1].trace)
     );
     assert!(spans.iter().all(|span| span.start_nanos <= span.end_nanos));
+}
+
+#[test]
+fn who_goes_leaves_nothing_behind() {
+    let tracer = tracer(0);
+    let call = begin(&tracer, &sampled()).unwrap();
+    let recorded = call.recorded.clone().unwrap();
+    let (one, other) = (SessionId::generate(), SessionId::generate());
+    let now = Instant::now();
+    for n in 1..=3 {
+        let (log, offset) = place(n);
+        recorded.sent(log, offset, [one, other].into_iter());
+    }
+    let (log, offset) = place(1);
+    for session in [one, one, other] {
+        tracer.confirmed(log.clone(), offset, &Handed { session, handed_at: now, written_at: None });
+    }
+    tracer.left(one);
+    tracer.left(one);
+    assert!(tracer.awaits_confirmations());
+    tracer.left(other);
+    assert!(!tracer.awaits_confirmations() && is_clean(&tracer));
+    drop(call);
+    let spans = tracer.take(99);
+    let told = |outcome: &str| {
+        spans
+            .iter()
+            .filter(|span| span.attributes.iter().any(|(_, value)| *value == Value::Text(outcome.to_owned())))
+            .count()
+    };
+    assert_eq!((told("confirmed"), told("unconfirmed"), spans.len()), (3, 4, 8));
 }
 
 #[test]
@@ -122,6 +157,7 @@ fn what_waits_is_bounded_and_what_is_lost_is_counted() {
     let (log, offset) = place(1);
     recorded.sent(log, offset, sessions);
     tracer.close();
+    assert!(is_clean(&tracer));
     drop(call);
     assert_eq!(tracer.take(usize::MAX).len(), limits::SPAN_SESSIONS_MAX as usize + 1);
 }

@@ -363,7 +363,9 @@ async fn a_batch_is_tried_again_where_the_collector_says_so_and_else_dropped() {
         assert_eq!(collector.next().await.2, first, "the same again");
     }
     until("it is counted", (1, 0), async || counted(&metrics)).await;
-    for (refusal, dropped) in [((400, ""), 1), ((500, "0"), 2), ((301, ""), 3), ((503, "3600"), 4), ((200, "old"), 5)] {
+    for (refusal, dropped) in
+        [((400, ""), 1), ((500, "0"), 2), ((301, ""), 3), ((503, "18446744073709551615"), 4), ((200, "old"), 5)]
+    {
         collector.refusals.lock().push_back(refusal);
         call().await;
         collector.next().await;
