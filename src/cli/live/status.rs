@@ -327,7 +327,8 @@ mod tests {
         screen.take(News::Sessions(listing.end()));
         for height in [24, 30, 40] {
             let lines = drawn((80, height), |frame| screen.draw(frame));
-            let shown = lines.iter().filter(|line| ["alice", "bob", "carol", "dave"].iter().any(|n| line.starts_with(n)));
+            let shown =
+                lines.iter().filter(|line| ["alice", "bob", "carol", "dave"].iter().any(|n| line.starts_with(n)));
             assert_eq!(shown.count(), 3, "{lines:#?}");
             assert!(lines.iter().any(|line| line.starts_with("sessions by outbox: 3 of 4")), "{lines:#?}");
         }
