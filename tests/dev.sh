@@ -92,7 +92,7 @@ if "$BIN" send --help >/dev/null 2>&1; then
     page until "document.querySelectorAll('#log .type').length >= 5"
     shows notification '{"hello":"world"}'
 else
-    echo "not tried, this binary has no send: $send"
+    note "NOT RUN: dev: send (this binary has none)"
 fi
 
 listen=$(printed first ' listen --url ')
@@ -105,7 +105,7 @@ if "$BIN" listen --help >/dev/null 2>&1; then
     within 10 grep -q hello "$WORK/listened" || fail "nothing is shown: $(cat "$WORK/listened")"
     kill "${STARTED[-1]}" && { wait "${STARTED[-1]}" || true; }
 else
-    echo "not tried, this binary has no listen: ${listen%% --token*}"
+    note "NOT RUN: dev: listen (this binary has none)"
 fi
 
 say "in its folder the commands find it, and listen is alice, without a word more"

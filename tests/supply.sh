@@ -7,6 +7,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 say() { printf -- '-- %s\n' "$*"; }
+# What the summary of .ci/run is to say as well.
+note() {
+    say "$*"
+    printf '%s\n' "$*" >>"${CI_NOTES:-/dev/null}"
+}
 
 python3 -c 'import tomllib' || { echo 'FAILED: Python 3.11 or newer is needed' >&2; exit 1; }
 
@@ -26,6 +31,6 @@ else
     not_run='cargo-deny is not installed'
 fi
 if [[ -n $not_run ]]; then
-    say "NOT RUN: the whole database of advisories ($not_run); only those of tests/supply/advisories.toml were looked for"
+    note "NOT RUN: supply: the whole database of advisories ($not_run); only those of tests/supply/advisories.toml were looked for"
 fi
 say "supply: passed"

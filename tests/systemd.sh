@@ -76,7 +76,7 @@ if ((EUID == 0)); then
         [[ $found == "${wanted%% *} 0 $group" ]] || fail "${wanted#* }: mode, owner, group are $found"
     done
 else
-    echo "owners of files are not tried: that needs root"
+    note "NOT RUN: systemd: owners of files (that needs root)"
 fi
 
 say "the file that is installed is refused for its missing key, and valid with one"
@@ -113,7 +113,7 @@ if strace -qq -o "$WORK/probe" true 2>/dev/null; then
     [[ -z $unknown ]] || fail "not let through: $unknown"
     echo "$(wc -l <"$WORK/asked") system calls, all of them allowed"
 else
-    echo "not tried: this machine does not let processes be traced"
+    note "NOT RUN: systemd: the system calls (this machine does not let processes be traced)"
 fi
 
 say "systemd: passed"

@@ -3,7 +3,11 @@
 use super::{Api, process};
 use std::sync::Arc;
 
-use crate::{hub::Survey, store::Commits, types::UnixMillis};
+use crate::{
+    hub::Survey,
+    store::Commits,
+    types::{DrainState, UnixMillis},
+};
 
 /// See the module's documentation. What is counted anyway is in [`Api::metrics`].
 #[derive(Clone, Debug)]
@@ -32,7 +36,7 @@ pub struct Figures {
     pub store_queued: (u64, u64),
     /// Whether what stood there was damaged as it was opened, and moved aside.
     pub store_set_aside: bool,
-    /// `limits.connections`; 0: no bound.
+    /// Connections at once, by `limits.connections` and the descriptors; 0: no bound.
     pub connections_max: u64,
     /// What `limits.memory` comes to in bytes; 0: no bound.
     pub memory_max_bytes: u64,
@@ -46,6 +50,10 @@ pub struct Figures {
     pub event_lag: u64,
     /// Whether the node takes new work.
     pub ready: bool,
+    /// Whether somebody drained it. A stop is none of that.
+    pub draining: bool,
+    /// Whether the last look at a source of keys failed.
+    pub key_source_failing: bool,
     /// CPU time, resident memory.
     pub process: process::Usage,
 }
@@ -59,7 +67,7 @@ impl Api {
     /// The node's numbers now.
     pub fn figures(&self) -> Figures {
         let hub = self.0.gate.of_node();
-        let totals = hub.store().totals();
+        let (totals, drained) = (hub.store().totals(), hub.drained());
         Figures {
             version: env!("CARGO_PKG_VERSION"),
             started_at: self.0.started_at,
@@ -73,13 +81,15 @@ impl Api {
             store_commits: hub.store().commits(),
             store_queued: hub.store().queued(),
             store_set_aside: hub.store().was_set_aside(),
-            connections_max: u64::from(hub.limits().connections.0),
+            connections_max: hub.connections_max(),
             memory_max_bytes: process::memory_bound(hub.limits().memory).unwrap_or_default(),
             topics: hub.topic_count() as u64,
             fanout_bytes: hub.queued_bytes() as u64,
             events: hub.events().count(),
             event_lag: hub.events().lag(),
             ready: self.ready().is_ok(),
+            draining: drained.state != DrainState::Serving && !drained.stopping,
+            key_source_failing: hub.authenticator().key_source_failing(),
             process: process::usage(),
         }
     }

@@ -91,7 +91,7 @@ pub fn status(inner: &Inner, hub: &Hub) -> proto::GetStatusResponse {
             memory_total_bytes: usage.memory_total_bytes,
         }),
         limits: Some(proto::LimitStatus {
-            connections: limits.connections.0,
+            connections: number32(hub.connections_max()),
             connections_per_user: limits.connections_per_user.0,
             message_bytes: limits.message_bytes.0,
             notification_bytes: limits.notification_bytes.0,

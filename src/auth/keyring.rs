@@ -179,6 +179,12 @@ impl Keyring {
         (!outcome.ever).then(|| format!("no keys were fetched for auth.jwks.url yet: {why}"))
     }
 
+    /// Whether the last reading of the files failed, or the last fetch.
+    pub(super) fn is_failing(&self) -> bool {
+        let not_fetched = self.remote.as_ref().is_some_and(|remote| remote.outcome.borrow().trouble.is_some());
+        not_fetched || self.parts.lock().trouble.is_some()
+    }
+
     fn read_files(&self) -> Result<Vec<Arc<Key>>, LoadError> {
         let mut all = keys::load(&self.configs, self.weak_too)?;
         let file = &self.jwks.file;

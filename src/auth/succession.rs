@@ -50,6 +50,11 @@ impl Authenticator {
         self.keys.fetch_missing(metrics).await
     }
 
+    /// Whether the last look at a source of its keys failed; those from before stay.
+    pub fn key_source_failing(&self) -> bool {
+        self.keys.is_failing()
+    }
+
     /// Has the set of keys fetched again, where there is one to fetch.
     pub fn refetch_keys(&self) {
         self.keys.refetch();

@@ -23,6 +23,8 @@ pub const EXIT_CONFIG: u8 = 78;
 pub struct Failure {
     code: u8,
     message: String,
+    /// No answer came in time.
+    late: bool,
 }
 
 /// What a command comes to.
@@ -31,7 +33,7 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// Ends with `code`; `message` goes to standard error.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), late: false }
     }
 
     /// The command line is wrong in a way that its grammar cannot say.
@@ -90,7 +92,14 @@ impl Failure {
         if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
             hint.push_str(&format!("; try again in {}", humantime::format_duration(delay)));
         }
-        Self::new(code, format!("{} says {}: {what}{hint}", place, name(status.code())))
+        // The client's own timeout is CANCELLED.
+        let late = matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded);
+        Self { late, ..Self::new(code, format!("{} says {}: {what}{hint}", place, name(status.code()))) }
+    }
+
+    /// Whether asking again may help: a gateway that is being restarted comes back, and one that hangs may go on.
+    pub fn may_pass(&self) -> bool {
+        self.late || self.code == EXIT_UNAVAILABLE
     }
 
     /// Its exit code.
@@ -184,6 +193,15 @@ mod tests {
             [(Code::Unauthenticated, 77), (Code::PermissionDenied, 77), (Code::Unavailable, 69), (Code::NotFound, 1)]
         {
             assert_eq!(Failure::status(&Status::new(code, "x"), "a:1", true).code(), exit, "{code:?}");
+        }
+        for (code, passes) in [
+            (Code::Unavailable, true),
+            (Code::Cancelled, true),
+            (Code::DeadlineExceeded, true),
+            (Code::NotFound, false),
+            (Code::PermissionDenied, false),
+        ] {
+            assert_eq!(Failure::status(&Status::new(code, "x"), "a:1", true).may_pass(), passes, "{code:?}");
         }
     }
 }

@@ -9,8 +9,9 @@ use figment::value::{Dict, Num, Value};
 use super::{Config, Origins, layers};
 
 /// The sections in the order in which they are documented.
-const SECTIONS: [&str; 17] = [
+const SECTIONS: [&str; 18] = [
     "http",
+    "ws",
     "grpc",
     "ops",
     "auth",

@@ -1,9 +1,10 @@
 //! `/metrics`: what is counted, as OpenMetrics text (openmetrics.io, version 1.0.0), made anew for each scrape. Names begin
 //! with `pushgate_` and end with their unit; labels are of a few values that are known beforehand, and never of a user.
 //!
-//! `families.rs` says which there are; `docs/metrics.md` is their table, which a test holds against what is written here.
+//! `format.rs` is the older text format, for who asks for that. `families.rs` says which there are; `docs/metrics.md` is their table, which a test holds against what is written here.
 
 mod families;
+mod format;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,14 +16,12 @@ use prometheus_client::{
     registry::Registry,
 };
 
+pub use self::format::Format;
 use crate::{
     api::Api,
     hub::Survey,
     metrics::{Distribution, Spans},
 };
-
-/// What it is sent as.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// The bounds of histograms, in milliseconds: from a round trip within a machine to a confirmation that comes too late.
 const BOUNDS_MS: [u64; 15] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000, 300_000];
@@ -44,12 +43,12 @@ impl Exposition {
     }
 
     /// The text. `None` where it cannot be written, which a test shows that it can.
-    pub async fn text(&self) -> Option<String> {
+    pub async fn text(&self, format: Format) -> Option<String> {
         let survey = self.api.survey().await;
         *self.survey.lock() = survey;
         let mut out = String::new();
         text::encode(&mut out, &self.registry).ok()?;
-        Some(out)
+        Some(format.write(out))
     }
 }
 

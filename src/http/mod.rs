@@ -23,7 +23,7 @@ use std::{
 };
 
 pub use config::Config;
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -175,16 +175,18 @@ impl Ops {
                     reply::json(StatusCode::SERVICE_UNAVAILABLE, &Readiness { ready: false, reasons: &reasons })
                 }
             },
-            Place::Metrics => match self.exposition.text().await {
-                Some(text) => reply::text(StatusCode::OK, exposition::CONTENT_TYPE, text),
-                None => Refusal::new(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    Code::Internal,
-                    "METRICS_FAILED",
-                    "the metrics cannot be written down",
-                )
-                .reply(self.api.metrics()),
-            },
+            Place::Metrics => self.metrics(exposition::Format::accepted(request.headers())).await,
         }
+    }
+
+    async fn metrics(&self, format: exposition::Format) -> Reply {
+        let Some(text) = self.exposition.text(format).await else {
+            let message = "the metrics cannot be written down";
+            return Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, Code::Internal, "METRICS_FAILED", message)
+                .reply(self.api.metrics());
+        };
+        let mut reply = reply::text(StatusCode::OK, format.content_type(), text);
+        reply.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+        reply
     }
 }

@@ -2,7 +2,12 @@
 //! it sees all of the old or all of the new. To look costs neither a lock nor a count that others share, since that is
 //! done for every message.
 
-use std::{marker::PhantomData, ops::Deref, sync::Arc, time::Duration};
+use std::{
+    marker::PhantomData,
+    ops::Deref,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use arc_swap::{ArcSwap, Guard};
 
@@ -89,6 +94,17 @@ impl Hub {
     /// Bounds.
     pub fn limits(&self) -> View<Limits> {
         View::of(&self.0.shared.live)
+    }
+
+    /// Connections at once: `limits.connections`, or what the descriptors leave, if that is less. 0: no bound.
+    pub fn connections_max(&self) -> u64 {
+        let most = [self.limits().connections.0.into(), self.0.connections_within.load(Ordering::Relaxed)];
+        most.into_iter().filter(|most| *most > 0).min().unwrap_or_default()
+    }
+
+    /// Has no more connections than so many, whatever `limits.connections` says. Before [`Hub::start`].
+    pub fn keep_connections_within(&self, most: u64) {
+        self.0.connections_within.store(most.max(1), Ordering::Relaxed);
     }
 
     /// Delivery and heartbeat.

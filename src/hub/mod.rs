@@ -51,7 +51,10 @@ mod traces;
 mod user;
 mod users;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -167,6 +170,8 @@ struct Inner {
     /// One sweep at a time.
     sweeping: tokio::sync::Mutex<()>,
     drain: Drain,
+    /// What the descriptors leave for connections; 0: no bound.
+    connections_within: AtomicU64,
     /// Told when another configuration is in force.
     reconfigured: Notify,
     surveyed: survey::Surveyed,
@@ -223,6 +228,7 @@ impl Hub {
             alerts_firing: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
             drain: Drain::default(),
+            connections_within: AtomicU64::new(0),
             reconfigured: Notify::new(),
             surveyed: survey::Surveyed::default(),
             left: Notify::new(),

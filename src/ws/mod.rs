@@ -88,8 +88,8 @@ pub struct Context {
     ended: Quiet,
     /// Sockets that are open, whatever they speak.
     open: crate::metrics::Gauge,
-    /// What the process's descriptors allow: connections, and sockets beyond them.
-    within: (u64, u64),
+    /// Sockets beyond the connections that there may be, as far as the process's descriptors allow.
+    refusals: u64,
 }
 
 /// What a connection that comes meets.
@@ -125,7 +125,7 @@ impl Context {
             not_opened,
             ended,
             open,
-            within: (u64::MAX, REFUSALS_MAX),
+            refusals: REFUSALS_MAX,
         }
     }
 
@@ -133,7 +133,8 @@ impl Context {
     pub fn keep_within(&mut self, descriptors: u64) {
         let clients = descriptors.saturating_sub(limits::descriptors_beside_clients(descriptors));
         let refusals = (clients / REFUSALS_SHARE).clamp(REFUSALS_MIN, REFUSALS_MAX).min(clients / 8);
-        self.within = (clients - refusals, refusals);
+        self.hub.keep_connections_within(clients - refusals);
+        self.refusals = refusals;
     }
 
     /// What a connection that comes now meets.
@@ -147,8 +148,8 @@ impl Context {
 
     /// Connections at once, and sockets that are let in beyond them to be told so; further ones are dropped unheard.
     fn room(&self) -> (u64, u64) {
-        let connections = self.hub.limits().connections.limit() as u64;
-        (connections.min(self.within.0), self.within.1)
+        let connections = self.hub.connections_max();
+        (if connections == 0 { u64::MAX } else { connections }, self.refusals)
     }
 
     /// Takes other terms, and the hub's limits as they are now, for what comes from now on.

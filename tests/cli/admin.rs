@@ -292,7 +292,7 @@ fn status_is_a_page_or_a_document() {
     let page = gateway.command(&["status"]).ok();
     assert!(page.starts_with(concat!("pushgate ", env!("CARGO_PKG_VERSION"), " on ")), "{page}");
     for part in [
-        "1 now of 100000",
+        "1 now of ",
         "1 user, 1 session",
         "sled, healthy",
         "alerts       none",

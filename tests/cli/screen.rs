@@ -37,7 +37,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(gateway: &Gateway, args: &[&str], size: (u16, u16)) -> Self {
-        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
         let name = ptsname(&ours, Vec::new()).unwrap();
@@ -84,19 +84,31 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
+    /// The exit code.
+    #[track_caller]
+    fn wait(&mut self) -> Option<i32> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Closes our side, as a terminal does that is killed. It is nobody's controlling terminal: there is no SIGHUP.
+    fn goes_away(&mut self) {
+        self.keys = File::open("/dev/null").unwrap();
+        // What is drawn next finds no receiver, and the reading thread lets go of its copy.
+        self.pieces = mpsc::channel().1;
+    }
+
     /// It ends with that code, and the terminal is as it was: echo and lines, the first screen, a cursor.
     #[track_caller]
     fn ends(mut self, code: i32) {
         let given_back = self.until(LEAVE) + &std::mem::take(&mut self.seen);
-        let until = Instant::now() + PATIENCE;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < until, "it does not end");
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        assert_eq!(status.code(), Some(code));
+        assert_eq!(self.wait(), Some(code));
         let modes = tcgetattr(&self.theirs).unwrap().local_modes;
         assert!(modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG), "{modes:?}");
         let rest: String = self.pieces.try_iter().collect();
@@ -136,7 +148,7 @@ fn whatever_ends_a_screen_the_terminal_is_given_back() {
         terminal.press(end);
         terminal.ends(0);
     }
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         let mut terminal = Terminal::start(&gateway, &["status", "--watch"], (100, 20));
         terminal.until("serving");
         send_signal(&terminal.child, signal);
@@ -145,7 +157,37 @@ fn whatever_ends_a_screen_the_terminal_is_given_back() {
 }
 
 #[test]
-fn a_screen_outlives_a_restart_of_the_gateway() {
+fn a_terminal_that_goes_away_without_a_signal_ends_the_screen() {
+    let gateway = Gateway::new();
+    for command in ["status", "top"] {
+        let args: &[&str] = if command == "top" { &["top", "--interval", "100ms"] } else { &["status", "--watch"] };
+        let mut terminal = Terminal::start(&gateway, args, (100, 20));
+        terminal.until(ENTER);
+        terminal.goes_away();
+        // `top` draws nothing as long as nothing changes.
+        let _somebody = gateway.client(command, &[]);
+        assert_eq!(terminal.wait(), Some(0), "{command}");
+    }
+}
+
+#[test]
+fn a_screen_outlives_a_gateway_that_hangs() {
+    let gateway = Gateway::new();
+    for (shown, args) in [("serving", &["status", "--watch"][..]), ("by outbox", &["top", "--interval", "100ms"])] {
+        let args = [args, &["--timeout", "500ms"]].concat();
+        let mut terminal = Terminal::start(&gateway, &args, (120, 40));
+        terminal.until(shown);
+        gateway.signal(Signal::STOP);
+        terminal.until("no answer, asking again");
+        gateway.signal(Signal::CONT);
+        terminal.until(shown);
+        terminal.press("q");
+        terminal.ends(0);
+    }
+}
+
+#[test]
+fn a_screen_outlives_a_restart_a_restart_of_the_gateway() {
     let gateway = Gateway::new();
     let mut terminal = Terminal::start(&gateway, &["status", "--watch"], (120, 40));
     terminal.until("serving");

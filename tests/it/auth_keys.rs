@@ -365,12 +365,16 @@ async fn key_files_are_read_again_when_they_change() {
     until("the new secret counts", "ann".to_owned(), async || answer(&gateway, &new).await).await;
     assert_eq!(answer(&gateway, &old).await, "token_invalid");
     // What is none leaves all as it was.
+    let failing = async || gateway.ops().get("/metrics").await.body.contains("\npushgate_key_source_failing 1\n");
+    assert!(!failing().await);
     put(&set, "{");
     until("that is counted", true, async || gateway.errors("key_source_failed").await > 0).await;
+    until("that is a gauge, too", true, failing).await;
     assert_eq!(answer(&gateway, &by_ec("ann", Some("one"))).await, "ann");
     put(&set, &json!({ "keys": [ed("two")] }).to_string());
     until("the new set counts", "ann".to_owned(), async || answer(&gateway, &by_ed("ann", Some("two"))).await).await;
     assert_eq!(answer(&gateway, &by_ec("ann", Some("one"))).await, "token_invalid");
+    until("it is mended", false, failing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -612,6 +612,20 @@ pub fn samples(text: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_in_the_older_format_for_who_asks_for_it() {
+    let gateway = Gateway::start().await;
+    let answer = Http::new(gateway.ops).with("accept", "text/plain;version=0.0.4").get("/metrics").await;
+    assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert!(answer.body.contains("\n# TYPE pushgate_build_info gauge\npushgate_build_info{"), "{}", answer.body);
+    assert!(answer.body.contains("\n# TYPE pushgate_connections_total counter\npushgate_connections_total "));
+    assert!(!answer.body.contains("# EOF") && !answer.body.contains("# UNIT") && !answer.body.contains(" info\n"));
+    for both in ["*/*", "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"] {
+        let answer = Http::new(gateway.ops).with("accept", both).get("/metrics").await;
+        assert_eq!(answer.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_openmetrics_of_what_happens() {
     let gateway = Gateway::start().await;
     let nobody = Http::new(gateway.ops);

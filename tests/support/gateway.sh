@@ -10,6 +10,7 @@ STARTED=()
 finish() {
     local code=$?
     local pid
+    let_services_start
     for pid in "${STARTED[@]}"; do
         kill -9 "$pid" 2>/dev/null || true
         wait "$pid" 2>/dev/null || true
@@ -46,14 +47,32 @@ require() {
     done
 }
 
+as_root() { if ((EUID == 0)); then "$@"; else sudo -n "$@"; fi; }
+
+# On a machine with systemd, packages start their services (nginx on port 80) unless policy-rc.d forbids it, by exit code 101
+# (invoke-rc.d(8)). One that the machine has is left alone.
+POLICY=/usr/sbin/policy-rc.d
+POLICY_MADE=
+let_no_service_start() {
+    if [[ -e $POLICY || -L $POLICY ]]; then return; fi
+    POLICY_MADE=1
+    printf '#!/bin/sh\nexit 101\n' >"$WORK/policy-rc.d"
+    quiet as_root install -m 0755 "$WORK/policy-rc.d" "$POLICY"
+}
+
+let_services_start() {
+    if [[ -n $POLICY_MADE ]]; then as_root rm -f "$POLICY" || true; fi
+    POLICY_MADE=
+}
+
 # Installs packages of the distribution.
 install_packages() {
-    local as_root=()
-    if ((EUID != 0)); then as_root=(sudo -n); fi
     command -v apt-get >/dev/null || fail "$* is missing, and there is no apt-get to install it with"
     say "installing $*"
-    quiet "${as_root[@]}" apt-get update
-    quiet "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    quiet as_root apt-get update
+    let_no_service_start
+    quiet as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+    let_services_start
 }
 
 # `configure GRPC AUTH`: a configuration for the script's daemon, $WORK/pushgate.toml: ports of the kernel's choosing, callers
@@ -111,16 +130,19 @@ find_binary() {
     [[ -x $BIN ]] || fail "$BIN is not there"
 }
 
-# The real grpcurl, built where it is missing.
+# The real grpcurl, built where it is missing, and kept between runs outside the clone.
 find_grpcurl() {
+    local tools=${XDG_CACHE_HOME:-$HOME/.cache}/pushgate-tools
+    export PATH=$PATH:$tools/bin
     if ! command -v grpcurl >/dev/null; then
-        say "installing grpcurl"
-        if command -v go >/dev/null; then
-            quiet env GOBIN="$WORK/bin" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@latest
-        else
-            quiet cargo install --locked --root "$WORK" grpcurl-rs
+        say "installing grpcurl, to be kept in $tools"
+        mkdir -p "$tools/bin"
+        # A Go that is too old for it, or finds no proxy, is not the last word.
+        if ! command -v go >/dev/null ||
+            ! env GOBIN="$tools/bin" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.1 >"$WORK/quiet" 2>&1; then
+            quiet env CARGO_TARGET_DIR="$WORK/grpcurl" cargo install --locked --root "$tools" grpcurl-rs
+            rm -rf "$WORK/grpcurl"
         fi
-        export PATH=$WORK/bin:$PATH
         hash -r
     fi
     require grpcurl

@@ -10,7 +10,7 @@ use tokio::{
 use super::{
     super::{
         connect::{Gateway, Target},
-        failure::{EXIT_UNAVAILABLE, Failure, Outcome},
+        failure::{Failure, Outcome},
         sessions::{self, Filter},
         status,
     },
@@ -49,11 +49,6 @@ impl Link {
     }
 }
 
-/// Whether asking again may help: a gateway that is being restarted comes back.
-fn may_pass(failure: &Failure) -> bool {
-    failure.code() == EXIT_UNAVAILABLE
-}
-
 /// Asks for the page every `period`, from now on by `gateway`. Ends with what no further question can mend.
 pub async fn pages(target: Target, gateway: Gateway, period: Duration, news: mpsc::Sender<News>) -> Failure {
     let mut link = Link { target, gateway: Some(gateway) };
@@ -63,7 +58,7 @@ pub async fn pages(target: Target, gateway: Gateway, period: Duration, news: mps
         ticks.tick().await;
         let said = match link.ask(async |gateway| status::fetch(gateway).await).await {
             Ok(page) => News::Page(Box::new(page)),
-            Err(failure) if may_pass(&failure) => News::Nothing(failure.message().to_owned()),
+            Err(failure) if failure.may_pass() => News::Nothing(failure.message().to_owned()),
             Err(failure) => return failure,
         };
         if news.send(said).await.is_err() {
@@ -86,7 +81,7 @@ pub async fn listings(
         let began = Instant::now();
         let said = match link.ask(async |gateway| ranking.listed(gateway, &filter).await).await {
             Ok(best) => News::Sessions(best),
-            Err(failure) if may_pass(&failure) => News::Nothing(failure.message().to_owned()),
+            Err(failure) if failure.may_pass() => News::Nothing(failure.message().to_owned()),
             Err(failure) => return failure,
         };
         if news.send(said).await.is_err() {

@@ -57,7 +57,9 @@ async fn show<V: View>(mut view: V, mut news: mpsc::Receiver<News>, asking: impl
     let mut terminate = signal(SignalKind::terminate()).map_err(failed("cannot wait for signals"))?;
     let mut hang_up = signal(SignalKind::hangup()).map_err(failed("cannot wait for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed("cannot wait for signals"))?;
+    let mut quit = signal(SignalKind::quit()).map_err(failed("cannot wait for signals"))?;
     let mut screen = Screen::open()?;
+    let mut closed = std::pin::pin!(output::closed());
     let mut asking = std::pin::pin!(asking);
     loop {
         screen.draw(|frame| view.draw(frame))?;
@@ -66,6 +68,9 @@ async fn show<V: View>(mut view: V, mut news: mpsc::Receiver<News>, asking: impl
             _ = terminate.recv() => return Ok(()),
             _ = hang_up.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
+            _ = quit.recv() => return Ok(()),
+            // A terminal that is gone need not say so by a signal, and reading keys from it fails without an end.
+            () = closed.as_mut() => return Ok(()),
             event = screen.events.recv() => match event {
                 // The terminal is gone.
                 None => return Ok(()),
@@ -127,7 +132,7 @@ impl Screen {
     fn draw(&mut self, with: impl FnOnce(&mut Frame)) -> Outcome {
         match self.terminal.draw(with) {
             Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
+            Err(error) if is_gone(&error) => Err(Failure::reader_gone()),
             Err(error) => Err(failed("cannot draw")(error)),
         }
     }
@@ -140,20 +145,25 @@ impl Drop for Screen {
     }
 }
 
+/// Whether nobody is before the terminal any more: writing to one whose other side is closed is EIO.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Whether colours are wanted: <https://no-color.org>.
 fn style(wanted: Style) -> Style {
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if plain { Style { fg: None, bg: None, ..wanted } } else { wanted }
 }
 
-/// The screen's last line: its keys, and what it has to say of itself.
+/// The screen's last line: what it has to say of itself, and its keys. The keys may be cut off where it is narrow.
 fn foot(frame: &mut Frame, area: Rect, keys: &[(&str, &str)], paused: bool) {
     let mut spans = Vec::new();
+    if paused {
+        spans.extend([Span::from("PAUSED").style(style(Style::new().yellow().bold())), Span::from("   ")]);
+    }
     for (key, what) in keys {
         spans.extend([Span::from(*key).style(Style::new().bold()), Span::from(format!(" {what}   "))]);
-    }
-    if paused {
-        spans.push(Span::from("PAUSED").style(style(Style::new().yellow().bold())));
     }
     frame.render_widget(Line::from(spans), area);
 }

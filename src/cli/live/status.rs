@@ -38,7 +38,9 @@ const ROWS_MAX: usize = 200;
 /// What a sparkline remembers: more than any screen is wide.
 const POINTS_MAX: usize = 600;
 /// The height of the sparklines with their frames, and of the screen below which there are none.
-const SPARKS: (u16, u16) = (6, 22);
+const SPARKS: (u16, u16) = (6, 30);
+/// The lines that are kept for the sessions, their two headings included, on a screen of twice that many or more.
+const TABLE_MIN: u16 = 5;
 /// A sparkline has whole numbers: a hundredth of a unit is one.
 const SCALE: f64 = 100.0;
 
@@ -207,11 +209,14 @@ impl View for Screen {
         let width = usize::from(area.width);
         let facts = self.page.as_deref().map(|page| Self::facts(page, width)).unwrap_or_default();
         let sparks = if area.height >= SPARKS.1 { SPARKS.0 } else { 0 };
-        let height = u16::try_from(facts.len()).unwrap_or(u16::MAX);
+        let room = area.height.saturating_sub(2 + sparks);
+        let rows = u16::try_from(self.best.by(self.order).len()).unwrap_or(u16::MAX);
+        let kept = rows.saturating_add(2).min(TABLE_MIN).min(room / 2);
+        let height = u16::try_from(facts.len()).unwrap_or(u16::MAX).min(room - kept);
         let parts = [
             Constraint::Length(1),
             Constraint::Length(sparks),
-            Constraint::Max(height),
+            Constraint::Length(height),
             Constraint::Min(0),
             Constraint::Length(1),
         ];
@@ -306,6 +311,27 @@ mod tests {
         let lines = drawn((150, 40), |frame| screen.draw(frame));
         let place = |name: &str| lines.iter().position(|line| line.starts_with(name)).unwrap();
         assert!(place("alice") < place("bob"), "{}", lines.join("\n"));
+    }
+
+    #[test]
+    fn a_small_terminal_has_sessions_too() {
+        let mut screen = screen();
+        let alerts = (0..40).map(|n| proto::Alert { name: format!("alert {n}"), ..Default::default() });
+        screen.take(News::Page(Box::new(GetStatusResponse { alerts: alerts.collect(), ..*page(4, 150) })));
+        let mut ranking = super::super::rank::Ranking::new(ROWS_MAX);
+        let mut listing = ranking.begin(tokio::time::Instant::now());
+        for user_id in ["alice", "bob", "carol", "dave"] {
+            let (session_id, user_id) = (user_id.to_owned(), user_id.to_owned());
+            listing.add(proto::Session { session_id, user_id, ..Default::default() });
+        }
+        screen.take(News::Sessions(listing.end()));
+        for height in [24, 30, 40] {
+            let lines = drawn((80, height), |frame| screen.draw(frame));
+            let shown =
+                lines.iter().filter(|line| ["alice", "bob", "carol", "dave"].iter().any(|n| line.starts_with(n)));
+            assert_eq!(shown.count(), 3, "{lines:#?}");
+            assert!(lines.iter().any(|line| line.starts_with("sessions by outbox: 3 of 4")), "{lines:#?}");
+        }
     }
 
     #[test]

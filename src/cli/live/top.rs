@@ -217,6 +217,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_paused_says_so_also_where_it_is_narrow() {
+        let mut screen = Screen::new(Order::Outbox);
+        screen.take(News::Sessions(best()));
+        screen.pause();
+        for width in [20, 80] {
+            let lines = drawn((width, 24), |frame| screen.draw(frame));
+            assert!(lines[23].starts_with("PAUSED   q quit"), "{lines:#?}");
+        }
+        screen.pause();
+        assert!(drawn((80, 24), |frame| screen.draw(frame))[23].starts_with("q quit"));
+    }
+
+    #[test]
     fn every_size_can_be_drawn() {
         let mut screen = Screen::new(Order::Rtt);
         screen.take(News::Sessions(best()));

@@ -36,6 +36,7 @@ fn node(out: &mut Out<'_>, now: &Figures) -> fmt::Result {
     out.family("start_time_seconds", "When the daemon started, in seconds since the Unix epoch", MetricType::Gauge)?
         .encode_gauge(&started)?;
     out.gauge("ready", "1: the node takes new work", now.ready.into())?;
+    out.gauge("draining", "1: somebody drained the node, so that it is not ready on purpose", now.draining.into())?;
     let cpu = now.process.cpu.as_secs_f64();
     out.family("process_cpu_seconds", "User and system CPU time", MetricType::Counter)?
         .encode_counter::<NoLabels, _, u64>(&cpu, None::<&Exemplar<NoLabels, u64>>)?;
@@ -51,12 +52,13 @@ fn node(out: &mut Out<'_>, now: &Figures) -> fmt::Result {
 fn sessions(out: &mut Out<'_>, metrics: &Metrics, now: &Figures, survey: &Survey) -> fmt::Result {
     out.gauge(
         "connections_open",
-        "Connections to the public listener, those that have not yet authenticated included",
+        "WebSocket connections, from their upgrade on, those that have not yet authenticated included",
         metrics.connections.get(),
     )?;
-    out.gauge("connections_open_peak", "The most that were open at once since the start", metrics.connections.peak())?;
-    out.gauge("connections_limit", "limits.connections; 0: no bound", now.connections_max)?;
-    out.counter("connections", "Connections to the public listener", metrics.connections_total.get())?;
+    out.gauge("connections_open_peak", "The most of them at once since the start", metrics.connections.peak())?;
+    let help = "How many there may be: limits.connections, or what the descriptors leave, if that is less; 0: no bound";
+    out.gauge("connections_limit", help, now.connections_max)?;
+    out.counter("connections", "WebSocket connections, from their upgrade on", metrics.connections_total.get())?;
     let handshakes = Handshake::ALL.iter().map(|result| (result.as_str(), metrics.handshakes(*result)));
     out.labelled("handshakes", "What became of WebSocket handshakes", MetricType::Counter, "result", handshakes)?;
     out.labelled(
@@ -230,6 +232,8 @@ fn services(out: &mut Out<'_>, metrics: &Metrics, now: &Figures) -> fmt::Result 
         "listener",
         expiry.map(|(name, seconds)| (name, u64::try_from(seconds).unwrap_or_default())),
     )?;
+    let help = "1: the last reading of the key files failed, or the last fetch of the key set";
+    out.gauge("key_source_failing", help, now.key_source_failing.into())?;
     out.gauge("event_streams", "Consumers of StreamEvents", metrics.event_streams.get())?;
     out.gauge("event_lag", "Events between the newest and what the slowest consumer has read", now.event_lag)?;
     out.counter("events", "Events", now.events)?;

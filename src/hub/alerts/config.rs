@@ -19,7 +19,7 @@ pub struct Config {
     pub clear_below: Level,
     /// Refusals and failures a second.
     pub error_rate: Count,
-    /// Connections to the public listener: a share of `limits.connections`, or a number.
+    /// Connections to the public listener: a share of how many there may be, or a number.
     pub connections: Level,
     /// Stored notifications that wait.
     pub pending_count: Count,
@@ -65,7 +65,7 @@ impl Default for Config {
 /// What shares are shares of; 0 is no bound.
 #[derive(Clone, Copy, Debug)]
 pub struct Whole {
-    /// `limits.connections`.
+    /// `limits.connections`, or what the descriptors leave.
     pub connections: u64,
     /// `store.max_bytes`.
     pub store_bytes: u64,

@@ -67,7 +67,7 @@ impl Hub {
     fn take_rules(&self, watches: &mut Vec<(AlertName, Watch)>) {
         let live = self.live();
         let whole = Whole {
-            connections: live.limits.connections.0.into(),
+            connections: self.connections_max(),
             store_bytes: live.quotas.max_bytes,
             disk_bytes: self.0.store.disk().max_bytes,
             events: self.0.events.capacity(),
