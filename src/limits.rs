@@ -276,13 +276,22 @@ pub const MESSAGE_TYPES_MAX: usize = 1000;
 /// The sessions of a snapshot that are looked at in one go.
 pub const SNAPSHOT_PAGE_SESSIONS: usize = 256;
 /// Descriptors that are kept from clients' connections where there are plenty: for the store, the listeners, callers.
-pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
+const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
 /// As many as callers have by default (`grpc.max_connections`), where there are few.
 const DESCRIPTORS_BESIDE_CLIENTS_MIN: u64 = 1024;
 
-/// Those that are kept of so many: a sixteenth within these bounds, and never more than half.
-pub fn descriptors_beside_clients(all: u64) -> u64 {
-    (all / 16).clamp(DESCRIPTORS_BESIDE_CLIENTS_MIN, DESCRIPTORS_BESIDE_CLIENTS).min(all / 2)
+/// The clients' connections that so many descriptors have room for. Kept from them are a sixteenth within these bounds, and
+/// never more than half.
+pub fn room_for_clients(descriptors: u64) -> u64 {
+    let beside = (descriptors / 16).clamp(DESCRIPTORS_BESIDE_CLIENTS_MIN, DESCRIPTORS_BESIDE_CLIENTS);
+    descriptors - beside.min(descriptors / 2)
+}
+
+/// As many descriptors as have room for so many clients' connections.
+pub fn descriptors_for_clients(clients: u64) -> u64 {
+    // A fifteenth of what is left is a sixteenth of all.
+    let beside = clients.div_ceil(15).clamp(DESCRIPTORS_BESIDE_CLIENTS_MIN, DESCRIPTORS_BESIDE_CLIENTS);
+    clients.saturating_add(beside.min(clients))
 }
 
 /// What a pass over the sessions hands to each of them: of the broadcasts that are pending, the first up to so many bytes,
@@ -439,5 +448,23 @@ impl Default for Limits {
             tls_handshakes: Count(4096),
             memory: Level::Share(80),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_the_clients_that_descriptors_are_asked_for() {
+        for clients in [0, 1, 500, 1024, 1025, 15_360, 15_361, 16_000, 20_000, 30_720, 30_721, 100_000, 1 << 40] {
+            let needed = descriptors_for_clients(clients);
+            assert!(room_for_clients(needed) >= clients, "{clients}: {needed}");
+            // And hardly more than that.
+            assert!(needed < 3 || room_for_clients(needed - 2) < clients, "{clients}: {needed}");
+        }
+        assert_eq!((descriptors_for_clients(100_000), room_for_clients(102_048)), (102_048, 100_000));
+        assert_eq!((room_for_clients(20_000), room_for_clients(1000), room_for_clients(0)), (18_750, 500, 0));
+        assert_eq!(descriptors_for_clients(u64::MAX), u64::MAX);
     }
 }
