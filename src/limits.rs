@@ -2,11 +2,15 @@
 //!
 //! Units are in the names. Pairs that must agree are asserted at compile time.
 
+mod descriptors;
 mod hit;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::hit::Limit;
+pub use self::{
+    descriptors::{descriptors_for_clients, room_for_clients},
+    hit::Limit,
+};
 use crate::types::{ByteSize, Count, Level, Span};
 
 /// The longest user id.
@@ -287,16 +291,6 @@ pub const GROUP_BYTES_MAX: usize = 128;
 pub const MESSAGE_TYPES_MAX: usize = 1000;
 /// The sessions of a snapshot that are looked at in one go.
 pub const SNAPSHOT_PAGE_SESSIONS: usize = 256;
-/// Descriptors that are kept from clients' connections where there are plenty: for the store, the listeners, callers.
-pub const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
-/// As many as callers have by default (`grpc.max_connections`), where there are few.
-const DESCRIPTORS_BESIDE_CLIENTS_MIN: u64 = 1024;
-
-/// Those that are kept of so many: a sixteenth within these bounds, and never more than half.
-pub fn descriptors_beside_clients(all: u64) -> u64 {
-    (all / 16).clamp(DESCRIPTORS_BESIDE_CLIENTS_MIN, DESCRIPTORS_BESIDE_CLIENTS).min(all / 2)
-}
-
 /// What a pass over the sessions hands to each of them: of the broadcasts that are pending, the first up to so many bytes,
 /// and one in any case.
 pub const FANOUT_PASS_BYTES_MAX: usize = 64 * 1024;

@@ -149,6 +149,7 @@ impl Server {
         let metrics = Metrics::default();
         let (tracer, exporting) =
             otlp::start(&config.otlp, &clock, &metrics, &calls.handle()).map_err(StartError::Config)?;
+        systemd::status("opening the store");
         let store = manager::while_it_starts(open_store(config, clock.clone())).await?;
         let life = Lifecycle::new();
         let hub = Hub::new(Parts {
@@ -301,12 +302,13 @@ impl Server {
                 _ = life.failed() => {}
             }
         };
+        let mut log = drain::Log::new(&hub);
         let supervised = async {
             tokio::select! {
                 () = stop => tracing::info!("stopping"),
                 () = failed => {}
                 () = reporter.follow(&hub) => {}
-                () = drain::follow(&hub) => {}
+                () = log.follow() => {}
             }
         };
         life.beat("the supervisor").during(supervised).await;
@@ -322,8 +324,9 @@ impl Server {
         tokio::select! {
             () = hub.drain_to_stop(shutdown.deadline.0, life.failure().is_none()) => {}
             () = reporter.follow(&hub) => {}
-            () = drain::follow(&hub) => {}
+            () = log.follow() => {}
         }
+        log.catch_up();
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         let tasks = life.stop(left.mul_f64(0.9)).await;
         if tasks > 0 {

@@ -351,8 +351,14 @@ restart_under_connects() {
     local round before
     : >"$WORK/connects"
     nsenter --target "$LEADER" --net -- python3 tests/boot/connects.py 127.0.0.1 7000 /ws "$token" "$WORK/connected" >"$WORK/connects" 2>&1 &
-    local client=$!
+    local client=$! callers=() port
     STARTED+=("$client")
+    # Callers and probes, too: whatever they are answered, somebody is there.
+    for port in 7001 7002; do
+        nsenter --target "$LEADER" --net -- python3 tests/boot/connects.py 127.0.0.1 "$port" /livez none "$WORK/connected" >"$WORK/connects-$port" 2>&1 &
+        callers+=("$!")
+        STARTED+=("$!")
+    done
     for round in 1 2 3; do
         before=$(property MainPID)
         LIMIT=120 inside systemctl restart pushgate.service
@@ -364,6 +370,12 @@ restart_under_connects() {
     forget "$client"
     cat "$WORK/connects"
     jq -e '.refused == 0 and .opened > 0' "$WORK/connects" >/dev/null || fail "connections were refused"
+    for port in 7001 7002; do
+        wait "${callers[0]}" || fail "connects to $port: $(cat "$WORK/connects-$port")"
+        forget "${callers[0]}"
+        callers=("${callers[@]:1}")
+        jq -e '.refused == 0' "$WORK/connects-$port" >/dev/null || fail "connections to $port were refused: $(cat "$WORK/connects-$port")"
+    done
 }
 
 stop_in_time() {

@@ -7,9 +7,10 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{
         fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
         unix::{
             fs::PermissionsExt as _,
-            net::{UnixDatagram, UnixListener, UnixStream},
+            net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
         },
     },
     path::{Path, PathBuf},
@@ -98,6 +99,16 @@ impl Manager {
         let mut buffer = [0; 4096];
         let length = self.ear.recv(&mut buffer).expect("the daemon says something in time");
         String::from_utf8(buffer[..length].to_vec()).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    /// All that was said until now by a daemon that has ended, and not heard yet.
+    fn heard(&self) -> Vec<String> {
+        self.ear.set_nonblocking(true).unwrap();
+        let (mut buffer, mut heard) = ([0; 4096], Vec::new());
+        while let Ok(length) = self.ear.recv(&mut buffer) {
+            heard.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
+        }
+        heard
     }
 
     /// The first message from now on that has this in it.
@@ -208,6 +219,7 @@ fn join(manager: &Manager, http: &str) -> TcpStream {
 fn ready_comes_once_every_listener_answers_and_stopping_with_the_signal() {
     let manager = Manager::new();
     let mut service = manager.start("");
+    assert_eq!(manager.hears(), ["STATUS=opening the store"]);
     let ready = manager.hears();
     assert_eq!(ready[0], "READY=1");
     let status = ready[1].strip_prefix("STATUS=").unwrap();
@@ -261,8 +273,52 @@ fn a_configuration_that_is_refused_exits_with_78_and_is_never_ready() {
     let mut service = manager.start("http.path = \"ws\"");
     // What RestartPreventExitStatus names.
     service.ends_with(78);
-    manager.ear.set_nonblocking(true).unwrap();
-    assert_eq!(manager.ear.recv(&mut [0; 16]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    let said = manager.heard();
+    assert!(said.len() == 1 && said[0].starts_with("STATUS=") && said[0].contains("http.path"), "{said:?}");
+}
+
+#[test]
+fn a_start_that_fails_says_why_in_the_status() {
+    let manager = Manager::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let config = manager.listeners().replacen("127.0.0.1:0", &at.to_string(), 1) + KEY;
+    manager.start_with(&config, &[], Vec::new()).ends_with(1);
+    let said = manager.heard();
+    assert!(said.len() == 1 && said[0].starts_with("STATUS=") && said[0].contains(&at.to_string()), "{said:?}");
+}
+
+#[test]
+fn an_abstract_socket_hears_all_of_it() {
+    let name = format!("pushgate-test-{}", std::process::id());
+    let mut manager = Manager::new();
+    manager.ear = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+    manager.ear.set_read_timeout(Some(PATIENCE)).unwrap();
+    let config = format!("{}{KEY}", manager.listeners());
+    let variables = [("NOTIFY_SOCKET", &*format!("@{name}")), ("WATCHDOG_USEC", "1000000")];
+    let mut service = manager.start_with(&config, &variables, Vec::new());
+    assert!(manager.ready().starts_with("sessions 0, "));
+    manager.hears_of("WATCHDOG=1");
+    service.signal(Signal::HUP);
+    manager.hears_of("RELOADING=1");
+    manager.hears_of("READY=1");
+    service.signal(Signal::TERM);
+    manager.hears_of("STOPPING=1");
+    service.ends_with(0);
+}
+
+#[test]
+fn a_reload_in_a_stop_is_not_said() {
+    let manager = Manager::new();
+    let mut service = manager.start("shutdown = { lb_delay = \"2s\" }");
+    manager.ready();
+    service.signal(Signal::TERM);
+    manager.hears_of("STOPPING=1");
+    service.signal(Signal::HUP);
+    service.ends_with(0);
+    let said = manager.heard();
+    assert!(!said.iter().any(|line| line.starts_with("RELOADING=") || line.starts_with("READY=")), "{said:?}");
+    assert!(manager.said().contains("the configuration was read again"), "{}", manager.said());
 }
 
 #[test]
@@ -529,6 +585,24 @@ fn passed_sockets_that_nobody_would_answer_or_everybody_could_call_are_refused()
     refused(&manager, &config, vec![("http", connected.into())], "does not listen");
     std::fs::set_permissions(manager.path("admin.sock"), std::fs::Permissions::from_mode(0o666)).unwrap();
     refused(&manager, &config, bound.passed(), "has the mode 0666, so that everybody on this machine could call");
+}
+
+#[test]
+fn a_passed_place_for_callers_that_the_configuration_does_without_is_closed_with_a_warning() {
+    let manager = Manager::new();
+    let bound = Bound::new(&manager);
+    let spare = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = || -> Sockets { vec![("grpc", spare.try_clone().unwrap().into())] };
+    // With another address for callers over TCP it is a mistake in one of them.
+    let other =
+        bound.config(&manager).replace("grpc.listen = [", "grpc.insecure = true\ngrpc.listen = [\"127.0.0.1:1\", ");
+    refused(&manager, &other, passed(), "which the configuration does not know");
+    let sockets = bound.passed().into_iter().take(2).chain(passed()).collect();
+    let config = bound.config(&manager).replace(&bound.ops.local_addr().unwrap().to_string(), "127.0.0.1:0");
+    let _service = manager.start_with(&config, &[], sockets);
+    let status = manager.ready();
+    assert!(!status.contains(&spare.local_addr().unwrap().to_string()), "{status}");
+    assert!(manager.said().contains("grpc.listen does not have its address"), "{}", manager.said());
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! `Drain` and `Undrain`: the node out of service and back.
 
-use std::{pin::Pin, time::Duration};
+use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use futures_util::{Stream, stream};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -39,8 +40,8 @@ impl Api {
     pub fn drain(&self, caller: &Caller, request: &proto::DrainRequest) -> Result<DrainStream, ApiError> {
         let outcome = self.begin_drain(caller, request);
         self.note("drain", caller, &outcome, |(_, joined)| if *joined { "joined" } else { "begun" });
-        let (steps, _) = outcome?;
-        Ok(follow(steps, self.0.life.stopping().clone()))
+        let (steps, joined) = outcome?;
+        Ok(follow(steps, joined, self.0.life.stopping().clone()))
     }
 
     /// The steps of the drain, and whether it was under way already.
@@ -48,7 +49,7 @@ impl Api {
         &self,
         caller: &Caller,
         request: &proto::DrainRequest,
-    ) -> Result<(tokio::sync::watch::Receiver<DrainStep>, bool), ApiError> {
+    ) -> Result<(watch::Receiver<DrainStep>, bool), ApiError> {
         let hub = self.authorise(caller, Scope::Admin)?;
         let mut checks = Checks::default();
         let over = checks.within("over", request.over, Duration::ZERO, OVER_MAX, "0 to 1h");
@@ -114,28 +115,55 @@ fn stopping() -> ApiError {
     ApiError::Unavailable { reason: "DRAINING", message: "the node is stopping".to_owned() }
 }
 
-/// The progress, what there is first.
-fn follow(mut steps: tokio::sync::watch::Receiver<DrainStep>, stop: CancellationToken) -> DrainStream {
+/// Who follows a drain, and how far he is told of it.
+struct Follower {
+    steps: watch::Receiver<DrainStep>,
+    stop: CancellationToken,
+    /// Which drain it is, and what was told of it last.
+    told: (u64, DrainState),
+    /// What is to be told before it is looked again: a watch has the last step alone.
+    due: VecDeque<DrainProgress>,
+}
+
+/// The progress: of a drain that is joined from what there is on, of another one from its first step on.
+fn follow(mut steps: watch::Receiver<DrainStep>, joined: bool, stop: CancellationToken) -> DrainStream {
     steps.mark_changed();
-    Box::pin(stream::unfold(Some((steps, stop)), |following| async {
-        let (mut steps, stop) = following?;
-        let changed = tokio::select! {
-            biased;
-            changed = steps.changed() => changed.is_ok(),
-            () = stop.cancelled() => false,
-        };
-        if !changed {
-            return Some((Err(stopping()), None));
-        }
-        let (_, progress) = *steps.borrow_and_update();
+    let (number, progress) = *steps.borrow();
+    let told = (number, if joined { progress.state } else { DrainState::Serving });
+    let follower = Follower { steps, stop, told, due: VecDeque::new() };
+    Box::pin(stream::unfold(Some(follower), |follower| async {
+        let mut follower = follower?;
+        let Some(progress) = follower.next().await else { return Some((Err(stopping()), None)) };
         let over = match progress.state {
             DrainState::Serving => true,
             // Behind that the process ends, and says so.
             DrainState::Drained => !progress.stopping,
             DrainState::NotReady | DrainState::Closing => false,
         };
-        Some((Ok(self::progress(&progress)), (!over).then_some((steps, stop))))
+        Some((Ok(self::progress(&progress)), (!over).then_some(follower)))
     }))
+}
+
+impl Follower {
+    /// The next step; none where the node stops.
+    async fn next(&mut self) -> Option<DrainProgress> {
+        if let Some(due) = self.due.pop_front() {
+            return Some(due);
+        }
+        tokio::select! {
+            biased;
+            changed = self.steps.changed() => changed.ok()?,
+            () = self.stop.cancelled() => return None,
+        }
+        let (number, progress) = *self.steps.borrow_and_update();
+        if number != self.told.0 && !progress.stopping {
+            // That drain was taken back; the one that may be under way now is another caller's.
+            return Some(DrainProgress { sessions: progress.left, left: progress.left, ..DrainProgress::default() });
+        }
+        self.due.extend(progress.since(self.told.1));
+        self.told = (number, progress.state);
+        self.due.pop_front()
+    }
 }
 
 /// The progress as the proto has it.

@@ -47,6 +47,7 @@ pub async fn drain(args: Drain) -> Outcome {
     // As long as it takes.
     let answered = gateway.calls().drain(gateway.endless(request)).await;
     let mut steps = answered.map_err(|status| gateway.refused(&status))?.into_inner();
+    let mut drained = false;
     loop {
         let step = tokio::select! {
             biased;
@@ -58,7 +59,14 @@ pub async fn drain(args: Drain) -> Outcome {
             () = output::closed() => return Ok(()),
             step = steps.message() => step,
         };
-        let Some(step) = step.map_err(|status| gateway.refused(&status))? else { return Ok(()) };
+        let step = match step {
+            Ok(Some(step)) => step,
+            Ok(None) => return Ok(()),
+            // A gateway that stops goes when it is drained: nothing that was asked for is missing.
+            Err(_) if drained => return Ok(()),
+            Err(status) => return Err(gateway.refused(&status)),
+        };
+        drained = step.state() == DrainState::Drained;
         if args.format.json {
             output::json_line(&json::document("Draining", &step))?;
         } else {

@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Options, checked, complain, print, wrong_config};
+use super::{Options, checked, complain, print};
 use crate::{
     config::{Config, ConfigError, Loaded, Sources},
     dev::{self, Dev},
     server::{self, Ended, Server, StartError, activation::Passed},
-    telemetry,
+    systemd, telemetry,
 };
 
 #[derive(Args, Debug, Default)]
@@ -35,23 +35,20 @@ impl Serve {
             let sources = self.options.sources();
             return match checked(sources.clone()) {
                 Ok(loaded) => serve(&loaded, |server| server.set_source(Box::new(move || checked(sources.clone())))),
-                Err(error) => wrong_config(&error),
+                Err(error) => refused(&error),
             };
         }
         let sources = Sources { default_file: None, mode: dev::settings(), ..self.options.sources() };
         let loaded = match checked_for_dev(sources.clone()) {
             Ok(loaded) => loaded,
-            Err(error) => return wrong_config(&error),
+            Err(error) => return refused(&error),
         };
         let dev = match Dev::open(&loaded.config) {
             Ok(dev) => dev,
-            Err(error) => {
-                complain(&error.to_string());
-                return ExitCode::FAILURE;
-            }
+            Err(error) => return failed(&error.to_string()),
         };
         if let Err(error) = loaded.check_files() {
-            return wrong_config(&error);
+            return refused(&error);
         }
         serve(&loaded, |server| {
             server.set_page(dev.page(server.listeners()));
@@ -76,7 +73,7 @@ fn checked_for_dev(sources: Sources) -> Result<Loaded, ConfigError> {
 fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
     let log = match telemetry::init(&loaded.config.log) {
         Ok(log) => log,
-        Err(error) => return wrong_config(&error),
+        Err(error) => return refused(&error),
     };
     for key in loaded.without_effect() {
         tracing::warn!(key, "this key has no effect in this version");
@@ -87,14 +84,11 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
     // While there is one thread: it changes the environment.
     let passed = match Passed::of_process() {
         Ok(passed) => passed,
-        Err(error) => return wrong_config(&error),
+        Err(error) => return refused(&error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&format!("cannot start: {error}"));
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return failed(&format!("cannot start: {error}")),
     };
     let ended = runtime.block_on(server::run(&loaded.config, passed, |server| {
         server.set_log_control(Box::new(move |filter| log.set(filter)));
@@ -104,14 +98,21 @@ fn serve(loaded: &Loaded, prepare: impl FnOnce(&mut Server)) -> ExitCode {
     runtime.shutdown_background();
     match ended {
         Ok(Ended::InOrder) => ExitCode::SUCCESS,
-        Ok(Ended::Failed(failure)) => {
-            complain(&failure);
-            ExitCode::FAILURE
-        }
-        Err(error @ StartError::Config(_)) => wrong_config(&error),
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::FAILURE
-        }
+        Ok(Ended::Failed(failure)) => failed(&failure),
+        Err(error @ StartError::Config(_)) => refused(&error),
+        Err(error) => failed(&error.to_string()),
     }
+}
+
+/// The configuration is wrong; `systemctl status` says so, too.
+fn refused(error: &dyn std::error::Error) -> ExitCode {
+    systemd::failed(&error.to_string());
+    super::wrong_config(error)
+}
+
+/// It does not start, or did not end in order.
+fn failed(why: &str) -> ExitCode {
+    systemd::failed(why);
+    complain(why);
+    ExitCode::FAILURE
 }

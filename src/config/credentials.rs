@@ -40,7 +40,8 @@ fn find(name: &str, folder: Option<&Path>) -> Result<PathBuf, String> {
     let folder = folder.ok_or_else(|| {
         format!(
             "needs CREDENTIALS_DIRECTORY, which is not set: the service manager sets it where the unit has \
-             LoadCredential={name}:PATH"
+             LoadCredential={name}:PATH; elsewhere name the folder of that file, as in \
+             CREDENTIALS_DIRECTORY=/etc/pushgate pushgate config check"
         )
     })?;
     let path = folder.join(name);
@@ -165,7 +166,8 @@ mod tests {
         assert_eq!(
             problem,
             "auth.keys[0].secret_file: `credential:jwt.key` needs CREDENTIALS_DIRECTORY, which is not set: the service \
-             manager sets it where the unit has LoadCredential=jwt.key:PATH"
+             manager sets it where the unit has LoadCredential=jwt.key:PATH; elsewhere name the folder of that file, as in \
+             CREDENTIALS_DIRECTORY=/etc/pushgate pushgate config check"
         );
         let (_, problem) = of("credential:other", here);
         assert!(

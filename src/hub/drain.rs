@@ -188,7 +188,7 @@ impl Hub {
                 biased;
                 () = cancel.cancelled() => {}
                 () = stop.cancelled() => {}
-                () = hub.run_drain(&run, &cancel, NOBODY_NEW) => {}
+                () = hub.run_drain(&run, &cancel, WHAT_IS_STORED) => {}
             }
         });
     }
@@ -250,9 +250,11 @@ impl Hub {
         };
         let never = CancellationToken::new();
         let _ = tokio::time::timeout(deadline, self.run_drain(&run, &never, NOTHING)).await;
+        // Also where it was not over in time.
+        self.refuse_everything();
     }
 
-    /// From now on nobody is let in and nothing is taken, as at the end of a stop; nobody is told. For tests.
+    /// From now on nobody is let in and nothing is taken, as at the end of a stop; nobody is told.
     pub fn refuse_everything(&self) {
         self.0.drain.taken.store(NOTHING, Ordering::Release);
     }
@@ -277,8 +279,8 @@ impl Hub {
         u32::try_from(self.session_count()).unwrap_or(u32::MAX)
     }
 
-    fn shut(&self, control: &mut Control, taken: u8) {
-        self.0.drain.taken.fetch_max(taken, Ordering::AcqRel);
+    fn shut(&self, control: &mut Control) {
+        self.0.drain.taken.fetch_max(NOBODY_NEW, Ordering::AcqRel);
         control.letting_in.cancel();
     }
 
@@ -309,8 +311,8 @@ impl Hub {
         present
     }
 
-    /// The steps of a drain, told as they are made.
-    async fn run_drain(&self, run: &Run, cancel: &CancellationToken, taken: u8) {
+    /// The steps of a drain, told as they are made. `refused`: what is, from when there is nobody left.
+    async fn run_drain(&self, run: &Run, cancel: &CancellationToken, refused: u8) {
         let steps = async {
             tokio::time::sleep_until(run.closes_at).await;
             let schedule = {
@@ -323,7 +325,7 @@ impl Hub {
                 let (count, rate) = (self.session_count(), self.live().drain.rate);
                 let schedule = Schedule::new(now, count, rate, run.plan.over, most, run.returns, &self.limits());
                 control.schedule = Some(schedule);
-                self.shut(&mut control, taken);
+                self.shut(&mut control);
                 schedule
             };
             self.tell(run.number, Some(DrainState::Closing));
@@ -338,7 +340,7 @@ impl Hub {
             }
             let control = self.0.drain.control.lock();
             if !cancel.is_cancelled() {
-                self.0.drain.taken.fetch_max(WHAT_IS_STORED, Ordering::AcqRel);
+                self.0.drain.taken.fetch_max(refused, Ordering::AcqRel);
                 drop(control);
                 self.tell(run.number, Some(DrainState::Drained));
             }

@@ -2,7 +2,9 @@
 //!
 //! A passed socket is known by its name (`FileDescriptorName=`: `http`, `grpc` or `ops`; one that bears another name may be
 //! any) and by its address. It takes the place of the listener that the configuration has there; the port 0 of the
-//! configuration means any. What is left over is an error: nobody would ever answer there. What was not passed is bound.
+//! configuration means any. What is left over is an error: nobody would ever answer there. One alone is closed with a warning:
+//! `pushgate-grpc.socket` has the place for callers with tokens, and not every configuration has it. What was not passed is
+//! bound.
 //!
 //! Rule: a passed socket is the service manager's. The daemon closes its own descriptor and no more, so that whoever comes
 //! between two runs waits in the socket's queue instead of being refused, and a socket file stays where it is.
@@ -85,9 +87,19 @@ impl Passed {
         Some(self.0.remove(index))
     }
 
-    /// Nobody is to be left.
-    fn finish(self) -> Result<(), StartError> {
-        let Some(Socket { name, place }) = self.0.into_iter().next() else { return Ok(()) };
+    /// Nobody is to be left, but a place for callers of this machine that the configuration could do without.
+    fn finish(self, config: &Config) -> Result<(), StartError> {
+        let (spare, left): (Vec<_>, Vec<_>) =
+            self.0.into_iter().partition(|socket| socket.is_spare(&config.grpc.listen));
+        for Socket { name, place } in spare {
+            let address = place.address();
+            tracing::warn!(
+                name,
+                address,
+                "the service manager's socket is closed, grpc.listen does not have its address: who calls there is not answered"
+            );
+        }
+        let Some(Socket { name, place }) = left.into_iter().next() else { return Ok(()) };
         let address = place.address();
         let section = if NAMES.contains(&name.as_str()) { name.as_str() } else { "http.listen, grpc.listen or ops" };
         Err(StartError::Config(format!(
@@ -98,6 +110,13 @@ impl Passed {
 }
 
 impl Socket {
+    /// For calls over TCP from this machine, where the configuration has none such. With one that is, the address there, or
+    /// here, is a mistake; and with the same port at every address it could not be bound.
+    fn is_spare(&self, listen: &[String]) -> bool {
+        let Place::Tcp(_, address) = &self.place else { return false };
+        self.name == "grpc" && address.ip().is_loopback() && listen.iter().all(|wanted| wanted.starts_with("unix:"))
+    }
+
     fn may_be(&self, section: &str) -> bool {
         self.name == section || !NAMES.contains(&self.name.as_str())
     }
@@ -184,7 +203,7 @@ pub(super) fn open(
     {
         wanted.extend(listen.iter().map(|address| (section, address, passed.take(section, address))));
     }
-    passed.finish()?;
+    passed.finish(config)?;
     let mut open = Open { bound: Vec::new(), access: Vec::new(), ops_access: Vec::new() };
     for (section, address, socket) in wanted {
         let origin = if socket.is_some() { Origin::PassedIn } else { Origin::Here };

@@ -14,7 +14,7 @@ pub(super) fn raise_limit(config: &Config) -> Option<u64> {
     let public = |text: &String| ListenAddress::parse(text).is_ok_and(|address| !address.is_local());
     if let Some(limit) = limit
         && config.http.listen.iter().any(public)
-        && limit < connections.saturating_add(limits::DESCRIPTORS_BESIDE_CLIENTS)
+        && limits::room_for_clients(limit) < connections
     {
         tracing::warn!(
             limit,

@@ -4,10 +4,10 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{net::TcpListener, sync::watch, time::Instant};
 
 use crate::{
-    hub::Hub,
+    hub::{DrainStep, Hub},
     net::door::{Door, Origin},
     types::{DrainProgress, DrainState},
 };
@@ -33,20 +33,35 @@ impl Doors {
     }
 }
 
-/// Has the log say how far a drain is: each step, and in between a line every few seconds. Does not end.
-pub async fn follow(hub: &Hub) {
-    let mut steps = hub.drain_progress();
-    let mut lines = Lines::default();
-    // Where a stop follows a drain it has begun already.
-    if steps.borrow().1.state != DrainState::Serving {
-        steps.mark_changed();
+/// What the log says of how far a drain is: each step, and in between a line every few seconds. One for the daemon's life,
+/// so that nothing is said twice.
+pub struct Log {
+    steps: watch::Receiver<DrainStep>,
+    lines: Lines,
+}
+
+impl Log {
+    /// Of a hub that is in service.
+    pub fn new(hub: &Hub) -> Self {
+        Self { steps: hub.drain_progress(), lines: Lines::default() }
     }
-    // The hub has the sender.
-    while steps.changed().await.is_ok() {
-        let (_, progress) = *steps.borrow_and_update();
-        lines.tell(progress);
+
+    /// Does not end; may be given up and begun again.
+    pub async fn follow(&mut self) {
+        // The hub has the sender.
+        while self.steps.changed().await.is_ok() {
+            self.catch_up();
+        }
+        std::future::pending().await
     }
-    std::future::pending().await
+
+    /// Says what is not said yet.
+    pub fn catch_up(&mut self) {
+        let (_, progress) = *self.steps.borrow_and_update();
+        for step in progress.since(self.lines.told.state) {
+            self.lines.tell(step);
+        }
+    }
 }
 
 /// What was told last.

@@ -94,29 +94,32 @@ pub fn standing(hub: &Hub, places: &str, stopping: bool) -> String {
     match drained.state {
         DrainState::Serving if !stopping => format!("{counts}; {places}"),
         DrainState::Serving | DrainState::NotReady => format!("{doing}; {counts}"),
-        DrainState::Closing => format!("{doing}, {} of {} sessions left; {counts}", drained.left, drained.sessions),
+        DrainState::Closing => {
+            // The step was told a moment ago: the count beside it is the one that holds.
+            format!("{doing}, {sessions} of {} sessions left; {counts}", (drained.sessions as usize).max(sessions))
+        }
         DrainState::Drained if stopping => format!("stopping; {counts}"),
         DrainState::Drained => format!("drained, out of service until it is stopped or undrained; {counts}"),
     }
 }
 
-/// Tells how it stands, every few seconds and where that has changed. Does not end.
+/// Tells how it stands, every few seconds where that has changed, and at each step out of service and back. Does not end.
 pub async fn report(hub: Hub, places: String, stopping: CancellationToken) {
     let mut steps = hub.drain_progress();
     loop {
         let stops = stopping.is_cancelled();
-        let serves = steps.borrow_and_update().1.state == DrainState::Serving;
+        let state = steps.borrow_and_update().1.state;
         systemd::status(&standing(&hub, &places, stops));
-        if stops || !serves {
-            // No more often: a drain tells of itself about as often.
-            sleep(limits::STATUS_INTERVAL_STOPPING).await;
-        } else {
-            tokio::select! {
-                () = sleep(limits::STATUS_INTERVAL) => {}
-                () = stopping.cancelled() => {}
-                // The hub has the sender.
-                _ = steps.changed() => {}
-            }
+        let serves = !stops && state == DrainState::Serving;
+        let interval = if serves { limits::STATUS_INTERVAL } else { limits::STATUS_INTERVAL_STOPPING };
+        // Not at each count that a drain tells. The hub has the sender.
+        let step = async {
+            let _ = steps.wait_for(|(_, progress)| progress.state != state).await;
+        };
+        tokio::select! {
+            () = sleep(interval) => {}
+            () = stopping.cancelled(), if !stops => {}
+            () = step => {}
         }
     }
 }

@@ -131,7 +131,7 @@ impl Context {
 
     /// Leaves something of the process's descriptors to whatever else needs them: the store, callers, probes.
     pub fn keep_within(&mut self, descriptors: u64) {
-        let clients = descriptors.saturating_sub(limits::descriptors_beside_clients(descriptors));
+        let clients = limits::room_for_clients(descriptors);
         let refusals = (clients / REFUSALS_SHARE).clamp(REFUSALS_MIN, REFUSALS_MAX).min(clients / 8);
         self.hub.keep_connections_within(clients - refusals);
         self.refusals = refusals;

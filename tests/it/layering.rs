@@ -35,7 +35,7 @@ const FLOORS: [&[&str]; 8] = [
 ];
 
 /// What rooms of one floor may use of each other: who, whom, why.
-const WITHIN_A_FLOOR: [(&str, &str, &str); 15] = [
+const WITHIN_A_FLOOR: [(&str, &str, &str); 16] = [
     ("types", "limits", "identifiers are checked against their bounds"),
     ("types", "protocol", "a type's name must not be one of the gateway's own"),
     ("limits", "types", "the section [limits] is made of sizes, counts and spans"),
@@ -48,6 +48,7 @@ const WITHIN_A_FLOOR: [(&str, &str, &str); 15] = [
     ("cli", "config", "it reads the configuration"),
     ("cli", "server", "it runs the daemon"),
     ("server", "systemd", "it says when it is ready and when it stops"),
+    ("cli", "systemd", "it says why it does not start"),
     ("dev", "config", "it sets keys of the configuration"),
     ("cli", "dev", "it serves a first look with --dev"),
     ("cli", "telemetry", "it sets up logging before the daemon starts"),

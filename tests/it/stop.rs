@@ -124,7 +124,7 @@ async fn while_load_balancers_notice_it_is_not_ready_and_serves_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_during_a_drain_is_unavailable_and_what_was_stored_stays() {
+async fn what_is_sent_while_sessions_are_closed_is_stored_and_stays_until_all_is_unavailable() {
     let gateway = Gateway::start().await;
     let mut rpc = gateway.rpc().await;
     // So many that closing them takes a moment.
@@ -133,16 +133,31 @@ async fn what_is_sent_during_a_drain_is_unavailable_and_what_was_stored_stays() 
         clients.push(Raw::session(&gateway, &format!("user-{n}"), "").await);
     }
     gateway.begin_stop();
-    let mut stored = 0;
+    let (mut stored, mut while_closing) = (0, 0);
     let refused = soon("a refusal", async {
         loop {
             match rpc.try_send(request("absent", notification(stored))).await {
-                Ok(_) => stored += 1,
+                Ok(_) => {
+                    stored += 1;
+                    while_closing += i32::from(gateway.hub.is_draining());
+                }
                 Err(status) => return status,
             }
         }
     })
     .await;
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(while_closing > 1, "{while_closing} of {stored}");
+    let gateway = gateway.restart().await;
+    assert_eq!(gateway.client("absent").await.hello["pending"], stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_the_end_of_a_stop_all_is_refused_and_may_be_tried_again() {
+    let gateway = Gateway::start().await;
+    let mut rpc = gateway.rpc().await;
+    gateway.hub.refuse_everything();
+    let refused = rpc.try_send(request("absent", notification(1))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);
     let details = refused.get_error_details();
     assert_eq!(details.error_info().unwrap().reason, "DRAINING");
@@ -150,8 +165,7 @@ async fn what_is_sent_during_a_drain_is_unavailable_and_what_was_stored_stays() 
     let broadcast =
         pushgate::api::proto::BroadcastRequest { notification: Some(notification(1)), ..Default::default() };
     assert_eq!(rpc.client.broadcast(broadcast).await.unwrap_err().code(), Code::Unavailable);
-    let gateway = gateway.restart().await;
-    assert_eq!(gateway.client("absent").await.hello["pending"], stored);
+    assert_eq!(gateway.stop().await, Ended::InOrder);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,10 @@
 # A small Debian, kept between runs outside the clone, and the packages of this clone: to be sourced after gateway.sh.
 # shellcheck shell=bash disable=SC2034
 
-SUITE=${DEBIAN_SUITE:-bookworm}
+# The host's own release where that is a Debian, whose mirror it has; DEBIAN_SUITE goes first.
+# shellcheck disable=SC1091 # os-release(5)
+SUITE=${DEBIAN_SUITE:-$(. /etc/os-release && if [[ $ID == debian ]]; then echo "${VERSION_CODENAME:-}"; fi)}
+SUITE=${SUITE:-bookworm}
 # What it has beside what is essential.
 DEBIAN_PACKAGES=systemd,systemd-sysv,dbus
 

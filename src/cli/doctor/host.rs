@@ -16,8 +16,7 @@ use crate::{
     api::proto::GetStatusResponse,
     cli::output::{bytes, duration, span},
     config::{Config, Loaded},
-    limits::DESCRIPTORS_BESIDE_CLIENTS,
-    store,
+    limits, store,
     types::ListenAddress,
 };
 
@@ -118,11 +117,11 @@ pub fn descriptors(config: &Config, findings: &mut Findings) {
             CHECK,
             format!("this shell gives {shown} open files, and limits.connections has no bound; set one below that"),
         ),
-        (_, Some(limit)) if limit < wanted + DESCRIPTORS_BESIDE_CLIENTS => findings.warn(
+        (_, Some(limit)) if limits::room_for_clients(limit) < wanted => findings.warn(
             CHECK,
             format!(
                 "this shell gives {shown} open files, limits.connections = {wanted} needs {}; {fix}",
-                wanted + DESCRIPTORS_BESIDE_CLIENTS
+                limits::descriptors_for_clients(wanted)
             ),
         ),
         _ => findings.ok(CHECK, format!("{shown} open files for limits.connections = {wanted}")),
