@@ -275,25 +275,19 @@ pub const GROUP_BYTES_MAX: usize = 128;
 pub const MESSAGE_TYPES_MAX: usize = 1000;
 /// The sessions of a snapshot that are looked at in one go.
 pub const SNAPSHOT_PAGE_SESSIONS: usize = 256;
-/// Descriptors that are kept from clients' connections where there are plenty: for the store, the listeners, callers.
-const DESCRIPTORS_BESIDE_CLIENTS: u64 = 2048;
-/// As many as callers have by default (`grpc.max_connections`), where there are few.
-const DESCRIPTORS_BESIDE_CLIENTS_MIN: u64 = 1024;
-
-/// The clients' connections that so many descriptors have room for. Kept from them are a sixteenth within these bounds, and
-/// never more than half.
+/// Descriptors that are kept from clients' connections for the store, the listeners, callers: a sixteenth, within these
+/// bounds (as many as callers have by default, `grpc.max_connections`), and never more than half.
+const DESCRIPTORS_BESIDE_CLIENTS: (u64, u64) = (1024, 2048);
+/// The clients' connections that so many descriptors have room for.
 pub fn room_for_clients(descriptors: u64) -> u64 {
-    let beside = (descriptors / 16).clamp(DESCRIPTORS_BESIDE_CLIENTS_MIN, DESCRIPTORS_BESIDE_CLIENTS);
+    let beside = (descriptors / 16).clamp(DESCRIPTORS_BESIDE_CLIENTS.0, DESCRIPTORS_BESIDE_CLIENTS.1);
     descriptors - beside.min(descriptors / 2)
 }
-
-/// As many descriptors as have room for so many clients' connections.
+/// As many descriptors as have room for so many. A fifteenth of these is a sixteenth of all.
 pub fn descriptors_for_clients(clients: u64) -> u64 {
-    // A fifteenth of what is left is a sixteenth of all.
-    let beside = clients.div_ceil(15).clamp(DESCRIPTORS_BESIDE_CLIENTS_MIN, DESCRIPTORS_BESIDE_CLIENTS);
+    let beside = clients.div_ceil(15).clamp(DESCRIPTORS_BESIDE_CLIENTS.0, DESCRIPTORS_BESIDE_CLIENTS.1);
     clients.saturating_add(beside.min(clients))
 }
-
 /// What a pass over the sessions hands to each of them: of the broadcasts that are pending, the first up to so many bytes,
 /// and one in any case.
 pub const FANOUT_PASS_BYTES_MAX: usize = 64 * 1024;
