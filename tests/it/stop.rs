@@ -133,23 +133,25 @@ async fn what_is_sent_while_sessions_are_closed_is_stored_and_stays_until_all_is
         clients.push(Raw::session(&gateway, &format!("user-{n}"), "").await);
     }
     gateway.begin_stop();
-    let (mut stored, mut while_closing) = (0, 0);
-    let refused = soon("a refusal", async {
+    let (mut stored, mut while_closing) = (0_i32, 0_i32);
+    // By the gateway, or because it has gone a moment later.
+    soon("a refusal", async {
         loop {
             match rpc.try_send(request("absent", notification(stored))).await {
                 Ok(_) => {
                     stored += 1;
                     while_closing += i32::from(gateway.hub.is_draining());
                 }
-                Err(status) => return status,
+                Err(_) => return,
             }
         }
     })
     .await;
-    assert_eq!(refused.code(), Code::Unavailable);
     assert!(while_closing > 1, "{while_closing} of {stored}");
     let gateway = gateway.restart().await;
-    assert_eq!(gateway.client("absent").await.hello["pending"], stored);
+    let pending = gateway.client("absent").await.hello["pending"].as_i64().unwrap();
+    // The last answer may not have come back.
+    assert!((i64::from(stored)..=i64::from(stored) + 1).contains(&pending), "{pending}, not {stored}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
