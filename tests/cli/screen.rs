@@ -187,7 +187,7 @@ fn a_screen_outlives_a_gateway_that_hangs() {
 }
 
 #[test]
-fn a_screen_outlives_a_restart_a_restart_of_the_gateway() {
+fn a_screen_outlives_a_restart_of_the_gateway() {
     let gateway = Gateway::new();
     let mut terminal = Terminal::start(&gateway, &["status", "--watch"], (120, 40));
     terminal.until("serving");

@@ -108,7 +108,8 @@ fn pressed(event: &Event) -> Option<Pressed> {
 
 /// The terminal while it is ours.
 struct Screen {
-    terminal: DefaultTerminal,
+    /// There until the end.
+    terminal: Option<DefaultTerminal>,
     events: mpsc::Receiver<Event>,
 }
 
@@ -124,13 +125,13 @@ impl Screen {
                 }
             }
         });
-        let screen = Self { terminal, events };
+        let screen = Self { terminal: Some(terminal), events };
         reading.map_err(failed("cannot read keys"))?;
         Ok(screen)
     }
 
     fn draw(&mut self, with: impl FnOnce(&mut Frame)) -> Outcome {
-        match self.terminal.draw(with) {
+        match self.terminal.as_mut().map(|terminal| terminal.draw(with)).transpose() {
             Ok(_) => Ok(()),
             Err(error) if is_gone(&error) => Err(Failure::reader_gone()),
             Err(error) => Err(failed("cannot draw")(error)),
@@ -140,8 +141,12 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Where it is gone there is nothing to give back.
-        let _ = ratatui::try_restore();
+        let terminal = self.terminal.take();
+        if ratatui::try_restore().is_err() {
+            // It is gone, there is nothing to give back: its own end would complain of that to standard error, which is gone
+            // as well, and that is a panic.
+            std::mem::forget(terminal);
+        }
     }
 }
 
