@@ -113,6 +113,6 @@ fn who_is_interrupted_does_not_end_the_drain_and_a_stop_goes_on_with_it_to_its_e
     let run = two.end();
     assert!(run.stdout.contains("; the gateway stops"), "{run:?}");
     // It is drained, which is what was asked for.
-    assert!(run.stdout.ends_with("drained: no session left; the gateway stops\n"), "{run:?}");
+    assert!(run.stdout.ends_with("drained: no session left; the gateway stops"), "{run:?}");
     assert_eq!(run.code, 0, "{run:?}");
 }
