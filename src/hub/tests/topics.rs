@@ -259,6 +259,9 @@ async fn of_100_000_members_each_costs_little_and_is_reached_while_others_have_t
     let shared = Arc::clone(&world.hub.0.shared);
     let users: Vec<_> = (0..MEMBERS / 100).map(|n| Arc::new(User::new(user(&format!("user-{n}"))))).collect();
     let members: Vec<_> = (0..MEMBERS).map(|n| session(&users[n % users.len()], &shared)).collect();
+    // What the first to do it brings into memory, its code above all, is not a member's.
+    let first = [session(&users[0], &shared)];
+    world.hub.subscribe(&topic("first"), &first).await;
     let before = resident_bytes();
     let changes = world.hub.subscribe(&topic("t"), &members).await;
     let grown = resident_bytes().saturating_sub(before);
