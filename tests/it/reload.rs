@@ -306,6 +306,7 @@ async fn certificates_come_from_other_files_and_one_that_is_none_changes_nothing
         lines.collect::<String>()
     };
     let mut live = Live::with(&tls(&files[0])).await;
+    let before = live.rpc.status().await.limits.unwrap().connections;
     let config = Arc::new(client_config(&authority.pem, None));
     let address = live.daemon.address("http");
     let seen = async || shown(&connect(address, &config).await.unwrap());
@@ -317,7 +318,7 @@ async fn certificates_come_from_other_files_and_one_that_is_none_changes_nothing
     let refused = live.try_reload().await.unwrap_err();
     assert!(refused.message().contains("is not the key of the certificate"), "{refused}");
     assert_eq!(seen().await, der(&issued[1].certificate));
-    assert_eq!(live.rpc.status().await.limits.unwrap().connections, 100_000);
+    assert_eq!(live.rpc.status().await.limits.unwrap().connections, before);
     // TLS itself begins and ends with the listener.
     live.write("");
     let answer = live.try_reload().await.unwrap();
@@ -328,6 +329,7 @@ async fn certificates_come_from_other_files_and_one_that_is_none_changes_nothing
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_changes_nothing_and_is_said_as_config_check_says_it() {
     let mut live = Live::with("").await;
+    let before = live.rpc.status().await.limits.unwrap().connections;
     let file = live.file.to_str().unwrap().to_owned();
     for bad in [
         "limits.connections = 7\nlimits.no_such = 1\n",
@@ -343,7 +345,7 @@ async fn what_is_wrong_changes_nothing_and_is_said_as_config_check_says_it() {
         for line in said.lines() {
             assert!(refused.message().contains(line), "{line}: {refused}");
         }
-        assert_eq!(live.rpc.status().await.limits.unwrap().connections, 100_000, "{bad}");
+        assert_eq!(live.rpc.status().await.limits.unwrap().connections, before, "{bad}");
     }
     std::fs::remove_file(&live.file).unwrap();
     let refused = live.try_reload().await.unwrap_err();
@@ -359,6 +361,7 @@ async fn what_is_wrong_changes_nothing_and_is_said_as_config_check_says_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_last_leaves_everything_as_it_was() {
     let mut live = Live::with("http.origins = [\"https://a.example\"]\n").await;
+    let before = live.rpc.status().await.limits.unwrap().connections;
     let mut alice = live.client("alice").await;
     let mut events = Rpc::over_tcp(live.daemon.address("grpc"), Some("events-token")).await;
     let mut stream = events.stream(StreamEventsRequest::default()).await.unwrap();
@@ -377,7 +380,7 @@ async fn what_fails_last_leaves_everything_as_it_was() {
         assert!(refused.message().contains("auth.jwks.url: "), "{refused}");
         let shown = live.rpc.status().await;
         let limits = shown.limits.unwrap();
-        assert_eq!((limits.connections, limits.notification_bytes), (100_000, 256 * 1024), "{limits:?}");
+        assert_eq!((limits.connections, limits.notification_bytes), (before, 256 * 1024), "{limits:?}");
         assert_eq!(shown.alerts, []);
         assert_eq!(refusal(from(&live)).await.status(), 403);
         assert_eq!(live.answer(&signed).await, "auth_success");
