@@ -206,6 +206,12 @@ every_rpc() {
     is '(.closed // 0) == 0'
     call $OK ListPending '{"user_id":"'"$user"'"}'
     is '(.notifications // []) == []'
+    # Out of service, step by step, and back.
+    call $OK Drain '{"deadline":"5s"}'
+    has DRAIN_STATE_NOT_READY
+    has DRAIN_STATE_DRAINED
+    call $OK Undrain '{}'
+    is '.wasDraining == true'
 
     local method
     for method in "${METHODS[@]}"; do
